@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each creates .venv by itself, installs from constraints.txt, and is quick when nothing changed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A machine with an NVIDIA driver gets the GPU build of FAISS.
+FAISS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+WHEEL_VENV := .venv-wheel
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint wheel bench format docs clean
+.DEFAULT_GOAL := demo
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip setuptools
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(FAISS),offline,dev]'
+	touch $@
+
+demo: $(BIN)/.installed   ## the whole path on real data; report in demo/report.html
+	$(BIN)/retrieval demo --output demo --overwrite
+
+test: $(BIN)/.installed   ## everything that CI checks
+	$(MAKE) --no-print-directory lint wheel
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The built wheel, in an environment of its own: what a user gets from `pip install`, without this tree.
+wheel: $(BIN)/.installed
+	rm -rf dist build
+	$(BIN)/python -m build --no-isolation --wheel --sdist -o dist . > /dev/null
+	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install -q --upgrade pip
+	$(WHEEL_VENV)/bin/python -m pip install -q -c constraints.txt "$$(ls dist/*.whl)[cpu,offline]"
+	$(WHEEL_VENV)/bin/python -m pip install -q --no-deps --force-reinstall dist/*.whl
+	cd dist && ../$(WHEEL_VENV)/bin/retrieval --version && ../$(WHEEL_VENV)/bin/retrieval doctor
+
+bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/banking77.py
+	$(BIN)/python benchmarks/fashion.py
+
+format: $(BIN)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/make_reference.py
+
+clean:
+	rm -rf $(VENV) $(WHEEL_VENV) build dist demo *.egg-info

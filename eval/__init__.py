@@ -1,0 +1,1 @@
+"""Judging embeddings: how tightly classes cluster, and the report that shows it."""

@@ -1,0 +1,1 @@
+"""FAISS indexes: build, tune, search, and the bundle on disk."""

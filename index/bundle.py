@@ -1,0 +1,88 @@
+"""The index bundle on disk.
+
+    INDEX/index.faiss     opens with plain faiss.read_index; its ids are row numbers
+    INDEX/items.h5        what each row is: ids, and labels and text where there are any
+    INDEX/manifest.json   metric, encoder fingerprint, tuned search parameters, measured recall; written last
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.artifact import Manifest, read_manifest, verify
+from retrieval.errors import UserError
+
+from .backend import faiss
+
+KIND = "index"
+INDEX_FILE = "index.faiss"
+ITEMS_FILE = "items.h5"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened index. `index` is a faiss.Index whose search parameters are already set."""
+
+    folder: Path
+    index: Any
+    manifest: Manifest
+
+    @property
+    def items(self) -> Path:
+        return self.folder / ITEMS_FILE
+
+
+def write_faiss(index: Any, path: Path) -> None:
+    """Write an index durably. FAISS's own writer reports success on a full disk; this one raises OSError."""
+    with open(path, "wb") as file:
+        writer = faiss().PyCallbackIOWriter(file.write, 1 << 24)
+        faiss().write_index(index, writer)
+        del writer  # its destructor flushes the last block
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_index(folder: Path, *, check: bool = False) -> Bundle:
+    """Open a bundle: manifest and sizes checked, with `check` every hash, and the index against the manifest."""
+    manifest = read_manifest(folder, KIND)
+    if check:
+        verify(folder, manifest)
+    path = folder / INDEX_FILE
+    try:
+        index = faiss().read_index(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: FAISS cannot read it ({_first_line(error)}); build the index again") from None
+    if (index.ntotal, index.d) != (manifest["count"], manifest["dim"]):
+        found = f"{index.ntotal} × {index.d}"
+        raise UserError(f"{path}: holds {found} where the manifest says {manifest['count']} × {manifest['dim']}; build it again")
+    set_parameters(index, manifest["search"])
+    return Bundle(folder, index, manifest)
+
+
+def set_parameters(index: Any, parameters: dict[str, int]) -> None:
+    """Set search parameters by FAISS's names ("nprobe", "efSearch"), also where a transform or an id map wraps the index."""
+    space = faiss().ParameterSpace()
+    for name, value in parameters.items():
+        space.set_index_parameter(index, name, value)
+
+
+def require_same_encoder(manifest: Manifest, fingerprint: str, source: str) -> None:
+    """Refuse vectors of another encoder than the one that made the index."""
+    made_by = manifest["encoder"]
+    if made_by["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{source}: is not the encoder of this index (fingerprint {fingerprint[:12]}, the index has "
+            f"{made_by['fingerprint'][:12]} from {made_by['name']}); search with that encoder, or embed and build again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """FAISS's message without its C++ signature and source line."""
+    return str(error).rsplit("Error: ", 1)[-1].splitlines()[0][:200]
+
+
+def as_float32(vectors: Any) -> Any:
+    return np.ascontiguousarray(vectors, dtype=np.float32)

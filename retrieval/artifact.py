@@ -1,0 +1,185 @@
+"""Artifacts on disk: folders that name themselves.
+
+A folder of ours holds a `manifest.json`, written last, with what made it, its counts, and the size and hash of every file.
+A folder under its final name is therefore always whole: it is filled beside that name and renamed at the end.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from retrieval import __version__
+from retrieval.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+Manifest = dict[str, Any]
+
+
+def staging_folder(final: Path) -> Path:
+    """Where the parts of `final` are written until it is whole: beside it, so that the last step is a rename."""
+    return final.parent / f".{final.name}.partial"
+
+
+@contextmanager
+def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = False) -> Iterator[tuple[Path, Manifest]]:
+    """Fill a new artifact: yields (staging folder, manifest fields); on success seals it and renames it to `final`.
+
+    An error leaves nothing under the final name. With `resume` the staging folder outlives the error, and the next call
+    finds it as it was. Raises UserError if `final` exists and is not an empty folder, unless `overwrite` is set.
+    """
+    refuse_to_clobber(final, kind, overwrite)
+    staging = staging_folder(final)
+    if not resume and staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    fields: Manifest = {}
+    try:
+        yield staging, fields
+        seal(staging, kind, fields)
+    except BaseException:
+        if not resume:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _replace_folder(staging, final)
+
+
+def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
+    """Raise UserError where writing to `final` would destroy something that is not ours to destroy."""
+    if not final.exists():
+        return
+    if not final.is_dir():
+        raise UserError(f"{final}: is a file; name a folder for the {kind}")
+    if not any(final.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{final}: already exists; choose another --output, or replace it with --overwrite")
+    if not (final / MANIFEST).exists():
+        raise UserError(f"{final}: holds files that retrieval did not write, so --overwrite leaves it alone; empty it yourself")
+
+
+def _replace_folder(staging: Path, final: Path) -> None:
+    if final.exists():  # rename(2) replaces only empty folders, so the old one steps aside first
+        old = final.parent / f".{final.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        staging.rename(final)
+        shutil.rmtree(old)
+    else:
+        staging.rename(final)
+    sync_folder(final.parent)
+
+
+def seal(folder: Path, kind: str, fields: Manifest) -> None:
+    """Write the manifest of a finished folder: format, what made it, the size and sha256 of each file, its own hash."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest: Manifest = {
+        "kind": kind,
+        "format": FORMAT_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_by": environment(),
+        **fields,
+        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files},
+    }
+    manifest["sha256"] = _own_hash(manifest)
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+
+
+def read_manifest(folder: Path, kind: str) -> Manifest:
+    """The manifest of one of our folders, checked: kind, format, its own hash, every file present with its size.
+
+    Raises UserError, naming the file and the remedy, for anything else. File hashes are checked by `verify`.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir() or not path.is_file():
+        raise UserError(f"{folder}: not a retrieval {kind} (no {MANIFEST}); give a folder that `retrieval` made")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        stated = manifest.pop("sha256")
+        intact = stated == _own_hash(manifest)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: damaged or edited by hand (its hash does not match); make the {kind} again")
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder}: is a retrieval {manifest.get('kind')}, not a {kind}")
+    if manifest["format"] > FORMAT_VERSION:
+        raise UserError(f"{folder}: format {manifest['format']} is newer than this program reads; upgrade retrieval")
+    for name, stated in manifest["files"].items():
+        part = member(folder, name)
+        if not part.is_file():
+            raise UserError(f"{part}: missing, though {path} lists it; make the {kind} again")
+        if part.stat().st_size != stated["bytes"]:
+            found = part.stat().st_size
+            raise UserError(f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again")
+    return manifest  # type: ignore[no-any-return]
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Hash every file of an artifact; raises UserError at the first that differs from its manifest."""
+    for name, stated in manifest["files"].items():
+        part = member(folder, name)
+        if sha256_file(part) != stated["sha256"]:
+            raise UserError(f"{part}: its content does not match the manifest's hash; make the {manifest['kind']} again")
+
+
+def member(folder: Path, name: str) -> Path:
+    """The path of a manifest's entry, which must lie inside the folder, links followed."""
+    pure = PurePosixPath(name)
+    path = folder / pure
+    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / MANIFEST}: entry {name!r} points outside the folder; do not use this artifact")
+    return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part: temp, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """A hash of plain data, the same for the same values in any key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _own_hash(manifest: Manifest) -> str:
+    return sha256_json({key: value for key, value in manifest.items() if key != "sha256"})
+
+
+def environment() -> dict[str, str]:
+    """Versions of what shaped an artifact."""
+    found = {"retrieval": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "sentence-transformers", "transformers", "numpy", "h5py", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

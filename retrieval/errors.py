@@ -1,0 +1,17 @@
+"""The one exception that is the user's to act on."""
+
+import errno
+
+
+class UserError(ValueError):
+    """The user's input or environment is at fault.
+
+    The message is one line: which file or flag, what was found, what to do. The command line prints it and exits with 2.
+    """
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether `error` means "no space left": libraries (HDF5, safetensors, FAISS) keep only the text of the errno."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error)

@@ -1,0 +1,1 @@
+"""Losses, batches and trainers: from data and an encoder to a run."""

@@ -1,0 +1,107 @@
+"""SimCLR's augmentations on batches of uint8 pictures, on whatever device they lie.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix A. Each picture of
+a batch draws its own parameters. Letters: B batch, C channels, H × W as stored, S side of the network's input.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """scale: area of the crop as a share of the picture; ratio: most uneven sides of the crop; the others: probabilities."""
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: float = 4 / 3
+    flip: float = 0.5
+    jitter: float = 0.8
+    grey: float = 0.2
+    blur: float = 0.5
+
+
+SIMCLR = Augmentation()
+# For labelled pictures, whose pairs differ already; no mirror image, since letters and digits have none.
+LIGHT = Augmentation(scale=(0.6, 1.0), ratio=1.15, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
+PRESETS = {"simclr": SIMCLR, "light": LIGHT}
+
+
+def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
+    """uint8 (B, C, H, W) → float (B, 3, *size) in [0, 1]."""
+    x = crop_and_flip(pictures.float() / 255, size, how).expand(-1, 3, -1, -1)
+    if how.jitter:
+        x = _sometimes(how.jitter, x, colour_jitter(x))
+    if how.grey and pictures.shape[1] == 3:
+        x = _sometimes(how.grey, x, luminance(x).expand(-1, 3, -1, -1))
+    if how.blur:
+        x = _sometimes(how.blur, x, gaussian_blur(x))
+    return x
+
+
+def crop_and_flip(x: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
+    """A random crop of each picture, mirrored with probability `flip`, resized bilinearly: (B, C, H, W) → (B, C, *size)."""
+    batch, device = len(x), x.device
+    area = torch.empty(batch, device=device).uniform_(*how.scale)
+    bound = torch.log(torch.tensor(how.ratio)).item()
+    ratio = torch.empty(batch, device=device).uniform_(-bound, bound).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    # In grid coordinates the picture is [-1, 1]; the crop's centre moves as far as its sides allow.
+    shift_x = (torch.rand(batch, device=device) * 2 - 1) * (1 - width)
+    shift_y = (torch.rand(batch, device=device) * 2 - 1) * (1 - height)
+    mirror = 1 - 2 * (torch.rand(batch, device=device) < how.flip).float()
+    zero = torch.zeros_like(width)
+    affine = torch.stack(
+        [torch.stack([width * mirror, zero, shift_x], 1), torch.stack([zero, height, shift_y], 1)], dim=1
+    )  # (B, 2, 3)
+    grid = F.affine_grid(affine, [batch, x.shape[1], *size], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def colour_jitter(x: Tensor, strength: float = 0.4) -> Tensor:
+    """Brightness, contrast, saturation by a factor in 1 ± strength, hue turned by up to ± 0.1 of the circle. (B, 3, S, S)."""
+
+    def factor() -> Tensor:
+        return torch.empty(len(x), 1, 1, 1, device=x.device).uniform_(1 - strength, 1 + strength)
+
+    x = x * factor()
+    x = x.mean((1, 2, 3), keepdim=True).lerp(x, factor())
+    x = luminance(x).lerp(x, factor())
+    return _turn_hue(x, torch.empty(len(x), device=x.device).uniform_(-0.1, 0.1)).clamp(0, 1)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(B, 3, H, W) → (B, 1, H, W), Rec. 601 weights."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    return (x * weights).sum(1, keepdim=True)
+
+
+def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn colours about the grey axis by turn · 360° (Rodrigues' formula): one 3 × 3 matrix a picture."""
+    angle = turn * 2 * torch.pi
+    cos, sin = angle.cos(), angle.sin()
+    axis = torch.full((3,), 3**-0.5, device=x.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=x.device) * 3**-0.5
+    eye = torch.eye(3, device=x.device)
+    matrix = cos[:, None, None] * eye + sin[:, None, None] * cross + (1 - cos)[:, None, None] * torch.outer(axis, axis)
+    return torch.einsum("bij,bjhw->bihw", matrix, x)
+
+
+def gaussian_blur(x: Tensor) -> Tensor:
+    """Blur each picture with its own sigma in 0.1 … 2 pixels, kernel a tenth of the side, as SimCLR. (B, 3, S, S)."""
+    reach = max(1, x.shape[-1] // 20)
+    sigma = torch.empty(len(x), 1, device=x.device).uniform_(0.1, 2.0)
+    offsets = torch.arange(-reach, reach + 1, device=x.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)  # (B·C, taps)
+    flat = x.reshape(1, -1, *x.shape[2:])
+    flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel[:, None, None, :], groups=len(kernel))
+    flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel[:, None, :, None], groups=len(kernel))
+    return flat.reshape(x.shape)
+
+
+def _sometimes(probability: float, x: Tensor, changed: Tensor) -> Tensor:
+    chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < probability
+    return torch.where(chosen, changed, x)

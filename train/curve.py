@@ -1,0 +1,33 @@
+"""The training curve: one plain dictionary a step."""
+
+from torch import Tensor
+
+from retrieval.errors import UserError
+
+from .loss import Diagnostics
+
+Curve = list[dict[str, float]]
+
+
+def record(curve: Curve, loss: Tensor, diagnostics: Diagnostics | None) -> None:
+    """Append a step. Raises UserError if the loss is not finite, since every later step would be lost work."""
+    assert diagnostics is not None
+    value = float(loss.detach())
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UserError(f"step {len(curve) + 1}: the loss is {value}; lower --lr, and look for NaN in the data or the encoder")
+    curve.append({"step": float(len(curve) + 1), "loss": value, **diagnostics._asdict()})
+
+
+def warnings(curve: Curve) -> list[str]:
+    """What the last tenth of a curve says is wrong with the setting, each with its remedy."""
+    tail = curve[-max(1, len(curve) // 10) :]
+    if not tail:
+        return []
+    found = []
+    floor = sum(step["floor"] for step in tail) / len(tail)
+    ess = sum(step["ess"] for step in tail) / len(tail)
+    if floor > 0.2:
+        found.append(f"{floor:.0%} of anchors sit on the debiasing floor and learn nothing from negatives; lower --tau-plus")
+    if 0 < ess < 8:
+        found.append(f"each anchor effectively sees {ess:.1f} negatives; lower --kappa (or --beta), or raise --temperature")
+    return found

@@ -1,0 +1,133 @@
+"""Fine-tuning image encoders: pictures in memory as bytes, augmented in batches on the training device."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from retrieval.errors import UserError
+from retrieval.images import Images
+
+from .augment import PRESETS, augment
+from .batches import (
+    Pairs,
+    as_codes,
+    balanced_batches,
+    check_labels,
+    disjoint_pairs,
+    pairs_per_batch,
+    random_batches,
+    shuffled_rows,
+)
+from .curve import Curve, record
+from .loss import ContrastiveLoss, LossConfig
+from .vision import Pixels, pixels_of
+
+SCRATCH_LEARNING_RATE = 4e-3
+FINE_TUNING_LEARNING_RATE = 3e-5
+MEMORY_LIMIT = 8 << 30  # bytes of pictures held in memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How to train. batch_size counts pairs; one of steps and epochs is set; lr and augment None take the defaults.
+
+    augment: "simclr", the default without labels, or "light", the default with them.
+    """
+
+    steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    augment: str | None = None
+
+
+def train_image(
+    model: SentenceTransformer,
+    data: Images,
+    config: ImageConfig,
+    loss_config: LossConfig,
+    *,
+    source: str,
+    from_scratch: bool,
+    progress: Callable[[Curve], None] = lambda curve: None,
+) -> Curve:
+    """Train `model` in place and return its curve: AdamW, one cycle of the learning rate, both views in one forward pass."""
+    pixels = pixels_of(model, source)
+    batches, steps = _batches(data, config, loss_config, source)
+    pictures = in_memory(data, max(pixels.size), source).to(model.device)
+    labels = torch.from_numpy(as_codes(data.labels)) if data.labels is not None else None
+    how = PRESETS[config.augment or ("light" if labels is not None else "simclr")]
+    lr = config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.2)
+    loss_of = ContrastiveLoss(loss_config)
+    curve: Curve = []
+    torch.manual_seed(config.seed)
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for anchors, positives in islice(batches, steps):
+        rows = torch.from_numpy(np.concatenate([anchors, positives]))
+        anchor, positive = _embed(model, augment(pictures[rows], pixels.size, how), pixels).chunk(2)
+        classes = labels[rows[: len(anchors)]].to(model.device) if labels is not None else None
+        items = rows.to(model.device) if labels is not None else None  # the same picture drawn twice is no negative
+        loss = loss_of(anchor, positive, labels=classes, items=items)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        record(curve, loss, loss_of.diagnostics)
+        progress(curve)
+    model.eval()
+    return curve
+
+
+def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:
+    """float (B, 3, S, S) in [0, 1] → (B, d)."""
+    values = ((views - pixels.mean) / pixels.std).contiguous(memory_format=torch.channels_last)
+    embedding: Tensor = model({"pixel_values": values, "modality": "image"})["sentence_embedding"]
+    return embedding
+
+
+def _batches(
+    data: Images, config: ImageConfig, loss_config: LossConfig, source: str
+) -> tuple[Iterator[Pairs], int]:
+    """Pairs of one class where there are labels, two views of one picture where there are none; and how many batches."""
+    if data.labels is None:
+        if len(data) < 2:
+            raise UserError(f"{source}: has one image; give at least two")
+        pairs = pairs_per_batch(config.batch_size, len(data), source)
+        views = (Pairs(rows, rows) for rows in shuffled_rows(len(data), pairs, config.seed))
+        return views, config.steps or max(1, int(config.epochs * len(data) / pairs))
+    check_labels(data.labels, source, masked=loss_config.label_mask)
+    labels = as_codes(data.labels)
+    pairs = pairs_per_batch(config.batch_size, disjoint_pairs(labels) if loss_config.label_mask else len(data), source)
+    draw = balanced_batches if loss_config.label_mask else random_batches
+    return draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs)))
+
+
+def in_memory(data: Images, side: int, source: str) -> Tensor:
+    """All pictures as uint8 (n, 1 or 3, h, w): arrays as they are, files decoded and made squares of at most `side`."""
+    if not isinstance(data.source, list):
+        array = torch.from_numpy(np.ascontiguousarray(data.source))
+        return array[:, None] if array.ndim == 3 else array.permute(0, 3, 1, 2).contiguous()
+    needed = len(data) * 3 * side * side
+    if needed > MEMORY_LIMIT:
+        raise UserError(f"{source}: {len(data):,} images of {side} × {side} need {needed / 2**30:.0f} GiB of memory; train on fewer")
+    pictures = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
+    for row in range(len(data)):
+        square = data[row].resize((side, side), Image.Resampling.BILINEAR)
+        pictures[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    return pictures
+
+
+def longest_side(data: Images) -> int:
+    """The longest side among the first hundred pictures, from which the small network takes its input size."""
+    if not isinstance(data.source, list):
+        return max(data.source.shape[1:3])
+    return max(max(data[row].size) for row in range(min(100, len(data))))

@@ -1,0 +1,66 @@
+"""Vision networks in sentence-transformers' folder format, with no class of ours inside.
+
+The small one is transformers' ResNet with three basic stages. Its stem divides the side by four, so the saved processor
+enlarges small pictures: the folder opens with plain `SentenceTransformer` and encodes PIL images.
+"""
+
+import tempfile
+from typing import NamedTuple
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from retrieval.errors import UserError
+
+DIM = 128
+
+
+def small_network(side: int, device: str | None, seed: int) -> SentenceTransformer:
+    """A ResNet of 0.3 million weights from scratch, for pictures whose longer side is `side`: image → unit vector of 128."""
+    torch.manual_seed(seed)
+    size = input_side(side)
+    backbone = ResNetModel(
+        ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")
+    )
+    # CLIP's processor is the one that also turns grey and palette pictures into RGB by itself.
+    processor = CLIPImageProcessorPil(
+        size={"height": size, "width": size}, resample=2, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    with tempfile.TemporaryDirectory() as folder:  # Transformer reads a folder only
+        backbone.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        transformer = Transformer(folder)
+    head = Dense(backbone.config.hidden_sizes[-1], DIM, activation_function=nn.Identity())
+    return SentenceTransformer(modules=[transformer, Pooling(backbone.config.hidden_sizes[-1]), head, Normalize()], device=device)
+
+
+def input_side(side: int) -> int:
+    """The network's input: tiny pictures × 4, small ones × 2, larger ones no larger than 128 (measured in docs/log.md)."""
+    return side * 4 if side <= 16 else min(128, side * 2)
+
+
+class Pixels(NamedTuple):
+    """What an encoder's processor makes of a picture: size (height, width), and mean and std (1, 3, 1, 1) of [0, 1] values."""
+
+    size: tuple[int, int]
+    mean: Tensor
+    std: Tensor
+
+
+def pixels_of(model: SentenceTransformer, name: str) -> Pixels:
+    """Read the processor's settings, so that training sees pictures as the saved encoder will."""
+    processor = getattr(model[0], "processor", None)
+    processor = getattr(processor, "image_processor", processor)
+    if "image" not in model.modalities or not hasattr(processor, "image_mean"):
+        raise UserError(f"{name}: is not a vision encoder that transformers knows; give one, or --model small")
+    box = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    edge = box.get("shortest_edge")
+    size = (edge, edge) if edge else (box["height"], box["width"])
+    device = model.device
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    return Pixels(size, mean, std)
