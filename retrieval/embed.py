@@ -11,7 +11,7 @@ from retrieval.data import Texts
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images
-from retrieval.store import KIND, Rows, Store, finished_shards, open_store, read_shard, shard_name, write_shard
+from retrieval.store import KIND, Floats, Rows, Store, finished_shards, open_store, read_shard, shard_name, write_shard
 
 SHARD_ROWS = 8192
 PLAN = "plan.json"
@@ -59,6 +59,15 @@ def embed(
     return open_store(output)
 
 
+def encode_all(
+    encoder: Encoder, data: Texts | Images, *, batch_size: int = 64, progress: Callable[[int], None] = lambda rows: None
+) -> Floats:
+    """Every row of `data` as unit vectors (n, dim), in memory: the vectors that `embed` would store."""
+    starts = range(0, len(data), SHARD_ROWS)
+    blocks = [_encode_block(encoder, data, a, min(a + SHARD_ROWS, len(data)), batch_size, progress) for a in starts]
+    return np.concatenate(blocks)
+
+
 def _content(data: Texts | Images) -> str:
     """A hash of what is encoded and stored."""
     if isinstance(data, Texts):
@@ -92,7 +101,7 @@ def resumable_rows(output: Path) -> int:
 
 def _encode_block(
     encoder: Encoder, data: Texts | Images, start: int, stop: int, batch_size: int, progress: Callable[[int], None]
-) -> np.ndarray:  # type: ignore[type-arg]
+) -> Floats:
     """Rows start:stop as unit vectors (stop - start, dim). Texts go in together, so that encode can sort them by length;
     pictures a few batches at a time, since they are large once decoded."""
     step = 16 * batch_size if isinstance(data, Texts) else 4 * batch_size

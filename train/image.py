@@ -60,18 +60,18 @@ def train_image(
 ) -> Curve:
     """Train `model` in place and return its curve: AdamW, one cycle of the learning rate, both views in one forward pass."""
     pixels = pixels_of(model, source)
-    batches, steps = _batches(data, config, loss_config, source)
+    plan = plan_batches(data, config, loss_config, source)
     pictures = in_memory(data, max(pixels.size), source).to(model.device)
     labels = torch.from_numpy(as_codes(data.labels)) if data.labels is not None else None
     how = PRESETS[config.augment or ("light" if labels is not None else "simclr")]
     lr = config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, plan.steps), pct_start=0.2)
     loss_of = ContrastiveLoss(loss_config)
     curve: Curve = []
     torch.manual_seed(config.seed)
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for anchors, positives in islice(batches, steps):
+    for anchors, positives in islice(plan.batches(), plan.steps):
         rows = torch.from_numpy(np.concatenate([anchors, positives]))
         anchor, positive = _embed(model, augment(pictures[rows], pixels.size, how), pixels).chunk(2)
         classes = labels[rows[: len(anchors)]].to(model.device) if labels is not None else None
@@ -94,21 +94,30 @@ def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:
     return embedding
 
 
-def _batches(
-    data: Images, config: ImageConfig, loss_config: LossConfig, source: str
-) -> tuple[Iterator[Pairs], int]:
-    """Pairs of one class where there are labels, two views of one picture where there are none; and how many batches."""
+@dataclass(frozen=True)
+class Plan:
+    """The batches, and how many of them."""
+
+    batches: Callable[[], Iterator[Pairs]]
+    steps: int
+
+
+def plan_batches(data: Images, config: ImageConfig, loss_config: LossConfig, source: str) -> Plan:
+    """Pairs of one class where there are labels, two views of one picture where there are none.
+
+    Raises UserError for data from which no pairs can be made.
+    """
     if data.labels is None:
         if len(data) < 2:
             raise UserError(f"{source}: has one image; give at least two")
-        pairs = pairs_per_batch(config.batch_size, len(data), source)
-        views = (Pairs(rows, rows) for rows in shuffled_rows(len(data), pairs, config.seed))
-        return views, config.steps or max(1, int(config.epochs * len(data) / pairs))
+        size = pairs_per_batch(config.batch_size, len(data), source)
+        steps = config.steps or max(1, int(config.epochs * len(data) / size))
+        return Plan(lambda: (Pairs(rows, rows) for rows in shuffled_rows(len(data), size, config.seed)), steps)
     check_labels(data.labels, source, masked=loss_config.label_mask)
     labels = as_codes(data.labels)
     pairs = pairs_per_batch(config.batch_size, disjoint_pairs(labels) if loss_config.label_mask else len(data), source)
     draw = balanced_batches if loss_config.label_mask else random_batches
-    return draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs)))
+    return Plan(lambda: draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs))))
 
 
 def in_memory(data: Images, side: int, source: str) -> Tensor:

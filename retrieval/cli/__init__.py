@@ -1,0 +1,33 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command runs."""
+
+import click
+
+from retrieval import __version__
+
+
+from .doctor import doctor
+from .embed import embed
+from .evaluate import evaluate
+from .index import index
+from .options import Commands
+from .search import search
+from .train import train
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="retrieval")
+def cli() -> None:
+    """Fine-tune encoders with hardness-controlled contrastive loss, index them with FAISS, measure how classes cluster.
+
+    \b
+    Start with:  retrieval demo
+    """
+
+
+for command in (train, embed, index, search, evaluate, doctor):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 2 the user's input or environment, 1 anything else."""
+    cli(prog_name="retrieval")

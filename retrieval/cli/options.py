@@ -1,0 +1,144 @@
+"""What commands share: errors as one line, `--json`, `--config`, progress on stderr."""
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from retrieval.errors import UserError, is_disk_full
+
+F = TypeVar("F", bound=Callable[..., Any])
+Advance = Callable[..., None]
+
+
+class Fault(click.ClickException):
+    """The user's to act on: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group whose commands turn the user's errors, and a full disk, into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise Fault(" ".join(str(error).split())) from error
+        except PermissionError as error:
+            raise Fault(f"{error.filename}: permission denied; choose a place you may write to, or change its mode") from error
+        except Exception as error:
+            if is_disk_full(error):
+                where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
+                raise Fault(f"{where}: the disk is full; free some space and run the command again") from error
+            raise
+
+
+def existing(kind: str) -> click.Path:
+    """A path argument that must exist; `kind` is "file", "folder" or "any"."""
+    return click.Path(path_type=Path, exists=True, dir_okay=kind != "file", file_okay=kind != "folder")
+
+
+def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        values = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text("utf-8")).items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Fault(f"{path}: not TOML ({error})") from None
+    known = {p.name for p in ctx.command.params if p.name not in ("config", "help")}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise Fault(f"{path}: unknown key {unknown[0]!r}; this command knows {', '.join(sorted(filter(None, known)))}")
+    ctx.default_map = values
+
+
+def common(command: F) -> F:
+    """`--json`, `--config` and `--seed`, which every command has."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Makes the run reproducible."),
+        click.option(
+            "--config",
+            type=existing("file"),
+            is_eager=True,
+            expose_value=False,
+            callback=_load_config,
+            help="TOML file of this command's options; flags win.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def writes(command: F) -> F:
+    """`--output` and `--overwrite`, for what makes an artifact."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output."),
+        click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write."),
+    ):
+        command = option(command)
+    return command
+
+
+def uses_device(command: F) -> F:
+    return click.option("--device", help="cpu, cuda, cuda:1, mps …  [default: a GPU if there is one]")(command)
+
+
+def pick_device(asked: str | None) -> str:
+    """The device to run on. Raises UserError for one that is not there; never falls back."""
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {asked}: not available here ({str(error).splitlines()[0]}); leave it out or use cpu") from None
+    return asked
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' bars and notices out of our output; called by commands, never on import."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    for name in ("sentence_transformers", "accelerate", "torch.utils._pytree", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def say(line: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(line, err=True)
+
+
+def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """The result on stdout: one JSON object, or lines for people."""
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """A bar on stderr; yields advance(steps, note="…")."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(file=sys.stderr), transient=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance

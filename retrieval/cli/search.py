@@ -1,0 +1,91 @@
+"""`retrieval search`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .options import common, emit, existing, pick_device, quiet_libraries, uses_device
+
+if TYPE_CHECKING:
+    from retrieval.index.bundle import Bundle
+
+
+@click.command()
+@click.argument("index", type=existing("folder"))
+@click.option("--query", "queries", multiple=True, help="A text to search for; may be given several times.")
+@click.option("--image", "pictures", multiple=True, type=click.Path(path_type=Path), help="An image file to search for; likewise.")
+@click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
+@click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results a query.")
+@uses_device
+@common
+def search(
+    index: Path,
+    queries: tuple[str, ...],
+    pictures: tuple[Path, ...],
+    store: Path | None,
+    name: str | None,
+    k: int,
+    device: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Search the index INDEX by text, by image, or by every row of a store.
+
+    \b
+    Example:
+      retrieval search index --encoder run --query "card not working" -k 5
+    """
+    if sum(map(bool, (queries, pictures, store))) != 1:
+        raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
+    if any(not query.strip() for query in queries):
+        raise UserError("--query: is empty; give a text to search for")
+    from retrieval.index.bundle import open_index
+    from retrieval.index.search import search as search_index
+
+    bundle = open_index(index)
+    names, vectors = _store_queries(bundle, store) if store else _encoded_queries(bundle, queries, pictures, name, device)
+    found = search_index(bundle, vectors, k)
+    result = {"results": [{"query": q, "hits": [hit._asdict() for hit in hits]} for q, hits in zip(names, found, strict=True)]}
+    lines = []
+    for query, hits in zip(names, found, strict=True):
+        lines += [f"{query}"] if len(names) > 1 else []
+        lines += [f"{rank:>3}  {hit.score:.3f}  {_described(hit)}" for rank, hit in enumerate(hits, 1)]
+    emit(result, as_json, lines)
+
+
+def _store_queries(bundle: "Bundle", folder: Path) -> tuple[list[str], Any]:
+    from retrieval.index.bundle import require_same_encoder
+    from retrieval.store import open_store
+
+    store = open_store(folder)
+    require_same_encoder(bundle.manifest, store.manifest["encoder"]["fingerprint"], str(folder))
+    rows = store.load()
+    return rows.ids, rows.embeddings
+
+
+def _encoded_queries(
+    bundle: "Bundle", queries: tuple[str, ...], pictures: tuple[Path, ...], name: str | None, device: str | None
+) -> tuple[list[str], Any]:
+    quiet_libraries()
+    from retrieval.encoder import load_encoder
+    from retrieval.images import decode
+    from retrieval.index.bundle import require_same_encoder
+    from retrieval.store import refuse_bad_vectors
+
+    items = list(queries) or [decode(path) for path in pictures]
+    names = list(queries) or [str(path) for path in pictures]
+    encoder = load_encoder(name or bundle.manifest["encoder"]["name"], pick_device(device))
+    require_same_encoder(bundle.manifest, encoder.fingerprint, encoder.name)
+    vectors = encoder.encode(items)
+    refuse_bad_vectors(vectors, names)
+    return names, vectors
+
+
+def _described(hit: Any) -> str:
+    text = " ".join((hit.text or "").split())
+    shown = text if len(text) <= 100 else text[:99] + "…"
+    return "  ".join(part for part in (hit.label and f"[{hit.label}]", shown or hit.id) if part)

@@ -1,0 +1,255 @@
+"""`retrieval train text | image`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .options import Advance, F, common, emit, existing, pick_device, progress, quiet_libraries, say, uses_device, writes
+
+if TYPE_CHECKING:
+    from retrieval.data import Texts
+    from retrieval.encoder import Encoder
+    from retrieval.images import Images
+    from retrieval.train.curve import Curve
+    from retrieval.train.loss import LossConfig
+
+HEAD_STEPS = 1000
+IMAGE_EPOCHS = 6.0
+
+
+@click.group()
+def train() -> None:
+    """Fine-tune an encoder with the hardness-controlled contrastive loss."""
+
+
+def trains(command: F) -> F:
+    """The options that both ways of training share."""
+    label_mask_help = "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
+    for option in reversed(
+        (
+            click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data."),
+            click.option("--model", required=True, help="Encoder to start from."),
+            click.option("--loss", type=click.Choice(["hcl", "debiased", "infonce"]), default="hcl", show_default=True),
+            click.option("--kappa", type=float, help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
+            click.option("--beta", type=float, help="Hardness as the paper's β."),
+            click.option("--ess", type=float, help="Hardness as the effective number of negatives to keep."),
+            click.option("--tau-plus", type=float, default=0.0, show_default=True, help="Chance τ⁺ that a negative shares the class."),
+            click.option("--temperature", type=float, default=0.1, show_default=True, help="Temperature t."),
+            click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
+            click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
+            click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the data."),
+            click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of --epochs."),
+            click.option("--batch-size", type=click.IntRange(min=1), help="Pairs in a batch.  [default: 128]"),
+            click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate."),
+            click.option("--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."),
+            writes,
+            uses_device,
+            common,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@train.command()
+@click.option("--head", is_flag=True, help="Freeze the encoder and train a linear head on it: seconds on a laptop.")
+@trains
+def text(head: bool, **flags: Any) -> None:
+    """Fine-tune a text encoder.
+
+    DATA is CSV, TSV or JSONL with columns text,label or anchor,positive[,negative…], or a .txt of plain lines. MODEL is a
+    sentence-transformers folder or name. The result opens with plain SentenceTransformer(OUTPUT).
+
+    \b
+    Example:
+      retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
+    """
+    loss_config = _loss_config(flags)
+    quiet_libraries()
+    from retrieval.artifact import refuse_to_clobber
+    from retrieval.data import read_texts
+    from retrieval.encoder import RUN_KIND, load_encoder
+    from retrieval.train.text import TextConfig, plan_batches, train_text
+
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    data = read_texts(flags["data"])
+    loss_config = _fit_to_data(loss_config, flags, data.labels is not None and not data.is_pairs)
+    held_out = _held_out_texts(flags["eval_data"])
+    steps, epochs = _length(flags, HEAD_STEPS if head else None, 1.0)
+    config = TextConfig(
+        head=head, steps=steps, epochs=epochs, batch_size=flags["batch_size"], lr=flags["lr"], seed=flags["seed"]
+    )
+    plan = plan_batches(data, config, loss_config, str(flags["data"]))  # refuses bad data before the encoder loads
+    say(f"{flags['data']}: {data.origin}")
+    encoder = load_encoder(flags["model"], pick_device(flags["device"]))
+    if not encoder.takes("text"):
+        raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
+    before = _judge(encoder, held_out, flags["seed"])
+    with progress("encode", len(data) * len(data.columns) if head else 0) as encoded, progress("train", plan.steps) as trained:
+        curve = train_text(
+            encoder.model,
+            data,
+            config,
+            loss_config,
+            source=str(flags["data"]),
+            encoded=encoded,
+            progress=lambda curve: _show(trained, curve),
+        )
+    _finish(encoder, curve, before, held_out, {"kind": "text", **asdict(config), "model": flags["model"]}, loss_config, flags)
+
+
+@train.command()
+@click.option("--augment", type=click.Choice(["simclr", "light"]), help="[default: simclr without labels, light with them]")
+@click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
+@trains
+def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
+    """Fine-tune an image encoder, or train a small one from scratch.
+
+    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a CSV of path,label, an .npz
+    with images and labels, or an IDX file. MODEL is `small` (a ResNet from scratch), or a vision model that transformers
+    loads. The result opens with plain SentenceTransformer(OUTPUT) and encodes PIL images.
+
+    \b
+    Example:
+      retrieval train image --data photos/ --model small --output run
+    """
+    loss_config = _loss_config(flags)
+    quiet_libraries()
+    from retrieval.artifact import refuse_to_clobber
+    from retrieval.encoder import RUN_KIND, Encoder, load_encoder
+    from retrieval.images import read_images
+    from retrieval.train.image import ImageConfig, longest_side, plan_batches, train_image
+    from retrieval.train.vision import small_network
+
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    data = read_images(flags["data"], skip_bad=skip_bad)
+    loss_config = _fit_to_data(loss_config, flags, data.labels is not None)
+    held_out = _held_out_images(flags["eval_data"])
+    steps, epochs = _length(flags, None, IMAGE_EPOCHS)
+    config = ImageConfig(
+        steps=steps, epochs=epochs, batch_size=flags["batch_size"], lr=flags["lr"], seed=flags["seed"], augment=augment
+    )
+    plan = plan_batches(data, config, loss_config, str(flags["data"]))
+    say(f"{flags['data']}: {data.origin}" + (f", {len(data.skipped):,} skipped" if data.skipped else ""))
+    device = pick_device(flags["device"])
+    scratch = flags["model"] == "small"
+    if scratch:
+        encoder = Encoder(small_network(longest_side(data), device, flags["seed"]), "small")
+    else:
+        encoder = load_encoder(flags["model"], device)
+    before = _judge(encoder, held_out, flags["seed"])
+    with progress("train", plan.steps) as trained:
+        curve = train_image(
+            encoder.model,
+            data,
+            config,
+            loss_config,
+            source=str(flags["data"]),
+            from_scratch=scratch,
+            progress=lambda curve: _show(trained, curve),
+        )
+    saved = {"kind": "image", **asdict(config), "model": flags["model"], "skipped": len(data.skipped)}
+    _finish(encoder, curve, before, held_out, saved, loss_config, flags)
+
+
+def _loss_config(flags: dict[str, Any]) -> "LossConfig":
+    from retrieval.train.loss import LossConfig
+
+    return LossConfig(
+        name=flags["loss"],
+        temperature=flags["temperature"],
+        beta=flags["beta"],
+        kappa=flags["kappa"],
+        ess=flags["ess"],
+        tau_plus=flags["tau_plus"],
+        label_mask=flags["label_mask"] is not False,
+        detach_weights=flags["detach_weights"],
+    )
+
+
+def _fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
+    """Refuse a label mask without labels, and τ⁺ under one: with the labels known nothing is left for it to correct."""
+    from dataclasses import replace
+
+    if not labelled:
+        if flags["label_mask"]:
+            raise UserError(f"--label-mask: {flags['data']} has no labels; leave it out, or add a column label")
+        return replace(config, label_mask=False)
+    if config.label_mask and config.tau_plus > 0:
+        raise UserError(f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask")
+    return config
+
+
+def _length(flags: dict[str, Any], default_steps: int | None, default_epochs: float) -> tuple[int | None, float]:
+    if flags["steps"] and flags["epochs"]:
+        raise UserError("--steps and --epochs: say how long to train in one way, not two")
+    if flags["epochs"]:
+        return None, flags["epochs"]
+    return flags["steps"] or default_steps, default_epochs
+
+
+def _show(advance: Advance, curve: "Curve") -> None:
+    last = curve[-1]
+    advance(1, note=f"loss {last['loss']:.3f}  κ {last['kappa']:.2g}  ess {last['ess']:.0f}  floor {last['floor']:.0%}")
+
+
+def _held_out_texts(path: Path | None) -> "Texts | None":
+    from retrieval.data import read_texts
+
+    data = read_texts(path) if path else None
+    if data is not None and data.labels is None:
+        raise UserError(f"{path}: --eval-data needs labels; add a column label")
+    return data
+
+
+def _held_out_images(path: Path | None) -> "Images | None":
+    from retrieval.images import read_images
+
+    data = read_images(path) if path else None
+    if data is not None and data.labels is None:
+        raise UserError(f"{path}: --eval-data needs labels; give class folders or a column label")
+    return data
+
+
+def _judge(encoder: "Encoder", held_out: "Texts | Images | None", seed: int) -> dict[str, Any] | None:
+    if held_out is None:
+        return None
+    from retrieval.embed import encode_all
+    from retrieval.eval.clusters import cluster_metrics
+
+    with progress("judge", len(held_out)) as advance:
+        vectors = encode_all(encoder, held_out, progress=advance)
+    assert held_out.labels is not None
+    return dict(cluster_metrics(vectors, held_out.labels, seed=seed))
+
+
+def _finish(
+    encoder: "Encoder",
+    curve: "Curve",
+    before: dict[str, Any] | None,
+    held_out: "Texts | Images | None",
+    config: dict[str, Any],
+    loss_config: "LossConfig",
+    flags: dict[str, Any],
+) -> None:
+    """Judge the trained encoder, write the run, print what came out."""
+    from retrieval.train.curve import warnings
+    from retrieval.train.run import save_run
+
+    after = _judge(encoder, held_out, flags["seed"])
+    metrics = {"before": before, "after": after} if after else None
+    config = {**config, "data": str(flags["data"]), "loss": asdict(loss_config)}
+    mark = save_run(flags["output"], encoder, curve, config, metrics, overwrite=flags["overwrite"])
+    notes = warnings(curve)
+    for note in notes:
+        say(f"Warning: {note}")
+    last = curve[-1]
+    lines = [f"{flags['output']}: trained {len(curve):,} steps, loss {curve[0]['loss']:.3f} → {last['loss']:.3f}"]
+    if before and after:
+        lines += [f"  {name:<12} {before[name]:.3f} → {after[name]:.3f}" for name in ("r@1", "map@r", "knn@20", "ami")]
+    result = {"output": str(flags["output"]), "fingerprint": mark, "steps": len(curve), "last": last, "metrics": metrics, "warnings": notes}
+    emit(result, flags["as_json"], lines)
