@@ -52,7 +52,9 @@ def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, de
     """
     assert len(vectors) == len(labels)
     if not np.isfinite(vectors).all():
-        raise UserError(f"{(~np.isfinite(vectors)).any(1).sum():,} of {len(vectors):,} vectors are not finite; embed again")
+        raise UserError(
+            f"{(~np.isfinite(vectors)).any(1).sum():,} of {len(vectors):,} vectors are not finite; embed again"
+        )
     names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(codes)
     if len(names) < 2:

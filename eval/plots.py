@@ -17,7 +17,9 @@ SAMPLED = 500
 def map_points(vectors: Floats, seed: int = 0) -> NDArray[np.float64]:
     """(n, d) → (n, 2) in [0, 1] by t-SNE on cosine distance: neighbourhoods are faithful, distances far apart are not."""
     perplexity = min(30, (len(vectors) - 1) / 3)
-    flat = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed, max_iter=500).fit_transform(vectors)
+    flat = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed, max_iter=500).fit_transform(
+        vectors
+    )
     low, high = flat.min(0), flat.max(0)
     scaled: NDArray[np.float64] = ((flat - low) / np.maximum(high - low, 1e-9)).astype(np.float64)
     return scaled
@@ -40,11 +42,15 @@ def legend(labels: Sequence[str]) -> str:
     names = sorted(set(labels))
     if len(names) > len(COLOURS):
         return f"<p class=note>{len(names)} classes; colours repeat. Touch a point for its class.</p>"
-    keys = "".join(f'<span><i style="background:{COLOURS[i]}"></i>{_escape(name)}</span>' for i, name in enumerate(names))
+    keys = "".join(
+        f'<span><i style="background:{COLOURS[i]}"></i>{_escape(name)}</span>' for i, name in enumerate(names)
+    )
     return f"<p class=legend>{keys}</p>"
 
 
-def similarity_histogram(vectors: Floats, labels: Sequence[str], seed: int = 0, width: int = 360, height: int = 150) -> str:
+def similarity_histogram(
+    vectors: Floats, labels: Sequence[str], seed: int = 0, width: int = 360, height: int = 150
+) -> str:
     """Cosines of pairs of one class against pairs of two, over a sample of items; each histogram sums to one."""
     chosen = np.random.default_rng(seed).choice(len(vectors), min(SAMPLED, len(vectors)), replace=False)
     cosines = vectors[chosen] @ vectors[chosen].T
@@ -68,9 +74,7 @@ def similarity_histogram(vectors: Floats, labels: Sequence[str], seed: int = 0, 
         f'<text x="{width * (v + 1) / 2:.0f}" y="{height - 4}" text-anchor="{anchor}">{v:g}</text>'
         for v, anchor in ((-1, "start"), (-0.5, "middle"), (0, "middle"), (0.5, "middle"), (1, "end"))
     )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="similarity histograms">{"".join(shapes)}{ticks}</svg>'
-    )
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="similarity histograms">{"".join(shapes)}{ticks}</svg>'
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from retrieval.neighbors import Floats, exact_neighbors
+from retrieval.neighbors import Floats, Ints, exact_neighbors
 
 from .clusters import NAMES, ClusterMetrics
 from .plots import MAPPED, legend, map_points, scatter, similarity_histogram
@@ -112,7 +112,10 @@ def _searches(section: Section) -> str:
         return ""
     blocks = "".join(
         f"<p><code>{escape(query)}</code></p><ol>"
-        + "".join(f"<li><b>{escape(name)}</b> {escape(text)} <span class=note>{score:.2f}</span>" for score, name, text in hits)
+        + "".join(
+            f"<li><b>{escape(name)}</b> {escape(text)} <span class=note>{score:.2f}</span>"
+            for score, name, text in hits
+        )
         + "</ol>"
         for query, hits in section.searches
     )
@@ -132,7 +135,9 @@ def _examples(section: Section, seed: int, queries: int = 6, k: int = 8) -> str:
         for i, row in enumerate(rows):
             for name, ids in found.items():
                 line = "".join(_thumbnail(pictures[j], section.labels[j], section.labels[row]) for j in ids[i])
-                blocks.append(f"<div class=row><small>{name}</small>{_thumbnail(pictures[row], section.labels[row], None)}{line}</div>")
+                blocks.append(
+                    f"<div class=row><small>{name}</small>{_thumbnail(pictures[row], section.labels[row], None)}{line}</div>"
+                )
             blocks.append("<div style='height:.6rem'></div>")
         return f"<h3>Nearest neighbours (first picture: the query; red: another class)</h3>{''.join(blocks)}"
     assert section.texts is not None
@@ -142,11 +147,13 @@ def _examples(section: Section, seed: int, queries: int = 6, k: int = 8) -> str:
             f"<figure><figcaption>{name}</figcaption><ol>{''.join(_text_hit(section, j, row) for j in ids[i][:4])}</ol></figure>"
             for name, ids in found.items()
         )
-        blocks.append(f"<p><b>{escape(section.labels[row])}</b> {escape(_short(section.texts[row]))}</p><div class=two>{lists}</div>")
+        blocks.append(
+            f"<p><b>{escape(section.labels[row])}</b> {escape(_short(section.texts[row]))}</p><div class=two>{lists}</div>"
+        )
     return f"<h3>Nearest neighbours (red: another class)</h3>{''.join(blocks)}"
 
 
-def _interesting(section: Section, seed: int, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def _interesting(section: Section, seed: int, count: int) -> Ints:
     nearest = exact_neighbors(section.before, section.before, 1, self_rows=np.arange(len(section.before))).ids[:, 0]
     labels = np.asarray(section.labels, dtype=object)
     order = np.random.default_rng(seed).permutation(len(labels))

@@ -28,10 +28,14 @@ def faiss() -> Any:
     """The faiss module. Raises UserError where no FAISS package is installed, or more than one."""
     found = installed()
     if not found:
-        raise UserError("FAISS is not installed; pip install 'retrieval-toolkit[cpu]' (or [gpu] on a machine with an NVIDIA GPU)")
+        raise UserError(
+            "FAISS is not installed; pip install 'retrieval-toolkit[cpu]' (or [gpu] on a machine with an NVIDIA GPU)"
+        )
     if len(found) > 1:
         named = " and ".join(found)
-        raise UserError(f"{named} are both installed and overwrite each other; pip uninstall {' '.join(found)}, then install one")
+        raise UserError(
+            f"{named} are both installed and overwrite each other; pip uninstall {' '.join(found)}, then install one"
+        )
     # The wheels bundle an OpenBLAS of 2021 that knows no newer processor and falls back to SSE3 kernels, 4-10 × slower.
     kernels = _openblas_kernels()
     if kernels:

@@ -12,7 +12,17 @@ from retrieval.neighbors import Floats, exact_neighbors
 from retrieval.store import Store, write_items
 
 from .backend import faiss
-from .bundle import INDEX_FILE, ITEMS_FILE, KIND, Bundle, _first_line, as_float32, open_index, set_parameters, write_faiss
+from .bundle import (
+    INDEX_FILE,
+    ITEMS_FILE,
+    KIND,
+    Bundle,
+    _first_line,
+    as_float32,
+    open_index,
+    set_parameters,
+    write_faiss,
+)
 
 EXACT_UP_TO = 200_000  # vectors; below, exact search answers in milliseconds and is never wrong
 TARGET_RECALL = 0.95
@@ -70,7 +80,9 @@ def _make(factory: str, dim: int) -> Any:
     try:
         return faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise UserError(f"--factory {factory!r}: FAISS cannot make it for {dim} dimensions ({_first_line(error)})") from None
+        raise UserError(
+            f"--factory {factory!r}: FAISS cannot make it for {dim} dimensions ({_first_line(error)})"
+        ) from None
 
 
 def _train_and_add(index: Any, vectors: Floats, factory: str, progress: Callable[[int], None]) -> None:
@@ -84,7 +96,9 @@ def _train_and_add(index: Any, vectors: Floats, factory: str, progress: Callable
             progress(len(block))
     except RuntimeError as error:
         reason = _first_line(error)
-        raise UserError(f"--factory {factory!r}: FAISS cannot build it on {len(vectors):,} vectors ({reason})") from None
+        raise UserError(
+            f"--factory {factory!r}: FAISS cannot build it on {len(vectors):,} vectors ({reason})"
+        ) from None
 
 
 def tune(index: Any, vectors: Floats, seed: int) -> tuple[dict[str, int], float]:

@@ -1,8 +1,8 @@
 """The index bundle on disk.
 
-    INDEX/index.faiss     opens with plain faiss.read_index; its ids are row numbers
-    INDEX/items.h5        what each row is: ids, and labels and text where there are any
-    INDEX/manifest.json   metric, encoder fingerprint, tuned search parameters, measured recall; written last
+INDEX/index.faiss     opens with plain faiss.read_index; its ids are row numbers
+INDEX/items.h5        what each row is: ids, and labels and text where there are any
+INDEX/manifest.json   metric, encoder fingerprint, tuned search parameters, measured recall; written last
 """
 
 import os
@@ -57,7 +57,9 @@ def open_index(folder: Path, *, check: bool = False) -> Bundle:
         raise UserError(f"{path}: FAISS cannot read it ({_first_line(error)}); build the index again") from None
     if (index.ntotal, index.d) != (manifest["count"], manifest["dim"]):
         found = f"{index.ntotal} × {index.d}"
-        raise UserError(f"{path}: holds {found} where the manifest says {manifest['count']} × {manifest['dim']}; build it again")
+        raise UserError(
+            f"{path}: holds {found} where the manifest says {manifest['count']} × {manifest['dim']}; build it again"
+        )
     set_parameters(index, manifest["search"])
     return Bundle(folder, index, manifest)
 

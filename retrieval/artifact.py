@@ -63,7 +63,9 @@ def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
     if not overwrite:
         raise UserError(f"{final}: already exists; choose another --output, or replace it with --overwrite")
     if not (final / MANIFEST).exists():
-        raise UserError(f"{final}: holds files that retrieval did not write, so --overwrite leaves it alone; empty it yourself")
+        raise UserError(
+            f"{final}: holds files that retrieval did not write, so --overwrite leaves it alone; empty it yourself"
+        )
 
 
 def _replace_folder(staging: Path, final: Path) -> None:
@@ -87,7 +89,9 @@ def seal(folder: Path, kind: str, fields: Manifest) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_by": environment(),
         **fields,
-        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files},
+        "files": {
+            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files
+        },
     }
     manifest["sha256"] = _own_hash(manifest)
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
@@ -119,7 +123,9 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             raise UserError(f"{part}: missing, though {path} lists it; make the {kind} again")
         if part.stat().st_size != stated["bytes"]:
             found = part.stat().st_size
-            raise UserError(f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again")
+            raise UserError(
+                f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
+            )
     return manifest  # type: ignore[no-any-return]
 
 
@@ -128,7 +134,9 @@ def verify(folder: Path, manifest: Manifest) -> None:
     for name, stated in manifest["files"].items():
         part = member(folder, name)
         if sha256_file(part) != stated["sha256"]:
-            raise UserError(f"{part}: its content does not match the manifest's hash; make the {manifest['kind']} again")
+            raise UserError(
+                f"{part}: its content does not match the manifest's hash; make the {manifest['kind']} again"
+            )
 
 
 def member(folder: Path, name: str) -> Path:
@@ -177,7 +185,16 @@ def _own_hash(manifest: Manifest) -> str:
 def environment() -> dict[str, str]:
     """Versions of what shaped an artifact."""
     found = {"retrieval": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for package in ("torch", "sentence-transformers", "transformers", "numpy", "h5py", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"):
+    for package in (
+        "torch",
+        "sentence-transformers",
+        "transformers",
+        "numpy",
+        "h5py",
+        "faiss-cpu",
+        "faiss-gpu",
+        "faiss-gpu-cuvs",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -68,7 +68,9 @@ def _open(path: Path) -> Iterator[str]:
             for number, line in enumerate(file, 1):  # noqa: B007 - read after the loop
                 yield line
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 after line {number}; convert it, for instance with iconv -t utf-8") from None
+        raise UserError(
+            f"{path}: not UTF-8 after line {number}; convert it, for instance with iconv -t utf-8"
+        ) from None
 
 
 def _lines(path: Path) -> Texts:
@@ -85,7 +87,9 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str,
             if None in row:
                 raise UserError(f"{path}: line {reader.line_num} has more fields than the header; quote the text")
             if None in row.values():
-                raise UserError(f"{path}: line {reader.line_num} has fewer fields than the header; complete or remove it")
+                raise UserError(
+                    f"{path}: line {reader.line_num} has fewer fields than the header; complete or remove it"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}; close the quote") from None
@@ -100,7 +104,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         except ValueError:
             raise UserError(f"{path}: line {number} is not JSON; give one object a line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}: line {number} is not an object; give one like {{\"text\": …}} a line")
+            raise UserError(f'{path}: line {number} is not an object; give one like {{"text": …}} a line')
         yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
 
 
@@ -145,5 +149,7 @@ def _wanted_columns(path: Path, names: list[str]) -> dict[str, str]:
     text, label = find(TEXT_COLUMNS), find(LABEL_COLUMNS)
     if text is None:
         found = ", ".join(names) or "none"
-        raise UserError(f"{path}: no column text, or anchor and positive (found: {found}); rename one of them in the header")
+        raise UserError(
+            f"{path}: no column text, or anchor and positive (found: {found}); rename one of them in the header"
+        )
     return {"text": text} | ({"label": label} if label else {}) | extra

@@ -73,8 +73,12 @@ def _content(data: Texts | Images) -> str:
     if isinstance(data, Texts):
         return sha256_json([data.texts, data.labels, data.ids])
     if isinstance(data.source, list):
-        return sha256_json([[[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in data.source if p.exists()], data.labels])
-    return sha256_json([data.source.shape, hashlib.sha256(np.ascontiguousarray(data.source)).hexdigest(), data.labels])
+        return sha256_json(
+            [[[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in data.source if p.exists()], data.labels]
+        )
+    return sha256_json(
+        [data.source.shape, hashlib.sha256(np.ascontiguousarray(data.source).data).hexdigest(), data.labels]
+    )
 
 
 def _resume(folder: Path, plan: str) -> int:

@@ -22,7 +22,14 @@ MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
 
 # What a transformers configuration says beyond the function that the model computes.
-_NOT_THE_FUNCTION = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "gradient_checkpointing"}
+_NOT_THE_FUNCTION = {
+    "transformers_version",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "gradient_checkpointing",
+}
 # What an image processor does to the pixels.
 _PIXEL_SETTINGS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "default_to_square", "do_center_crop", "crop_size"),
@@ -60,9 +67,15 @@ class Encoder:
         modality = "text" if isinstance(items[0], str) else "image"
         if not self.takes(modality):
             known = ", ".join(str(m) for m in self.model.modalities)
-            raise UserError(f"{self.name}: cannot encode {modality} (it takes {known}); choose another encoder or other data")
+            raise UserError(
+                f"{self.name}: cannot encode {modality} (it takes {known}); choose another encoder or other data"
+            )
         vectors = self.model.encode(
-            list(items), batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True, convert_to_numpy=True
+            list(items),
+            batch_size=batch_size,
+            show_progress_bar=False,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
         )
         return np.asarray(vectors, dtype=np.float32)
 
@@ -79,7 +92,10 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
         model = SentenceTransformer(
-            source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True, "dtype": torch.float32}
+            source,
+            device=device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     except Exception as error:  # every layer below fails in its own ways on what is not a model
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -91,7 +107,9 @@ def resolve(name: str) -> str:
     """What sentence-transformers is given for `name`: a checked folder, the [offline] package's folder, or a hub name."""
     if Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in ("modules.json", "config.json")):
-            raise UserError(f"{name}: not an encoder (no modules.json or config.json); give a run, an encoder folder or a hub name")
+            raise UserError(
+                f"{name}: not an encoder (no modules.json or config.json); give a run, an encoder folder or a hub name"
+            )
         return name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such folder; give a run, an encoder folder or a hub name")

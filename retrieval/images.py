@@ -57,9 +57,13 @@ def decode(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller, or --skip-bad") from None
+        raise UserError(
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller, or --skip-bad"
+        ) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
-        raise UserError(f"{path}: does not decode as an image; replace it, or leave such files out with --skip-bad") from None
+        raise UserError(
+            f"{path}: does not decode as an image; replace it, or leave such files out with --skip-bad"
+        ) from None
 
 
 def is_image_data(path: Path) -> bool:
@@ -81,7 +85,9 @@ def read_images(path: Path, *, skip_bad: bool = False) -> Images:
     if path.is_dir():
         images = _folder(path)
     elif not path.is_file():
-        raise UserError(f"{path}: no such file or folder; give a folder of images, a CSV of path,label, an .npz or an IDX file")
+        raise UserError(
+            f"{path}: no such file or folder; give a folder of images, a CSV of path,label, an .npz or an IDX file"
+        )
     elif path.suffix.lower() == ".csv":
         images = _csv(path)
     elif path.suffix.lower() == ".npz":
@@ -114,13 +120,19 @@ def _described(count: int, labels: list[str] | None) -> str:
 
 
 def _folder(path: Path) -> Images:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file() and not p.name.startswith("."))
+    files = sorted(
+        p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file() and not p.name.startswith(".")
+    )
     if not files:
-        raise UserError(f"{path}: holds no images ({', '.join(ENDINGS)}); give one folder a class, or a folder of images")
+        raise UserError(
+            f"{path}: holds no images ({', '.join(ENDINGS)}); give one folder a class, or a folder of images"
+        )
     nested = [len(p.relative_to(path).parts) > 1 for p in files]
     if any(nested) and not all(nested):
         loose = files[nested.index(False)]
-        raise UserError(f"{path}: has class folders and also loose images such as {loose.name}; move them into a class folder")
+        raise UserError(
+            f"{path}: has class folders and also loose images such as {loose.name}; move them into a class folder"
+        )
     labels = [p.relative_to(path).parts[0] for p in files] if all(nested) else None
     return Images(files, labels, _described(len(files), labels))
 
@@ -134,11 +146,15 @@ def _csv(path: Path) -> Images:
     names = {name.strip().lower(): name for name in (rows[0] if rows else {}) if name}
     column = next((names[name] for name in PATH_COLUMNS if name in names), None)
     if column is None:
-        raise UserError(f"{path}: {'no column path' if rows else 'is empty'}; give a header path,label and a row an image")
+        raise UserError(
+            f"{path}: {'no column path' if rows else 'is empty'}; give a header path,label and a row an image"
+        )
     label = next((names[name] for name in LABEL_COLUMNS if name in names), None)
     for number, row in enumerate(rows, 2):
         if not row[column] or (label and not row[label]):
-            raise UserError(f"{path}: line {number} lacks its {column if not row[column] else label}; complete or remove it")
+            raise UserError(
+                f"{path}: line {number} lacks its {column if not row[column] else label}; complete or remove it"
+            )
     files = [path.parent / row[column] for row in rows]
     labels = [row[label] for row in rows] if label else None
     return Images(files, labels, _described(len(files), labels))
@@ -148,7 +164,9 @@ def _npz(path: Path) -> Images:
     arrays = _guarded(path, lambda: dict(np.load(path, allow_pickle=False)), "an .npz")
     pictures = next((arrays[name] for name in ("images", "x", "data") if name in arrays), None)
     if pictures is None:
-        raise UserError(f"{path}: has no array 'images' (found: {', '.join(arrays) or 'none'}); save images= and labels=")
+        raise UserError(
+            f"{path}: has no array 'images' (found: {', '.join(arrays) or 'none'}); save images= and labels="
+        )
     labels = next((arrays[name] for name in ("labels", "y", "label") if name in arrays), None)
     return _array(path, pictures, labels)
 

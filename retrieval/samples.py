@@ -69,7 +69,11 @@ def _methods(thing: Any) -> list[tuple[str, Any]]:
     """The public methods that a class itself defines."""
     if not inspect.isclass(thing):
         return []
-    return [(name, value) for name, value in sorted(vars(thing).items()) if not name.startswith("_") and inspect.isroutine(value)]
+    return [
+        (name, value)
+        for name, value in sorted(vars(thing).items())
+        if not name.startswith("_") and inspect.isroutine(value)
+    ]
 
 
 def _modules() -> list[Any]:
@@ -84,7 +88,16 @@ def _modules() -> list[Any]:
                 continue
             modules.append(module)
             for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-                if name in ("asyncio", "concurrent", "email", "http", "json", "logging", "urllib", "xml") and not info.name.startswith("_"):
+                if name in (
+                    "asyncio",
+                    "concurrent",
+                    "email",
+                    "http",
+                    "json",
+                    "logging",
+                    "urllib",
+                    "xml",
+                ) and not info.name.startswith("_"):
                     try:
                         modules.append(importlib.import_module(f"{name}.{info.name}"))
                     except ImportError:
@@ -96,7 +109,9 @@ def _doc(module: str, name: str, text: str | None) -> Doc | None:
     """Split a docstring into summary and body; None if it is too short to mean something."""
     parts = re.split(r"\n\s*\n", (text or "").strip(), maxsplit=1)
     summary = " ".join(parts[0].split())
-    if re.match(rf"{re.escape(name.rpartition('.')[2])}\(.*\)( ->.*)?$", summary) and len(parts) > 1:  # a bare signature comes first in C modules
+    if (
+        re.match(rf"{re.escape(name.rpartition('.')[2])}\(.*\)( ->.*)?$", summary) and len(parts) > 1
+    ):  # a bare signature comes first in C modules
         parts = re.split(r"\n\s*\n", parts[1].strip(), maxsplit=1)
         summary = " ".join(parts[0].split())
     body = " ".join(parts[1].split()) if len(parts) > 1 else ""
@@ -109,10 +124,20 @@ def docs_as_texts(docs: list[Doc]) -> Texts:
     """Labelled texts: summary and body together, class = module, id = qualified name."""
     texts = [f"{doc.summary} {doc.body}".strip() for doc in docs]
     labels = [doc.module for doc in docs]
-    return Texts({"text": texts}, labels, [f"{doc.module}.{doc.name}" for doc in docs], f"{len(docs):,} texts, {len(set(labels)):,} classes")
+    return Texts(
+        {"text": texts},
+        labels,
+        [f"{doc.module}.{doc.name}" for doc in docs],
+        f"{len(docs):,} texts, {len(set(labels)):,} classes",
+    )
 
 
 def docs_as_pairs(docs: list[Doc]) -> Texts:
     """Pairs for training: summary line ↔ body, where there is a body."""
     both = [doc for doc in docs if len(doc.body) >= 40]
-    return Texts({"anchor": [doc.summary for doc in both], "positive": [doc.body for doc in both]}, None, None, f"{len(both):,} pairs")
+    return Texts(
+        {"anchor": [doc.summary for doc in both], "positive": [doc.body for doc in both]},
+        None,
+        None,
+        f"{len(both):,} pairs",
+    )

@@ -75,7 +75,9 @@ def read_items(path: Path, rows: NDArray[np.int64]) -> dict[int, tuple[str, str 
     """(id, label, text) of some rows, given in rising order without repeats."""
     try:
         with h5py.File(path, "r") as file:
-            columns = [file[name].asstr()[rows].tolist() if name in file else [None] * len(rows) for name in COLUMNS]
+            columns: list[list[Any]] = [
+                file[name].asstr()[rows].tolist() if name in file else [None] * len(rows) for name in COLUMNS
+            ]
     except (OSError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); build the index again") from None
     return {int(row): (columns[0][i], columns[1][i], columns[2][i]) for i, row in enumerate(rows)}
@@ -84,10 +86,15 @@ def read_items(path: Path, rows: NDArray[np.int64]) -> dict[int, tuple[str, str 
 def refuse_bad_vectors(embeddings: Floats, ids: Sequence[str]) -> None:
     """Raise UserError, naming the first ids, if a row is not finite or has length zero."""
     norms = np.linalg.norm(embeddings.astype(np.float64), axis=1)
-    for bad, what in ((~np.isfinite(norms), "not finite (NaN or infinity)"), (norms == 0, "zero, so have no direction")):
+    for bad, what in (
+        (~np.isfinite(norms), "not finite (NaN or infinity)"),
+        (norms == 0, "zero, so have no direction"),
+    ):
         if bad.any():
             named = ", ".join(str(ids[row]) for row in np.flatnonzero(bad)[:3])
-            raise UserError(f"{bad.sum():,} of {len(ids):,} vectors are {what}: ids {named}; look at these inputs, or the encoder")
+            raise UserError(
+                f"{bad.sum():,} of {len(ids):,} vectors are {what}: ids {named}; look at these inputs, or the encoder"
+            )
 
 
 def finished_shards(folder: Path) -> int:

@@ -40,7 +40,9 @@ def loss_of(anchor, positive, labels=None, **config):
 def test_hcl_equals_the_published_formula(t, beta, tau_plus, count):
     a, p = pairs(count)
     expected = reference.hcl(a.tolist(), p.tolist(), beta, tau_plus, t)
-    assert loss_of(a, p, temperature=t, beta=beta, tau_plus=tau_plus).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert loss_of(a, p, temperature=t, beta=beta, tau_plus=tau_plus).item() == pytest.approx(
+        expected, rel=1e-12, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("t,beta", [(0.1, 0.0), (0.1, 0.2), (0.5, 1.0), (1.0, 4.0)])
@@ -99,7 +101,9 @@ def test_sides_may_be_swapped():
     assert torch.allclose(loss_of(a, p, tau_plus=0.1), loss_of(p, a, tau_plus=0.1))
 
 
-@pytest.mark.parametrize("config", [{"beta": 0.0}, {"beta": 1.0, "tau_plus": 0.1}, {"beta": 2.0, "detach_weights": False}])
+@pytest.mark.parametrize(
+    "config", [{"beta": 0.0}, {"beta": 1.0, "tau_plus": 0.1}, {"beta": 2.0, "detach_weights": False}]
+)
 @pytest.mark.parametrize("labels", [None, [0, 0, 1, 2]])
 def test_gradcheck(config, labels):
     if labels is not None:

@@ -30,9 +30,13 @@ def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
     single = names[counts == 1]
     if len(single):
         others = f" and {len(single) - 1:,} more" if len(single) > 1 else ""
-        raise UserError(f"{source}: label {single[0]!r}{others} has one member, so no pair; give it a second or remove it")
+        raise UserError(
+            f"{source}: label {single[0]!r}{others} has one member, so no pair; give it a second or remove it"
+        )
     if masked and len(names) < 2:
-        raise UserError(f"{source}: only one class ({names[0]!r}), so nothing to tell it from; give two classes or --no-label-mask")
+        raise UserError(
+            f"{source}: only one class ({names[0]!r}), so nothing to tell it from; give two classes or --no-label-mask"
+        )
 
 
 def pairs_per_batch(asked: int | None, available: int, source: str) -> int:

@@ -14,7 +14,9 @@ def record(curve: Curve, loss: Tensor, diagnostics: Diagnostics | None) -> None:
     assert diagnostics is not None
     value = float(loss.detach())
     if value != value or value in (float("inf"), float("-inf")):
-        raise UserError(f"step {len(curve) + 1}: the loss is {value}; lower --lr, and look for NaN in the data or the encoder")
+        raise UserError(
+            f"step {len(curve) + 1}: the loss is {value}; lower --lr, and look for NaN in the data or the encoder"
+        )
     curve.append({"step": float(len(curve) + 1), "loss": value, **diagnostics._asdict()})
 
 
@@ -27,7 +29,11 @@ def warnings(curve: Curve) -> list[str]:
     floor = sum(step["floor"] for step in tail) / len(tail)
     ess = sum(step["ess"] for step in tail) / len(tail)
     if floor > 0.2:
-        found.append(f"{floor:.0%} of anchors sit on the debiasing floor and learn nothing from negatives; lower --tau-plus")
+        found.append(
+            f"{floor:.0%} of anchors sit on the debiasing floor and learn nothing from negatives; lower --tau-plus"
+        )
     if 0 < ess < 8:
-        found.append(f"each anchor effectively sees {ess:.1f} negatives; lower --kappa (or --beta), or raise --temperature")
+        found.append(
+            f"each anchor effectively sees {ess:.1f} negatives; lower --kappa (or --beta), or raise --temperature"
+        )
     return found

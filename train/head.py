@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ def train_head(
     positives: Tensor | None = None,
     negatives: list[Tensor] | None = None,
     labels: Rows | None = None,
-    items: NDArray | None = None,  # type: ignore[type-arg]
+    items: Rows | None = None,
     steps: int,
     lr: float,
     progress: Callable[[Curve], None],
@@ -49,7 +48,9 @@ def train_head(
             head(others[p]),
             head(torch.cat([column[a] for column in explicit])) if explicit else None,
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
-            items=torch.cat([torch.from_numpy(items[0][a]), torch.from_numpy(items[1][p])]) if items is not None else None,
+            items=torch.cat([torch.from_numpy(items[0][a]), torch.from_numpy(items[1][p])])
+            if items is not None
+            else None,
         )
         optimizer.zero_grad()
         loss.backward()
@@ -64,7 +65,11 @@ def frozen_embeddings(model: SentenceTransformer, texts: list[str], progress: Ca
     parts = []
     for start in range(0, len(texts), 1024):
         block = texts[start : start + 1024]
-        parts.append(model.encode(block, batch_size=64, show_progress_bar=False, normalize_embeddings=True, convert_to_tensor=True))
+        parts.append(
+            model.encode(
+                block, batch_size=64, show_progress_bar=False, normalize_embeddings=True, convert_to_tensor=True
+            )
+        )
         progress(len(block))
     return torch.cat(parts).float().cpu().clone()
 

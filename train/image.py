@@ -70,7 +70,7 @@ def train_image(
     loss_of = ContrastiveLoss(loss_config)
     curve: Curve = []
     torch.manual_seed(config.seed)
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train().to(memory_format=torch.channels_last)
     for anchors, positives in islice(plan.batches(), plan.steps):
         rows = torch.from_numpy(np.concatenate([anchors, positives]))
         anchor, positive = _embed(model, augment(pictures[rows], pixels.size, how), pixels).chunk(2)
@@ -117,7 +117,9 @@ def plan_batches(data: Images, config: ImageConfig, loss_config: LossConfig, sou
     labels = as_codes(data.labels)
     pairs = pairs_per_batch(config.batch_size, disjoint_pairs(labels) if loss_config.label_mask else len(data), source)
     draw = balanced_batches if loss_config.label_mask else random_batches
-    return Plan(lambda: draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs))))
+    return Plan(
+        lambda: draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs)))
+    )
 
 
 def in_memory(data: Images, side: int, source: str) -> Tensor:
@@ -127,7 +129,9 @@ def in_memory(data: Images, side: int, source: str) -> Tensor:
         return array[:, None] if array.ndim == 3 else array.permute(0, 3, 1, 2).contiguous()
     needed = len(data) * 3 * side * side
     if needed > MEMORY_LIMIT:
-        raise UserError(f"{source}: {len(data):,} images of {side} × {side} need {needed / 2**30:.0f} GiB of memory; train on fewer")
+        raise UserError(
+            f"{source}: {len(data):,} images of {side} × {side} need {needed / 2**30:.0f} GiB of memory; train on fewer"
+        )
     pictures = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
     for row in range(len(data)):
         square = data[row].resize((side, side), Image.Resampling.BILINEAR)
@@ -138,5 +142,5 @@ def in_memory(data: Images, side: int, source: str) -> Tensor:
 def longest_side(data: Images) -> int:
     """The longest side among the first hundred pictures, from which the small network takes its input size."""
     if not isinstance(data.source, list):
-        return max(data.source.shape[1:3])
+        return int(max(data.source.shape[1:3]))
     return max(max(data[row].size) for row in range(min(100, len(data))))

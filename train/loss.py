@@ -51,7 +51,9 @@ class LossConfig:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UserError(f"--temperature {self.temperature}: must be above 0; 0.05 to 0.5 is usual")
         if not 0 <= self.tau_plus < 1:
-            raise UserError(f"--tau-plus {self.tau_plus}: must be at least 0 and below 1; one over the number of classes is usual")
+            raise UserError(
+                f"--tau-plus {self.tau_plus}: must be at least 0 and below 1; one over the number of classes is usual"
+            )
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)}: are three ways to say one thing; give one of them")
         if given and self.name != "hcl":
@@ -118,7 +120,9 @@ def log_hard_negatives(z: Tensor, negatives: Tensor, beta: float | Tensor, detac
     return torch.where(some, log_r, torch.full_like(log_r, -torch.inf))
 
 
-def debias(log_r: Tensor, count: Tensor, positive: Tensor, tau_plus: float, temperature: float) -> tuple[Tensor, Tensor]:
+def debias(
+    log_r: Tensor, count: Tensor, positive: Tensor, tau_plus: float, temperature: float
+) -> tuple[Tensor, Tensor]:
     """log max((R − τ⁺ N e^p)/(1 − τ⁺), N e^{−1/t}) and which anchors are on that floor (HCL equation 4; Chuang et al. 2020).
 
     log_r, count, positive: (A,). Returns (A,) and (A,) bool. With τ⁺ = 0 it is log_r, which is never below the floor.

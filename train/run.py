@@ -1,8 +1,8 @@
 """A run on disk: the encoder itself, and under `run/` how it came to be.
 
-    RUN/modules.json, *.safetensors, …   opens with plain SentenceTransformer(RUN)
-    RUN/run/config.json, curve.csv, metrics.json
-    RUN/manifest.json                    written last, with the versions of everything
+RUN/modules.json, *.safetensors, …   opens with plain SentenceTransformer(RUN)
+RUN/run/config.json, curve.csv, metrics.json
+RUN/manifest.json                    written last, with the versions of everything
 """
 
 import csv

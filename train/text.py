@@ -72,7 +72,7 @@ class Plan:
     pairs: int
     steps: int
     labels: Rows | None
-    items: np.ndarray  # type: ignore[type-arg]
+    items: Rows
 
 
 def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, source: str) -> Plan:
@@ -87,7 +87,9 @@ def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, sourc
         items = [as_codes(data.texts)] * 2
     else:
         if config.head:
-            raise UserError(f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out")
+            raise UserError(
+                f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
+            )
         available, labels = len(data), None
         items = [as_codes(data.texts)] * 2
     pairs = pairs_per_batch(config.batch_size, available, source)

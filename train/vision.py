@@ -5,7 +5,7 @@ enlarges small pictures: the folder opens with plain `SentenceTransformer` and e
 """
 
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -18,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from retrieval.errors import UserError
 
 DIM = 128
+WIDTHS = (32, 64, 128)  # channels of the three stages
 
 
 def small_network(side: int, device: str | None, seed: int) -> SentenceTransformer:
@@ -25,18 +26,22 @@ def small_network(side: int, device: str | None, seed: int) -> SentenceTransform
     torch.manual_seed(seed)
     size = input_side(side)
     backbone = ResNetModel(
-        ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")
+        ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=list(WIDTHS), depths=[1, 1, 1], layer_type="basic")
     )
     # CLIP's processor is the one that also turns grey and palette pictures into RGB by itself.
     processor = CLIPImageProcessorPil(
-        size={"height": size, "width": size}, resample=2, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": size, "width": size},
+        resample=2,
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     with tempfile.TemporaryDirectory() as folder:  # Transformer reads a folder only
         backbone.save_pretrained(folder)
         processor.save_pretrained(folder)
         transformer = Transformer(folder)
-    head = Dense(backbone.config.hidden_sizes[-1], DIM, activation_function=nn.Identity())
-    return SentenceTransformer(modules=[transformer, Pooling(backbone.config.hidden_sizes[-1]), head, Normalize()], device=device)
+    head = Dense(WIDTHS[-1], DIM, activation_function=nn.Identity())
+    return SentenceTransformer(modules=[transformer, Pooling(WIDTHS[-1]), head, Normalize()], device=device)
 
 
 def input_side(side: int) -> int:
@@ -54,7 +59,7 @@ class Pixels(NamedTuple):
 
 def pixels_of(model: SentenceTransformer, name: str) -> Pixels:
     """Read the processor's settings, so that training sees pictures as the saved encoder will."""
-    processor = getattr(model[0], "processor", None)
+    processor: Any = getattr(model[0], "processor", None)
     processor = getattr(processor, "image_processor", processor)
     if "image" not in model.modalities or not hasattr(processor, "image_mean"):
         raise UserError(f"{name}: is not a vision encoder that transformers knows; give one, or --model small")

@@ -4,7 +4,7 @@ import click
 
 from retrieval import __version__
 
-
+from .demo import demo
 from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
@@ -24,7 +24,7 @@ def cli() -> None:
     """
 
 
-for command in (train, embed, index, search, evaluate, doctor):
+for command in (train, embed, index, search, evaluate, doctor, demo):
     cli.add_command(command)
 
 

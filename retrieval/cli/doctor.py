@@ -30,7 +30,9 @@ def doctor(seed: int, as_json: bool) -> None:
     try:
         from retrieval.index.backend import faiss
 
-        found["faiss"] = f"{faiss().__version__}, {faiss().get_num_gpus() if hasattr(faiss(), 'get_num_gpus') else 0} GPUs"
+        found["faiss"] = (
+            f"{faiss().__version__}, {faiss().get_num_gpus() if hasattr(faiss(), 'get_num_gpus') else 0} GPUs"
+        )
     except UserError as error:
         found["faiss"] = None
         problems.append(str(error))

@@ -18,7 +18,15 @@ from .options import common, emit, pick_device, progress, quiet_libraries, say, 
 @uses_device
 @common
 def embed(
-    name: str, path: Path, batch_size: int, skip_bad: bool, output: Path, overwrite: bool, device: str | None, seed: int, as_json: bool
+    name: str,
+    path: Path,
+    batch_size: int,
+    skip_bad: bool,
+    output: Path,
+    overwrite: bool,
+    device: str | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Encode a corpus into an embedding store.
 
@@ -50,5 +58,11 @@ def embed(
     skipped = store.manifest["skipped"]
     if skipped:
         say(f"Warning: {len(skipped):,} images do not decode and were left out, the first {skipped[0]}")
-    result = {"output": str(output), "count": store.count, "dim": store.dim, "skipped": len(skipped), "encoder": store.manifest["encoder"]}
+    result = {
+        "output": str(output),
+        "count": store.count,
+        "dim": store.dim,
+        "skipped": len(skipped),
+        "encoder": store.manifest["encoder"],
+    }
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])

@@ -14,7 +14,9 @@ def index() -> None:
 
 @index.command()
 @click.argument("store", type=existing("folder"))
-@click.option("--factory", help='FAISS factory string such as "IVF256,Flat" or "HNSW32".  [default: by size; exact up to 200,000]')
+@click.option(
+    "--factory", help='FAISS factory string such as "IVF256,Flat" or "HNSW32".  [default: by size; exact up to 200,000]'
+)
 @writes
 @common
 def build(store: Path, factory: str | None, output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
@@ -36,7 +38,11 @@ def build(store: Path, factory: str | None, output: Path, overwrite: bool, seed:
         f"{output}: {made['count']:,} × {made['dim']} in {made['factory']}" + (f", {tuned}" if tuned else ""),
         f"  recall@10 {made['recall@10']:.3f} against exact search (queries: a sample of the stored items)",
     ]
-    emit({"output": str(output), **{k: made[k] for k in ("count", "dim", "factory", "search", "recall@10")}}, as_json, lines)
+    emit(
+        {"output": str(output), **{k: made[k] for k in ("count", "dim", "factory", "search", "recall@10")}},
+        as_json,
+        lines,
+    )
 
 
 @index.command()

@@ -33,7 +33,9 @@ class Commands(click.Group):
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error
         except PermissionError as error:
-            raise Fault(f"{error.filename}: permission denied; choose a place you may write to, or change its mode") from error
+            raise Fault(
+                f"{error.filename}: permission denied; choose a place you may write to, or change its mode"
+            ) from error
         except Exception as error:
             if is_disk_full(error):
                 where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
@@ -101,7 +103,9 @@ def pick_device(asked: str | None) -> str:
     try:
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {asked}: not available here ({str(error).splitlines()[0]}); leave it out or use cpu") from None
+        raise UserError(
+            f"--device {asked}: not available here ({str(error).splitlines()[0]}); leave it out or use cpu"
+        ) from None
     return asked
 
 
@@ -112,8 +116,8 @@ def quiet_libraries() -> None:
     import transformers
 
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     for name in ("sentence_transformers", "accelerate", "torch.utils._pytree", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -134,8 +138,14 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(file=sys.stderr), transient=not sys.stderr.isatty()) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:

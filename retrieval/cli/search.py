@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("index", type=existing("folder"))
 @click.option("--query", "queries", multiple=True, help="A text to search for; may be given several times.")
-@click.option("--image", "pictures", multiple=True, type=click.Path(path_type=Path), help="An image file to search for; likewise.")
+@click.option(
+    "--image", "pictures", multiple=True, type=click.Path(path_type=Path), help="An image file to search for; likewise."
+)
 @click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
 @click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results a query.")
@@ -47,9 +49,13 @@ def search(
     from retrieval.index.search import search as search_index
 
     bundle = open_index(index)
-    names, vectors = _store_queries(bundle, store) if store else _encoded_queries(bundle, queries, pictures, name, device)
+    names, vectors = (
+        _store_queries(bundle, store) if store else _encoded_queries(bundle, queries, pictures, name, device)
+    )
     found = search_index(bundle, vectors, k)
-    result = {"results": [{"query": q, "hits": [hit._asdict() for hit in hits]} for q, hits in zip(names, found, strict=True)]}
+    result = {
+        "results": [{"query": q, "hits": [hit._asdict() for hit in hits]} for q, hits in zip(names, found, strict=True)]
+    }
     lines = []
     for query, hits in zip(names, found, strict=True):
         lines += [f"{query}"] if len(names) > 1 else []
@@ -76,7 +82,7 @@ def _encoded_queries(
     from retrieval.index.bundle import require_same_encoder
     from retrieval.store import refuse_bad_vectors
 
-    items = list(queries) or [decode(path) for path in pictures]
+    items: list[Any] = list(queries) or [decode(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
     encoder = load_encoder(name or bundle.manifest["encoder"]["name"], pick_device(device))
     require_same_encoder(bundle.manifest, encoder.fingerprint, encoder.name)

@@ -8,7 +8,19 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import Advance, F, common, emit, existing, pick_device, progress, quiet_libraries, say, uses_device, writes
+from .options import (
+    Advance,
+    F,
+    common,
+    emit,
+    existing,
+    pick_device,
+    progress,
+    quiet_libraries,
+    say,
+    uses_device,
+    writes,
+)
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -28,7 +40,9 @@ def train() -> None:
 
 def trains(command: F) -> F:
     """The options that both ways of training share."""
-    label_mask_help = "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
+    label_mask_help = (
+        "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
+    )
     for option in reversed(
         (
             click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data."),
@@ -37,15 +51,25 @@ def trains(command: F) -> F:
             click.option("--kappa", type=float, help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
             click.option("--beta", type=float, help="Hardness as the paper's β."),
             click.option("--ess", type=float, help="Hardness as the effective number of negatives to keep."),
-            click.option("--tau-plus", type=float, default=0.0, show_default=True, help="Chance τ⁺ that a negative shares the class."),
+            click.option(
+                "--tau-plus",
+                type=float,
+                default=0.0,
+                show_default=True,
+                help="Chance τ⁺ that a negative shares the class.",
+            ),
             click.option("--temperature", type=float, default=0.1, show_default=True, help="Temperature t."),
             click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
-            click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
+            click.option(
+                "--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."
+            ),
             click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the data."),
             click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of --epochs."),
             click.option("--batch-size", type=click.IntRange(min=1), help="Pairs in a batch.  [default: 128]"),
             click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate."),
-            click.option("--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."),
+            click.option(
+                "--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."
+            ),
             writes,
             uses_device,
             common,
@@ -89,7 +113,10 @@ def text(head: bool, **flags: Any) -> None:
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
     before = _judge(encoder, held_out, flags["seed"])
-    with progress("encode", len(data) * len(data.columns) if head else 0) as encoded, progress("train", plan.steps) as trained:
+    with (
+        progress("encode", len(data) * len(data.columns) if head else 0) as encoded,
+        progress("train", plan.steps) as trained,
+    ):
         curve = train_text(
             encoder.model,
             data,
@@ -99,11 +126,21 @@ def text(head: bool, **flags: Any) -> None:
             encoded=encoded,
             progress=lambda curve: _show(trained, curve),
         )
-    _finish(encoder, curve, before, held_out, {"kind": "text", **asdict(config), "model": flags["model"]}, loss_config, flags)
+    _finish(
+        encoder,
+        curve,
+        before,
+        held_out,
+        {"kind": "text", **asdict(config), "model": flags["model"]},
+        loss_config,
+        flags,
+    )
 
 
 @train.command()
-@click.option("--augment", type=click.Choice(["simclr", "light"]), help="[default: simclr without labels, light with them]")
+@click.option(
+    "--augment", type=click.Choice(["simclr", "light"]), help="[default: simclr without labels, light with them]"
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @trains
 def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
@@ -180,7 +217,9 @@ def _fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) ->
             raise UserError(f"--label-mask: {flags['data']} has no labels; leave it out, or add a column label")
         return replace(config, label_mask=False)
     if config.label_mask and config.tau_plus > 0:
-        raise UserError(f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask")
+        raise UserError(
+            f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
+        )
     return config
 
 
@@ -251,5 +290,12 @@ def _finish(
     lines = [f"{flags['output']}: trained {len(curve):,} steps, loss {curve[0]['loss']:.3f} → {last['loss']:.3f}"]
     if before and after:
         lines += [f"  {name:<12} {before[name]:.3f} → {after[name]:.3f}" for name in ("r@1", "map@r", "knn@20", "ami")]
-    result = {"output": str(flags["output"]), "fingerprint": mark, "steps": len(curve), "last": last, "metrics": metrics, "warnings": notes}
+    result = {
+        "output": str(flags["output"]),
+        "fingerprint": mark,
+        "steps": len(curve),
+        "last": last,
+        "metrics": metrics,
+        "warnings": notes,
+    }
     emit(result, flags["as_json"], lines)
