@@ -58,7 +58,7 @@ def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, de
     names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
     sizes = np.bincount(codes)
     if len(names) < 2:
-        raise UserError(f"only one class ({names[0]!r}); clustering needs at least two")
+        raise UserError(f"only one class ({str(names[0])!r}); clustering needs at least two")
     queries = np.flatnonzero(sizes[codes] > 1)
     if not len(queries):
         raise UserError(f"each of the {len(names):,} classes has one member; clustering needs classes of two or more")

@@ -8,7 +8,7 @@ from sklearn.manifold import TSNE
 
 from retrieval.neighbors import Floats
 
-# Ten colours that differ in hue and lightness; further classes take them up again.
+# Ten colours that differ in hue and lightness.
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#767f8b")
 MAPPED = 1000
 SAMPLED = 500
@@ -38,12 +38,10 @@ def scatter(points: NDArray[np.float64], labels: Sequence[str], side: int = 360)
 
 
 def legend(labels: Sequence[str]) -> str:
-    """The classes and their colours, where they are few enough to tell apart."""
-    names = sorted(set(labels))
-    if len(names) > len(COLOURS):
-        return f"<p class=note>{len(names)} classes; colours repeat. Touch a point for its class.</p>"
+    """The classes and their colours."""
     keys = "".join(
-        f'<span><i style="background:{COLOURS[i]}"></i>{_escape(name)}</span>' for i, name in enumerate(names)
+        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{_escape(name)}</span>'
+        for i, name in enumerate(sorted(set(labels)))
     )
     return f"<p class=legend>{keys}</p>"
 

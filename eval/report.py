@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,7 +13,7 @@ from PIL import Image
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
 from .clusters import NAMES, ClusterMetrics
-from .plots import MAPPED, legend, map_points, scatter, similarity_histogram
+from .plots import COLOURS, MAPPED, legend, map_points, scatter, similarity_histogram
 
 TITLES = {
     "r@1": "R@1",
@@ -71,24 +72,32 @@ def render(title: str, lead: str, sections: list[Section], foot: str, seed: int 
 
 
 def _section(section: Section, seed: int) -> str:
-    shown = np.random.default_rng(seed).permutation(len(section.labels))[:MAPPED]
+    shown = _mapped_rows(section.labels, seed)
     labels = [section.labels[row] for row in shown]
     maps = "".join(
         f"<figure>{scatter(map_points(vectors[shown], seed), labels)}<figcaption>{name}</figcaption></figure>"
         for name, vectors in (("before", section.before), ("after", section.after))
     )
+    largest = "<p class=note>The ten largest classes.</p>" if len(set(labels)) < len(set(section.labels)) else ""
     histograms = "".join(
         f"<figure>{similarity_histogram(vectors, section.labels, seed)}<figcaption>{name}</figcaption></figure>"
         for name, vectors in (("before", section.before), ("after", section.after))
     )
     return (
         f"<h2>{escape(section.title)}</h2><p>{escape(section.summary)}</p>{metrics_table(section)}"
-        f"<h3>Map: each point an item, coloured by class</h3><div class=two>{maps}</div>{legend(labels)}"
+        f"<h3>Map: each point an item, coloured by class</h3><div class=two>{maps}</div>{legend(labels)}{largest}"
         f"<h3>Cosine of two items: <span style='color:#4269d0'>same class</span> and "
         f"<span style='color:#767f8b'>different classes</span></h3><div class=two>{histograms}</div>"
         f"<p class=note>The less the two overlap, the better a search tells the classes apart.</p>"
         f"{_searches(section)}{_examples(section, seed)}"
     )
+
+
+def _mapped_rows(labels: list[str], seed: int) -> Ints:
+    """Rows for the map: of the classes that have a colour of their own, the largest, and not too many."""
+    largest = {name for name, _ in Counter(labels).most_common(len(COLOURS))}
+    rows = np.array([row for row, label in enumerate(labels) if label in largest])
+    return np.random.default_rng(seed).permutation(rows)[:MAPPED]
 
 
 def metrics_table(section: Section) -> str:

@@ -31,11 +31,11 @@ def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
     if len(single):
         others = f" and {len(single) - 1:,} more" if len(single) > 1 else ""
         raise UserError(
-            f"{source}: label {single[0]!r}{others} has one member, so no pair; give it a second or remove it"
+            f"{source}: label {str(single[0])!r}{others} has one member, so no pair; give it a second or remove it"
         )
     if masked and len(names) < 2:
         raise UserError(
-            f"{source}: only one class ({names[0]!r}), so nothing to tell it from; give two classes or --no-label-mask"
+            f"{source}: only one class ({str(names[0])!r}), so nothing to tell it from; give two classes or --no-label-mask"
         )
 
 

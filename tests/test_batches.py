@@ -1,0 +1,84 @@
+"""Which rows stand together in a batch."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieval.errors import UserError
+from retrieval.train.batches import (
+    as_codes,
+    balanced_batches,
+    check_labels,
+    disjoint_pairs,
+    pairs_per_batch,
+    random_batches,
+    shuffled_rows,
+)
+
+classes = st.lists(st.integers(2, 9), min_size=2, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(classes, st.integers(0, 3), st.data())
+def test_balanced_batches_are_disjoint_pairs_of_one_class(sizes, seed, data):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    pairs = data.draw(st.integers(1, disjoint_pairs(labels)))
+    for anchors, positives in islice(balanced_batches(labels, pairs, seed), 12):
+        rows = np.concatenate([anchors, positives])
+        assert len(rows) == 2 * pairs == len(np.unique(rows))
+        assert (labels[anchors] == labels[positives]).all()
+
+
+def test_balanced_batches_give_every_class_its_turn():
+    labels = np.repeat(np.arange(10), 40)
+    anchors, _ = next(balanced_batches(labels, 25, 0))
+    counts = np.bincount(labels[anchors], minlength=10)
+    assert counts.min() == 2 and counts.max() == 3  # P = 10 classes × K = 4 or 6 rows
+    few, _ = next(balanced_batches(labels, 4, 0))
+    assert len(set(labels[few])) == 4
+
+
+def test_balanced_batches_use_each_row_before_any_again():
+    labels = np.repeat(np.arange(3), 10)
+    seen = np.concatenate([np.concatenate(b) for b in islice(balanced_batches(labels, 3, 1), 5)])
+    assert sorted(seen) == list(range(30))
+
+
+@settings(max_examples=50, deadline=None)
+@given(classes, st.integers(0, 3))
+def test_random_batches_pair_different_rows_of_one_class(sizes, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    for anchors, positives in islice(random_batches(labels, 3, seed), 10):
+        assert len(set(anchors)) == 3
+        assert (anchors != positives).all() and (labels[anchors] == labels[positives]).all()
+
+
+def test_random_batches_reach_every_partner_and_keep_class_frequencies():
+    labels = np.array([0] * 4 + [1] * 12)
+    batches = list(islice(random_batches(labels, 4, 0), 400))
+    anchors, positives = (np.concatenate(side) for side in zip(*batches, strict=True))
+    assert len(set(zip(anchors.tolist(), positives.tolist(), strict=True))) == 4 * 3 + 12 * 11
+    assert (labels[anchors] == 0).mean() == pytest.approx(1 / 4)
+
+
+def test_the_seed_decides():
+    labels = np.repeat(np.arange(5), 8)
+    for make in (balanced_batches, random_batches):
+        once, again, other = (np.stack(list(islice(make(labels, 6, seed), 4))) for seed in (1, 1, 2))
+        assert (once == again).all() and not (once == other).all()
+    assert sorted(np.concatenate(list(islice(shuffled_rows(12, 4, 0), 3)))) == list(range(12))
+
+
+def test_labels_that_make_no_pairs_are_refused():
+    with pytest.raises(UserError, match="'c' has one member"):
+        check_labels(["a", "a", "c"], "x.csv", masked=True)
+    with pytest.raises(UserError, match="only one class"):
+        check_labels(["a", "a"], "x.csv", masked=True)
+    check_labels(["a", "a"], "x.csv", masked=False)
+    with pytest.raises(UserError, match="--batch-size 9"):
+        pairs_per_batch(9, 8, "x.csv")
+    assert pairs_per_batch(None, 8, "x.csv") == 8
+    assert as_codes(["b", "a", "b"]).tolist() == [1, 0, 1]
