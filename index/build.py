@@ -17,8 +17,8 @@ from .bundle import (
     ITEMS_FILE,
     KIND,
     Bundle,
-    _first_line,
     as_float32,
+    faiss_message,
     open_index,
     set_parameters,
     write_faiss,
@@ -81,7 +81,7 @@ def _make(factory: str, dim: int) -> Any:
         return faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise UserError(
-            f"--factory {factory!r}: FAISS cannot make it for {dim} dimensions ({_first_line(error)})"
+            f"--factory {factory!r}: FAISS cannot make it for {dim} dimensions ({faiss_message(error)})"
         ) from None
 
 
@@ -92,10 +92,13 @@ def _train_and_add(index: Any, vectors: Floats, factory: str, progress: Callable
         step = 65_536
         for start in range(0, len(vectors), step):
             block = vectors[start : start + step]
-            index.add(block)
+            if hasattr(index, "id_map"):  # an id map takes nothing without ids; rows are their own
+                index.add_with_ids(block, np.arange(start, start + len(block)))
+            else:
+                index.add(block)
             progress(len(block))
     except RuntimeError as error:
-        reason = _first_line(error)
+        reason = faiss_message(error)
         raise UserError(
             f"--factory {factory!r}: FAISS cannot build it on {len(vectors):,} vectors ({reason})"
         ) from None

@@ -6,6 +6,7 @@ INDEX/manifest.json   metric, encoder fingerprint, tuned search parameters, meas
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def open_index(folder: Path, *, check: bool = False) -> Bundle:
     try:
         index = faiss().read_index(str(path))
     except RuntimeError as error:
-        raise UserError(f"{path}: FAISS cannot read it ({_first_line(error)}); build the index again") from None
+        raise UserError(f"{path}: FAISS cannot read it ({faiss_message(error)}); build the index again") from None
     if (index.ntotal, index.d) != (manifest["count"], manifest["dim"]):
         found = f"{index.ntotal} × {index.d}"
         raise UserError(
@@ -81,9 +82,10 @@ def require_same_encoder(manifest: Manifest, fingerprint: str, source: str) -> N
         )
 
 
-def _first_line(error: Exception) -> str:
+def faiss_message(error: Exception) -> str:
     """FAISS's message without its C++ signature and source line."""
-    return str(error).rsplit("Error: ", 1)[-1].splitlines()[0][:200]
+    plain = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(error), flags=re.DOTALL)
+    return " ".join(plain.split())[:200]
 
 
 def as_float32(vectors: Any) -> Any:

@@ -62,15 +62,14 @@ def read_texts(path: Path) -> Texts:
 
 def _open(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file, with the line number in the error where it is not UTF-8."""
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - read after the loop
-                yield line
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: not UTF-8 after line {number}; convert it, for instance with iconv -t utf-8"
-        ) from None
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError(
+                    f"{path}: line {number} is not UTF-8; convert the file, for instance with iconv"
+                ) from None
 
 
 def _lines(path: Path) -> Texts:

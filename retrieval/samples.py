@@ -17,6 +17,16 @@ from retrieval.images import Images
 
 # Modules that print, open a window or a browser, or change the process when imported.
 _NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "lib2to3", "test", "ensurepip", "__main__"}
+_PACKAGES = {
+    "asyncio",
+    "concurrent",
+    "email",
+    "http",
+    "json",
+    "logging",
+    "urllib",
+    "xml",
+}  # whose parts count as modules
 MEMBERS = (6, 60)  # fewest and most documented things of a module that is used
 
 
@@ -42,6 +52,21 @@ class Doc:
 
 def library_docs() -> list[Doc]:
     """What the running Python says about its own standard library, module by module, in a fixed order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated modules and names warn when they are touched
+        found = _documented()
+    counts = Counter(doc.module for doc in found.values())
+    low, high = MEMBERS
+    kept, used = [], Counter[str]()
+    for doc in found.values():
+        if counts[doc.module] >= low and used[doc.module] < high:
+            used[doc.module] += 1
+            kept.append(doc)
+    return kept
+
+
+def _documented() -> dict[str, Doc]:
+    """Every documented public function, class and method, by its text, so that each text stands once."""
     found: dict[str, Doc] = {}
     for module in _modules():
         for name in sorted(vars(module)):
@@ -55,14 +80,7 @@ def library_docs() -> list[Doc]:
                 doc = _doc(module.__name__, path, inspect.getdoc(member))
                 if doc is not None:
                     found.setdefault(doc.summary + doc.body, doc)
-    counts = Counter(doc.module for doc in found.values())
-    low, high = MEMBERS
-    kept, used = [], Counter[str]()
-    for doc in found.values():
-        if counts[doc.module] >= low and used[doc.module] < high:
-            used[doc.module] += 1
-            kept.append(doc)
-    return kept
+    return found
 
 
 def _methods(thing: Any) -> list[tuple[str, Any]]:
@@ -79,30 +97,23 @@ def _methods(thing: Any) -> list[tuple[str, Any]]:
 def _modules() -> list[Any]:
     names = sorted(n for n in sys.stdlib_module_names if not n.startswith("_") and n not in _NOT_IMPORTED)
     modules = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated modules warn on import
-        for name in names:
-            try:
-                module = importlib.import_module(name)
-            except ImportError:  # not built on this platform
-                continue
-            modules.append(module)
-            for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-                if name in (
-                    "asyncio",
-                    "concurrent",
-                    "email",
-                    "http",
-                    "json",
-                    "logging",
-                    "urllib",
-                    "xml",
-                ) and not info.name.startswith("_"):
-                    try:
-                        modules.append(importlib.import_module(f"{name}.{info.name}"))
-                    except ImportError:
-                        continue
+    for name in names:
+        module = _imported(name)
+        if module is None:
+            continue
+        modules.append(module)
+        if name in _PACKAGES:
+            inner = [info.name for info in pkgutil.iter_modules(module.__path__) if not info.name.startswith("_")]
+            modules += [found for part in inner if (found := _imported(f"{name}.{part}"))]
     return modules
+
+
+def _imported(name: str) -> Any:
+    """The module, or None where it is not built on this platform."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def _doc(module: str, name: str, text: str | None) -> Doc | None:
