@@ -31,10 +31,10 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The built wheel, in an environment of its own: what a user gets from `pip install`, without this tree.
+# The wheel, built from the sdist, in an environment of its own: what a user gets, without this tree.
 wheel: $(BIN)/.installed
 	rm -rf dist build
-	$(BIN)/python -m build --no-isolation --wheel --sdist -o dist . > /dev/null
+	$(BIN)/python -m build --no-isolation -o dist . > /dev/null
 	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/python -m pip install -q --upgrade pip
 	$(WHEEL_VENV)/bin/python -m pip install -q -c constraints.txt "$$(ls dist/*.whl)[cpu,offline]"

@@ -182,7 +182,7 @@ def _is_idx(path: Path) -> bool:
 
 def _read_idx(path: Path) -> Bytes:
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        content = file.read()
+        content = bytearray(file.read())  # torch wants arrays it may write to
     rank = content[3]
     shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)

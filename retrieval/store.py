@@ -6,7 +6,7 @@
 A shard appears under its name only when it is whole (temp → fsync → rename), so that resuming means listing shards.
 """
 
-import os
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.artifact import Manifest, read_manifest, sha256_json, sync_folder, verify
+from retrieval.artifact import Manifest, read_manifest, sha256_json, verify, write_atomically
 from retrieval.errors import UserError
 
 KIND = "store"
@@ -47,28 +47,25 @@ def write_shard(folder: Path, number: int, rows: Rows) -> None:
     for name in COLUMNS:
         column = getattr(rows, name)
         assert column is None or len(column) == len(rows), name
-    path = folder / shard_name(number)
-    temporary = folder / f".{path.name}.tmp"
-    with h5py.File(temporary, "w") as file:
-        file.create_dataset("embeddings", data=np.ascontiguousarray(rows.embeddings, dtype=np.float32))
-        _write_columns(file, rows)
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    temporary.rename(path)
-    sync_folder(folder)
-
-
-def _write_columns(file: h5py.File, rows: Rows) -> None:
-    for name in COLUMNS:
-        column = getattr(rows, name)
-        if column is not None:
-            file.create_dataset(name, data=np.array(column, dtype=object), dtype=h5py.string_dtype())
+    _write_hdf5(folder / shard_name(number), rows, np.ascontiguousarray(rows.embeddings, dtype=np.float32))
 
 
 def write_items(path: Path, rows: Rows) -> None:
     """What each row of an index is: the columns of `rows` without the vectors."""
-    with h5py.File(path, "w") as file:
-        _write_columns(file, rows)
+    _write_hdf5(path, rows, None)
+
+
+def _write_hdf5(path: Path, rows: Rows, embeddings: Floats | None) -> None:
+    """Composed in memory, then written in one piece: HDF5 itself crashes the process when the disk fills up under it."""
+    composed = io.BytesIO()
+    with h5py.File(composed, "w") as file:
+        if embeddings is not None:
+            file.create_dataset("embeddings", data=embeddings)
+        for name in COLUMNS:
+            column = getattr(rows, name)
+            if column is not None:
+                file.create_dataset(name, data=np.array(column, dtype=object), dtype=h5py.string_dtype())
+    write_atomically(path, composed.getbuffer())
 
 
 def read_items(path: Path, rows: NDArray[np.int64]) -> dict[int, tuple[str, str | None, str | None]]:

@@ -1,6 +1,7 @@
 """Shared fixtures: data that the tests make themselves, and real data where RETRIEVAL_DATA says it lies."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,14 @@ def clusters():
     codes = np.repeat(np.arange(6), 20)
     x = centres[codes] + 0.9 * rng.normal(size=(120, 16))
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), [f"class-{c}" for c in codes]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 128 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]).returncode:
+        pytest.skip("full disk: mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -150,7 +150,7 @@ def test_the_small_network_trains_and_opens_plainly(tmp_path):
 def test_training_sees_pictures_as_the_saved_encoder_will():
     """The batched path, without random changes, gives what the processor gives for the same picture."""
     model = small_network(8, "cpu", 0).eval()
-    pixels = pixels_of(model, "small")
+    pixels = pixels_of(model)
     data = digits()
     still = PRESETS["light"].__class__(scale=(1.0, 1.0), ratio=1.0, flip=0, jitter=0, grey=0, blur=0)
     ours = (augment(torch.from_numpy(data.source[:4])[:, None], pixels.size, still) - pixels.mean) / pixels.std

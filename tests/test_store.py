@@ -124,17 +124,6 @@ def test_sigkill_loses_no_finished_shard(tmp_path):
             assert (read_shard(folder / shard_name(number)).embeddings == number + 1).all()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]).returncode:
-        pytest.skip("full disk: mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_leaves_nothing_under_the_final_name(small_disk):
     data = texts(20_000)
     with pytest.raises(Exception) as caught:

@@ -59,7 +59,7 @@ def train_image(
     progress: Callable[[Curve], None] = lambda curve: None,
 ) -> Curve:
     """Train `model` in place and return its curve: AdamW, one cycle of the learning rate, both views in one forward pass."""
-    pixels = pixels_of(model, source)
+    pixels = pixels_of(model)
     plan = plan_batches(data, config, loss_config, source)
     pictures = in_memory(data, max(pixels.size), source).to(model.device)
     labels = torch.from_numpy(as_codes(data.labels)) if data.labels is not None else None

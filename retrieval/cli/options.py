@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from retrieval.errors import UserError, is_disk_full
 
 F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[..., None]
+SECONDS_A_LINE = 30
 
 
 class Fault(click.ClickException):
@@ -134,7 +136,10 @@ def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar on stderr; yields advance(steps, note="…")."""
+    """A bar on stderr, or where that is no terminal a line now and then; yields advance(steps, note="…")."""
+    if not sys.stderr.isatty():
+        yield _lines(what, total)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -145,10 +150,24 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(what, total=total, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
             bar.update(task, advance=steps, note=note)
 
         yield advance
+
+
+def _lines(what: str, total: int) -> Advance:
+    """Progress for a log: a line each half minute."""
+    done, last = 0, time.monotonic()
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += steps
+        if time.monotonic() - last > SECONDS_A_LINE:
+            last = time.monotonic()
+            say(f"{what} {done:,}/{total:,}  {note}".rstrip())
+
+    return advance

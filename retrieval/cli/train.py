@@ -65,7 +65,7 @@ def trains(command: F) -> F:
             ),
             click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the data."),
             click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of --epochs."),
-            click.option("--batch-size", type=click.IntRange(min=1), help="Pairs in a batch.  [default: 128]"),
+            click.option("--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128]"),
             click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate."),
             click.option(
                 "--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."
@@ -160,7 +160,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     from retrieval.encoder import RUN_KIND, Encoder, load_encoder
     from retrieval.images import read_images
     from retrieval.train.image import ImageConfig, longest_side, plan_batches, train_image
-    from retrieval.train.vision import small_network
+    from retrieval.train.vision import pixels_of, small_network
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     data = read_images(flags["data"], skip_bad=skip_bad)
@@ -178,6 +178,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
         encoder = Encoder(small_network(longest_side(data), device, flags["seed"]), "small")
     else:
         encoder = load_encoder(flags["model"], device)
+        pixels_of(encoder.model)  # refuses a text encoder before any work is done
     before = _judge(encoder, held_out, flags["seed"])
     with progress("train", plan.steps) as trained:
         curve = train_image(
