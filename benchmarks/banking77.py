@@ -8,13 +8,13 @@ without label masks, 1,000 steps of 128 pairs each. The encoder runs once over b
 
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import header
 
 from retrieval.cli.options import quiet_libraries
 from retrieval.data import Texts, read_texts
@@ -61,14 +61,13 @@ def main() -> None:
     if "RETRIEVAL_DATA" not in os.environ:
         sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
     quiet_libraries()
+    print(header())
     folder = Path(os.environ["RETRIEVAL_DATA"]) / "banking77" / "banking_data"
     train, test = read_texts(folder / "train.csv"), read_texts(folder / "test.csv")
     encoder = load_encoder(MINILM, "cpu")
     started = time.perf_counter()
     vectors, test_vectors = (torch.from_numpy(encode_all(encoder, data)) for data in (train, test))
-    print(
-        f"encoding both files: {time.perf_counter() - started:.0f} s, {torch.get_num_threads()} threads, {platform.processor()}"
-    )
+    print(f"encoding both files: {time.perf_counter() - started:.0f} s")
     before = cluster_metrics(test_vectors.numpy(), test.labels or [])
     print(f"{'frozen':<32} MAP@R {before['map@r']:.4f}  R@1 {before['r@1']:.4f}")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}

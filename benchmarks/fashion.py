@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import header
 
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.images import read_images
@@ -29,6 +30,7 @@ def main() -> None:
         sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
     folder = Path(os.environ["RETRIEVAL_DATA"]) / "fashion-mnist"
     train, test = (folder / f"{part}-images-idx3-ubyte.gz" for part in ("train", "t10k"))
+    print(header(), flush=True)
     print(f"raw pixels: R@1 {raw_pixels(test):.4f}")
     with tempfile.TemporaryDirectory() as scratch:
         run, store = Path(scratch) / "run", Path(scratch) / "store"

@@ -27,7 +27,10 @@ class Fault(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group whose commands turn the user's errors, and a full disk, into one line."""
+    """A group whose commands turn the user's errors, and a full disk, into one line; listed in the order they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

