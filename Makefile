@@ -10,7 +10,7 @@ WHEEL_VENV := .venv-wheel
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint wheel bench format docs clean
+.PHONY: demo test lint wheel bench format clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/.installed: pyproject.toml constraints.txt
