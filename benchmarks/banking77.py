@@ -22,16 +22,16 @@ from retrieval.embed import encode_all
 from retrieval.encoder import MINILM, load_encoder
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.train.head import train_head
-from retrieval.train.loss import LossConfig
+from retrieval.train.loss import LossConfig, named
 from retrieval.train.text import TextConfig, plan_batches
 
 STEPS, PAIRS, LR, SEEDS = 1000, 128, 1e-3, (0, 1, 2)
 TEMPERATURES = (0.05, 0.1, 0.2)
 METHODS = {
-    "HCL κ=2 t=0.1 τ⁺=0.013": LossConfig(kappa=2.0, tau_plus=0.013, label_mask=False),
-    **{f"InfoNCE t={t}": LossConfig(name="infonce", temperature=t, label_mask=False) for t in TEMPERATURES},
-    "H-SCL κ=2 t=0.1 (label mask)": LossConfig(kappa=2.0),
-    **{f"InfoNCE t={t} (label mask)": LossConfig(name="infonce", temperature=t) for t in TEMPERATURES},
+    "HCL κ=2 t=0.1 τ⁺=0.013": named("hcl(kappa=2, tau_plus=0.013, label_mask=False)"),
+    **{f"InfoNCE t={t}": named(f"infonce(temperature={t}, label_mask=False)") for t in TEMPERATURES},
+    "H-SCL κ=2 t=0.1 (label mask)": named("h-scl(kappa=2)"),
+    **{f"InfoNCE t={t} (label mask)": named(f"sincere(temperature={t})") for t in TEMPERATURES},
 }
 
 

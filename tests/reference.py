@@ -119,6 +119,89 @@ def wild_graph_sign(anchor, positive, beta, tau_plus, t):
 WILD = [wild_row_sums, wild_paper_typo, wild_no_beta_in_normaliser, wild_unnormalised, wild_graph_sign]
 
 
+def family(
+    anchors,
+    candidates,
+    t,
+    *,
+    weigh,
+    own=None,
+    positives,
+    negatives,
+    normalised=True,
+    entry="coupled",
+    tau_plus=0.0,
+    n=None,
+):
+    """Any method of the family, one anchor and one number at a time, with plain exponentials.
+
+    anchors, candidates: lists of unit vectors. positives(i), negatives(i): columns. weigh(cosines, t, i) → the negatives'
+    weights.
+    """
+    total = 0.0
+    for i, a in enumerate(anchors):
+        cosines = [dot(a, candidates[j]) for j in negatives(i)]
+        p = [dot(a, candidates[j]) for j in positives(i)]
+        if not cosines:
+            shared = math.log(sum(math.exp(x / t) for x in p))
+            total += sum(shared - x / t for x in p) / len(p) if entry == "shared" else 0.0
+            continue
+        w = weigh(cosines, t, i)
+        r = sum(x * math.exp(s / t) for x, s in zip(w, cosines, strict=True))
+        count = len(cosines) if n is None else n
+        if normalised:
+            r *= count / sum(w)
+        if tau_plus:
+            mass = sum(weigh_positive(x, t, weigh) * math.exp(x / t) for x in p) / sum(
+                weigh_positive(x, t, weigh) for x in p
+            )
+            r = max((r - tau_plus * count * mass) / (1 - tau_plus), count * math.exp(-1 / t))
+        every = sum(math.exp(x / t) for x in p)
+        for x in p:
+            under = r + {"coupled": math.exp(x / t), "decoupled": 0.0, "shared": every}[entry]
+            total += (math.log(under) - x / t) / len(p)
+    return total / len(anchors)
+
+
+def weigh_positive(x, t, weigh):
+    return weigh([x], t, 0)[0]
+
+
+def uniform(cosines, t, i):
+    return [1.0] * len(cosines)
+
+
+def exponential(beta):
+    return lambda cosines, t, i: [math.exp(beta * s / t) for s in cosines]
+
+
+def gaussian(mu, sigma):
+    """ADNCE: the density without its constant, which cancels."""
+    return lambda cosines, t, i: [math.exp(-((s - mu) ** 2) / (2 * sigma**2)) for s in cosines]
+
+
+def posterior(alpha, beta, tau):
+    """BCL as published (image/main.py), by counting."""
+
+    def weigh(cosines, t, i):
+        weights = []
+        for s in cosines:
+            share = sum(other <= s for other in cosines) / len(cosines)
+            a = (1 - 2 * alpha) * (1 - tau - tau) + 1e-3
+            b = 2 * (alpha * (1 - tau) + (1 - alpha) * tau)
+            below = (-b + math.sqrt(b * b + 4 * a * share)) / (2 * a)
+            easy, hard = 2 * (1 - below), 2 * below
+            true = alpha * easy + (1 - alpha) * hard
+            false = (1 - alpha) * easy + alpha * hard
+            hard_true = (alpha * (1 - beta) * easy + (1 - alpha) * beta * hard) / (
+                alpha * (1 - beta) + (1 - alpha) * beta + 1e-3
+            )
+            weights.append(hard_true / (true * (1 - tau) + false * tau))
+        return weights
+
+    return weigh
+
+
 def average_precision_at_r(relevant, r):
     """(1/R) Σ_{i ≤ R} P@i · rel_i."""
     total = 0.0

@@ -47,7 +47,7 @@ def test_a_head_improves_and_opens_plainly(minilm, tmp_path):
     encoder = small_copy(minilm)
     before = cluster_metrics(encoder.encode(data.texts), data.labels)
     config = TextConfig(head=True, steps=60)
-    curve = train_text(encoder.model, data, config, LossConfig(kappa=2.0), source="docs")
+    curve = train_text(encoder.model, data, config, LossConfig(), source="docs")
     after = cluster_metrics(encoder.encode(data.texts), data.labels)
     assert len(curve) == 60 and after["map@r"] > before["map@r"] + 0.05
     mark = save_run(tmp_path / "run", encoder, curve, {"seed": 0}, None)
@@ -69,7 +69,7 @@ def test_the_whole_encoder_trains_on_every_kind_of_data(minilm, kind):
         columns, None, None, ""
     )
     encoder = small_copy(minilm)
-    loss = LossConfig(kappa=2.0, label_mask=kind == "labels")
+    loss = LossConfig(label_mask=kind == "labels")
     curve = train_text(encoder.model, data, TextConfig(steps=2, batch_size=3), loss, source="x")
     assert len(curve) == 2 and all(np.isfinite(step["loss"]) for step in curve)
     assert encoder.fingerprint != minilm.fingerprint

@@ -49,9 +49,12 @@ def test_links_and_packaging_agree():
     for stage in STAGES:
         link = ROOT / "retrieval" / stage
         assert link.is_symlink() and link.readlink() == Path("..") / stage
-    packages = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "retrieval").glob("**/__init__.py")
-    } | {f"retrieval.{stage}" for stage in STAGES}
+    folders = {
+        path.parent.relative_to(ROOT).parts
+        for top in ("retrieval", *STAGES)
+        for path in ROOT.joinpath(top).rglob("__init__.py")
+    }
+    packages = {".".join(folder if folder[0] == "retrieval" else ("retrieval", *folder)) for folder in folders}
     assert set(settings["packages"]) == packages
 
 

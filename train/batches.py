@@ -1,6 +1,7 @@
 """Batches of pairs: which rows of a labelled or unlabelled set stand together in one training step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,49 @@ class Pairs(NamedTuple):
 def as_codes(values: Sequence[str]) -> Rows:
     """Strings as int64 codes, equal for equal strings."""
     return np.unique(np.asarray(values, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Endless batches of `pairs` pairs, how many steps of them to train, and the classes (n,) where there are any."""
+
+    batches: Callable[[], Iterator[Pairs]]
+    pairs: int
+    steps: int
+    labels: Rows | None
+
+
+def plan(
+    count: int,
+    labels: Sequence[str] | None,
+    source: str,
+    *,
+    masked: bool,
+    batch_size: int | None,
+    steps: int | None,
+    epochs: float,
+    seed: int,
+) -> Plan:
+    """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
+
+    masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. Raises
+    UserError for data from which no pairs can be made.
+    """
+    codes = None
+    available = count
+    if labels is not None:
+        check_labels(labels, source, masked=masked)
+        codes = as_codes(labels)
+        available = disjoint_pairs(codes) if masked else count
+    pairs = pairs_per_batch(batch_size, available, source)
+
+    def batches() -> Iterator[Pairs]:
+        if codes is None:
+            return (Pairs(rows, rows) for rows in shuffled_rows(count, pairs, seed))
+        return (balanced_batches if masked else random_batches)(codes, pairs, seed)
+
+    rows_a_step = pairs if codes is None else 2 * pairs
+    return Plan(batches, pairs, steps or max(1, int(epochs * count / rows_a_step)), codes)
 
 
 def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:

@@ -39,10 +39,11 @@ def train_head(
         head.bias.zero_()
     others = vectors if positives is None else positives
     explicit = negatives or []
-    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
     loss_of = ContrastiveLoss(loss_config)
+    optimizer = torch.optim.Adam([*head.parameters(), *loss_of.parameters()], lr=lr)
     curve: Curve = []
     for _, (a, p) in zip(range(steps), batches, strict=False):
+        loss_of.progress = len(curve) / steps
         loss = loss_of(
             head(vectors[a]),
             head(others[p]),

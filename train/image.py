@@ -1,6 +1,6 @@
 """Fine-tuning image encoders: pictures in memory as bytes, augmented in batches on the training device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,16 +14,8 @@ from retrieval.errors import UserError
 from retrieval.images import Images
 
 from .augment import PRESETS, augment
-from .batches import (
-    Pairs,
-    as_codes,
-    balanced_batches,
-    check_labels,
-    disjoint_pairs,
-    pairs_per_batch,
-    random_batches,
-    shuffled_rows,
-)
+from .batches import Plan
+from .batches import plan as plan_pairs
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
 from .vision import Pixels, pixels_of
@@ -62,12 +54,12 @@ def train_image(
     pixels = pixels_of(model)
     plan = plan_batches(data, config, loss_config, source)
     pictures = in_memory(data, max(pixels.size), source).to(model.device)
-    labels = torch.from_numpy(as_codes(data.labels)) if data.labels is not None else None
+    labels = torch.from_numpy(plan.labels) if plan.labels is not None else None
     how = PRESETS[config.augment or ("light" if labels is not None else "simclr")]
     lr = config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+    loss_of = ContrastiveLoss(loss_config).to(model.device)
+    optimizer = torch.optim.AdamW([*model.parameters(), *loss_of.parameters()], lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, plan.steps), pct_start=0.2)
-    loss_of = ContrastiveLoss(loss_config)
     curve: Curve = []
     torch.manual_seed(config.seed)
     model.train().to(memory_format=torch.channels_last)
@@ -76,6 +68,7 @@ def train_image(
         anchor, positive = _embed(model, augment(pictures[rows], pixels.size, how), pixels).chunk(2)
         classes = labels[rows[: len(anchors)]].to(model.device) if labels is not None else None
         items = rows.to(model.device) if labels is not None else None  # the same picture drawn twice is no negative
+        loss_of.progress = len(curve) / plan.steps
         loss = loss_of(anchor, positive, labels=classes, items=items)
         optimizer.zero_grad()
         loss.backward()
@@ -94,31 +87,22 @@ def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:
     return embedding
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The batches, and how many of them."""
-
-    batches: Callable[[], Iterator[Pairs]]
-    steps: int
-
-
 def plan_batches(data: Images, config: ImageConfig, loss_config: LossConfig, source: str) -> Plan:
     """Pairs of one class where there are labels, two views of one picture where there are none.
 
     Raises UserError for data from which no pairs can be made.
     """
-    if data.labels is None:
-        if len(data) < 2:
-            raise UserError(f"{source}: has one image; give at least two")
-        size = pairs_per_batch(config.batch_size, len(data), source)
-        steps = config.steps or max(1, int(config.epochs * len(data) / size))
-        return Plan(lambda: (Pairs(rows, rows) for rows in shuffled_rows(len(data), size, config.seed)), steps)
-    check_labels(data.labels, source, masked=loss_config.label_mask)
-    labels = as_codes(data.labels)
-    pairs = pairs_per_batch(config.batch_size, disjoint_pairs(labels) if loss_config.label_mask else len(data), source)
-    draw = balanced_batches if loss_config.label_mask else random_batches
-    return Plan(
-        lambda: draw(labels, pairs, config.seed), config.steps or max(1, int(config.epochs * len(data) / (2 * pairs)))
+    if len(data) < 2:
+        raise UserError(f"{source}: has one image; give at least two")
+    return plan_pairs(
+        len(data),
+        data.labels,
+        source,
+        masked=loss_config.label_mask,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        epochs=config.epochs,
+        seed=config.seed,
     )
 
 

@@ -17,17 +17,8 @@ from retrieval.data import Texts
 from retrieval.errors import UserError
 
 from . import head as frozen
-from .batches import (
-    Pairs,
-    Rows,
-    as_codes,
-    balanced_batches,
-    check_labels,
-    disjoint_pairs,
-    pairs_per_batch,
-    random_batches,
-    shuffled_rows,
-)
+from .batches import Plan, Rows, as_codes
+from .batches import plan as plan_pairs
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
 
@@ -64,44 +55,30 @@ def train_text(
     return _train_whole(model, data, plan, config, loss_config, progress)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Batches and their number, with what the loss must know of each row: classes (n,), and identities (2, n) of both sides."""
-
-    batches: Callable[[], Iterator[Pairs]]
-    pairs: int
-    steps: int
-    labels: Rows | None
-    items: Rows
-
-
 def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, source: str) -> Plan:
     """Decide the batches. Raises UserError for data from which this way of training cannot make pairs."""
+    labels = None if data.is_pairs else data.labels
+    if config.head and not data.is_pairs and labels is None:
+        raise UserError(
+            f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
+        )
+    return plan_pairs(
+        len(data),
+        labels,
+        source,
+        masked=loss_config.label_mask,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+
+
+def identities(data: Texts) -> Rows:
+    """(2, n) identity of each row's text on the anchors' and on the positives' side: equal texts are not negatives."""
     if data.is_pairs:
-        available, labels = len(data), None
-        items = np.split(as_codes(data.columns["anchor"] + data.columns["positive"]), 2)
-    elif data.labels is not None:
-        check_labels(data.labels, source, masked=loss_config.label_mask)
-        labels = as_codes(data.labels)
-        available = disjoint_pairs(labels) if loss_config.label_mask else len(data)
-        items = [as_codes(data.texts)] * 2
-    else:
-        if config.head:
-            raise UserError(
-                f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
-            )
-        available, labels = len(data), None
-        items = [as_codes(data.texts)] * 2
-    pairs = pairs_per_batch(config.batch_size, available, source)
-    rows_a_step = 2 * pairs if labels is not None else pairs
-    steps = config.steps or max(1, int(config.epochs * len(data) / rows_a_step))
-
-    def batches() -> Iterator[Pairs]:
-        if labels is None:
-            return (Pairs(rows, rows) for rows in shuffled_rows(len(data), pairs, config.seed))
-        return (balanced_batches if loss_config.label_mask else random_batches)(labels, pairs, config.seed)
-
-    return Plan(batches, pairs, steps, labels, np.stack(items))
+        return np.stack(np.split(as_codes(data.columns["anchor"] + data.columns["positive"]), 2))
+    return np.stack([as_codes(data.texts)] * 2)
 
 
 def _train_head(
@@ -121,7 +98,7 @@ def _train_head(
         positives=columns[1] if data.is_pairs else None,
         negatives=columns[2:],
         labels=plan.labels,
-        items=plan.items,
+        items=identities(data),
         steps=plan.steps,
         lr=config.lr or frozen.LEARNING_RATE,
         progress=progress,
@@ -138,7 +115,7 @@ def _train_whole(
     loss_config: LossConfig,
     progress: Callable[[Curve], None],
 ) -> Curve:
-    loss = SentenceLoss(model, loss_config, progress)
+    loss = SentenceLoss(model, loss_config, plan.steps, progress)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -169,7 +146,7 @@ def _dataset(data: Texts, plan: Plan) -> Dataset:
     if data.labels is None and not data.is_pairs:
         columns = {"view": data.texts, "other_view": data.texts}
     classes = plan.labels if plan.labels is not None else np.zeros(len(data), np.int64)
-    return Dataset.from_dict({**columns, "label": np.stack([classes, *plan.items], axis=1).tolist()})
+    return Dataset.from_dict({**columns, "label": np.stack([classes, *identities(data)], axis=1).tolist()})
 
 
 class PairSampler(DefaultBatchSampler):
@@ -193,10 +170,13 @@ class SentenceLoss(nn.Module):
     `model` is a load-bearing name: under DDP the trainer swaps the wrapped model in under it.
     """
 
-    def __init__(self, model: SentenceTransformer, config: LossConfig, progress: Callable[[Curve], None]) -> None:
+    def __init__(
+        self, model: SentenceTransformer, config: LossConfig, steps: int, progress: Callable[[Curve], None]
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = ContrastiveLoss(config)
+        self.steps = steps
         self.curve: Curve = []
         self.progress = progress
 
@@ -210,13 +190,14 @@ class SentenceLoss(nn.Module):
             anchor, positive = columns[:2]
             classes, items = None, torch.cat([labels[:, 1], labels[:, 2]])
         negative = torch.cat(columns[2:]) if len(columns) > 2 else None
+        self.loss.progress = len(self.curve) / self.steps
         loss: Tensor = self.loss(anchor, positive, negative, labels=classes, items=items)
         record(self.curve, loss, self.loss.diagnostics)
         self.progress(self.curve)
         return loss
 
     def get_config_dict(self) -> dict[str, object]:
-        return vars(self.loss.config)
+        return {"loss": self.loss.config.name}
 
     @property
     def citation(self) -> str:

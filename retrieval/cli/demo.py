@@ -78,7 +78,7 @@ def _digits(folder: Path, seed: int) -> "Section":
     from retrieval.eval.report import Section
     from retrieval.samples import digits
     from retrieval.train.image import ImageConfig, longest_side, train_image
-    from retrieval.train.loss import LossConfig
+    from retrieval.train.loss import named
     from retrieval.train.vision import small_network
 
     data = digits()
@@ -87,7 +87,7 @@ def _digits(folder: Path, seed: int) -> "Section":
     say(f"digits: {len(train):,} to train on, {len(test):,} to judge by; a ResNet from scratch")
     encoder = Encoder(small_network(longest_side(train), pick_device(None), seed), "small")
     before = encode_all(encoder, test)
-    config, loss = ImageConfig(steps=DIGIT_STEPS, seed=seed), LossConfig(kappa=2.0)
+    config, loss = ImageConfig(steps=DIGIT_STEPS, seed=seed), named("hcl")
     with progress("train", DIGIT_STEPS) as bar:
         curve = train_image(
             encoder.model, train, config, loss, source="digits", from_scratch=True, progress=lambda c: _step(bar, c)
@@ -113,7 +113,7 @@ def _docs(folder: Path, seed: int) -> "Section":
     from retrieval.index.bundle import open_index
     from retrieval.index.search import search
     from retrieval.samples import docs_as_texts, library_docs
-    from retrieval.train.loss import LossConfig
+    from retrieval.train.loss import named
     from retrieval.train.text import TextConfig, train_text
 
     docs = library_docs()
@@ -128,7 +128,7 @@ def _docs(folder: Path, seed: int) -> "Section":
     )
     encoder = load_encoder(MINILM, pick_device(None))
     before = _encode(encoder, data.texts[held_out])
-    config, loss = TextConfig(head=True, steps=DOC_STEPS, lr=1e-4, seed=seed), LossConfig(kappa=2.0)
+    config, loss = TextConfig(head=True, steps=DOC_STEPS, lr=1e-4, seed=seed), named("hcl")
     with progress("encode", len(train)) as encoded, progress("train", DOC_STEPS) as bar:
         curve = train_text(
             encoder.model, train, config, loss, source="docs", encoded=encoded, progress=lambda c: _step(bar, c)

@@ -47,18 +47,21 @@ def trains(command: F) -> F:
         (
             click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data."),
             click.option("--model", required=True, help="Encoder to start from."),
-            click.option("--loss", type=click.Choice(["hcl", "debiased", "infonce"]), default="hcl", show_default=True),
+            click.option(
+                "--loss",
+                default="hcl",
+                show_default=True,
+                help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
+            ),
             click.option("--kappa", type=float, help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
             click.option("--beta", type=float, help="Hardness as the paper's β."),
             click.option("--ess", type=float, help="Hardness as the effective number of negatives to keep."),
             click.option(
                 "--tau-plus",
                 type=float,
-                default=0.0,
-                show_default=True,
-                help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.",
+                help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
             ),
-            click.option("--temperature", type=float, default=0.1, show_default=True, help="Temperature t."),
+            click.option("--temperature", type=float, help="Temperature t.  [default: 0.1]"),
             click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
             click.option(
                 "--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."
@@ -209,29 +212,31 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
 
 
 def _loss_config(flags: dict[str, Any]) -> "LossConfig":
-    from retrieval.train.loss import LossConfig
+    """The loss that --loss names, with what other flags say on top."""
+    from retrieval.train.loss import named, with_settings
 
-    return LossConfig(
-        name=flags["loss"],
-        temperature=flags["temperature"],
-        beta=flags["beta"],
-        kappa=flags["kappa"],
-        ess=flags["ess"],
-        tau_plus=flags["tau_plus"],
-        label_mask=flags["label_mask"] is not False,
-        detach_weights=flags["detach_weights"],
-    )
+    settings = {name: flags[name] for name in ("kappa", "beta", "ess", "tau_plus", "temperature", "label_mask")}
+    settings["detach"] = flags["detach_weights"] or None
+    given = {name: value for name, value in settings.items() if value is not None}
+    return with_settings(named(flags["loss"]), given, f"--loss {flags['loss']}")
 
 
 def _fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
-    """Refuse a label mask without labels, and τ⁺ under one: with the labels known nothing is left for it to correct."""
+    """Refuse a loss or a label mask without labels, and τ⁺ under a mask: nothing is left for it to correct."""
     from dataclasses import replace
 
+    if config.false_negatives is not None and config.false_negatives.guide:
+        raise UserError(
+            f"--loss {flags['loss']}: needs a guide encoder, which is for Python callers only; use --loss positive-aware"
+        )
+    if config.needs_labels and not (labelled and config.label_mask):
+        found = "--no-label-mask" if labelled else f"{flags['data']} has no labels"
+        raise UserError(f"--loss {flags['loss']}: works by labels, but {found}; use --loss hcl")
     if not labelled:
         if flags["label_mask"]:
             raise UserError(f"--label-mask: {flags['data']} has no labels; leave it out, or add a column label")
         return replace(config, label_mask=False)
-    if config.label_mask and config.tau_plus > 0:
+    if config.label_mask and config.tau_plus:
         raise UserError(
             f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
         )
@@ -296,7 +301,7 @@ def _finish(
 
     after = _judge(encoder, held_out, flags["seed"])
     metrics = {"before": before, "after": after} if after else None
-    config = {**config, "data": str(flags["data"]), "loss": asdict(loss_config)}
+    config = {**config, "data": str(flags["data"]), "loss": loss_config.name}
     mark = save_run(flags["output"], encoder, curve, config, metrics, overwrite=flags["overwrite"])
     notes = warnings(curve)
     for note in notes:

@@ -1,0 +1,325 @@
+"""The loss a block of anchors at a time, forward and backward in one pass: memory O(batch · dim), same value and gradient.
+
+Two log-sum-exps a row are all that the family needs, so a block of logits is made, used and dropped. The upstream gradient of a
+mean is one number, so each block's gradient can be taken while its logits are at hand, and backward only scales: three matrix
+products in all, none of them twice (the idea of fused linear cross-entropies, as in Liger Kernel).
+
+Letters: r anchors of the block, C candidates, d dimensions, P positives of the block's anchors together.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .config import LossConfig
+from .mix import Recipe, mixed_negatives
+from .rows import row_losses
+from .tasks import Task
+from .weights import Additive, Exp, Uniform
+
+BLOCK_SCORES = 2**20  # logits of a block: 4 MiB in float32, about what a core's cache holds
+BLOCK_ROWS = 64  # at least, for the matrix products' sake
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A loss at one step: numbers, no schedules. beta: of the exponential weights, 0 if there are none."""
+
+    config: LossConfig
+    temperature: float
+    tau_plus: float
+    beta: float
+
+    @property
+    def through(self) -> bool:
+        """Whether gradients go through the weights."""
+        return isinstance(self.config.weights, Exp) and not self.config.weights.detach
+
+
+class Block(NamedTuple):
+    """Some anchors of a task and their logits z (r, C), −inf where a candidate is no negative.
+
+    negatives: (r,) how many are. z_pos, owner, column: (P,) the positives' logits, rows and columns.
+    """
+
+    z: Tensor
+    negatives: Tensor
+    z_pos: Tensor
+    owner: Tensor
+    column: Tensor
+
+
+def block_logits(task: Task, at: slice, setting: Setting, room: Tensor | None = None) -> Block:
+    """Logits of the anchors in `at`, positives taken out, everything that is no negative masked. room: (r, C) to use."""
+    anchors, candidates = task.anchors[at].detach(), task.candidates.detach()
+    z = anchors.new_empty(len(anchors), len(candidates)) if room is None else room
+    # 1/t multiplies within the product, once it is summed: anchors over t would round every term at t = 2e-4.
+    torch.addmm(z, anchors, candidates.T, beta=0, alpha=1 / setting.temperature, out=z)
+    rows = torch.arange(len(z), device=z.device)
+    partners = task.partners[at]
+    masked = setting.config.label_mask and task.labels is not None
+    excluded = _excluded(task, z, at, setting, masked)
+    if masked:
+        assert task.labels is not None and excluded is not None
+        same = task.labels[0][at, None] == task.labels[1]
+        if task.own is not None:
+            same[rows, task.own[at]] = False
+        owner, column = same.nonzero(as_tuple=True)
+    else:
+        owner, column = rows.repeat_interleave(partners.shape[1]), partners.flatten()
+    z_pos = z[owner, column]
+    if excluded is None:
+        count = torch.full((len(z),), z.shape[1] - partners.shape[1] - (task.own is not None), device=z.device)
+        z[owner, column] = -torch.inf
+        if task.own is not None:
+            z[rows, task.own[at]] = -torch.inf
+    else:
+        excluded[owner, column] = True
+        if task.own is not None:
+            excluded[rows, task.own[at]] = True
+        count = z.shape[1] - excluded.sum(1)
+        z.masked_fill_(excluded, -torch.inf)
+    return Block(z, count, z_pos, owner, column)
+
+
+def _excluded(task: Task, z: Tensor, at: slice, setting: Setting, masked: bool) -> Tensor | None:
+    """(r, C) bool of what is neither negative, beyond the pair itself; None if there is nothing."""
+    excluded = None
+    if masked:
+        assert task.labels is not None
+        excluded = task.labels[0][at, None] == task.labels[1]
+    if task.items is not None:
+        same = task.items[0][at, None] == task.items[1]
+        excluded = same if excluded is None else excluded | same
+    rule = setting.config.false_negatives
+    if rule is not None:
+        if rule.guide:
+            assert task.guide is not None
+            similar = task.guide[0][at] @ task.guide[1].T
+        else:
+            similar = z.detach() * setting.temperature
+        own = similar.gather(1, task.partners[at, :1])
+        slack = rule.margin if rule.kind == "absolute" else rule.margin * own.abs()
+        likely = similar > own - slack
+        excluded = likely if excluded is None else excluded | likely
+    return excluded
+
+
+class Tilted(NamedTuple):
+    """Log-sum-exps over the negatives: lse of z + log w, lse_weights of log w (None: not needed), each (r,).
+
+    Exponential weights are e^{β(z − top)} with the row's largest z: β·top, which at β = 1e4 would drown everything else, is in
+    neither of the two.
+    weighed: (r, C) e^{z + log w} over its row's `weighed_sum`; weights likewise, only where a gradient goes through them.
+    """
+
+    top: Tensor
+    lse: Tensor
+    lse_weights: Tensor | None
+    weighed: Tensor
+    weighed_sum: Tensor
+    weights: Tensor | None
+    weights_sum: Tensor | None
+
+
+def tilt(task: Task, block: Block, at: slice, setting: Setting) -> Tilted:
+    """Weigh the negatives. The block's z is used up. The row's maximum leaves *before* β multiplies: unshifted float32 is off
+    by 4.6 at t = 2e-4, β = 1e4."""
+    z, some = block.z, block.negatives > 0
+    one = torch.ones_like(block.z_pos[:1])
+    how = setting.config.weights
+    if not isinstance(how, Exp | Uniform):
+        log_w = log_weights(task, z, at, setting)
+        z = z.add_(log_w)
+        lse_weights = torch.logsumexp(log_w, 1) if how.normalised else None
+    top = torch.where(some, z.amax(1), torch.zeros_like(z[:, 0]))
+    z.sub_(top[:, None])
+    if setting.beta == 0:
+        weighed, weights, weights_sum = z.exp_(), None, None
+        if isinstance(how, Exp | Uniform):
+            lse_weights = None
+    else:
+        weights = (z * setting.beta).exp_()
+        weighed = z.exp_().mul_(weights)
+        weights_sum = weights.sum(1)
+        lse_weights = weights_sum.log()
+    total = weighed.sum(1)
+    lse = top + total.log()
+    safe = torch.where(some, total, one)
+    return Tilted(
+        top,
+        lse,
+        lse_weights,
+        weighed,
+        safe,
+        weights if setting.through else None,
+        torch.where(some, weights_sum, one) if weights_sum is not None and setting.through else None,
+    )
+
+
+def log_weights(task: Task, z: Tensor, at: slice, setting: Setting) -> Tensor:
+    """log w of every negative, −inf elsewhere. z: (r, C) masked logits → (r, C)."""
+    how = setting.config.weights
+    if isinstance(how, Additive):
+        explicit = None
+        if task.own_explicit is not None:
+            explicit = task.own_explicit[0][at, None] == task.own_explicit[1]
+        return how.log_weights(z, setting.temperature, explicit)
+    if isinstance(how, Exp | Uniform):
+        none = z == -torch.inf
+        return (setting.beta * z.masked_fill(none, 0.0)).masked_fill(none, -torch.inf)
+    return how.log_weights(z, setting.temperature)
+
+
+class Summed(NamedTuple):
+    """What a pass over all blocks adds up: the mean loss, its gradients (None if not asked for; sharpness is 1/t), share of anchors on the floor."""
+
+    loss: Tensor
+    anchors: Tensor | None
+    candidates: Tensor | None
+    sharpness: Tensor
+    on_floor: Tensor
+
+
+def sum_blocks(
+    task: Task,
+    setting: Setting,
+    recipe: Recipe | None,
+    gradient: bool,
+    block_rows: int | None = None,
+) -> Summed:
+    """The mean loss of a task's anchors and its gradients."""
+    anchors, candidates = task.anchors.detach(), task.candidates.detach()
+    count, size, sharpness = len(anchors), len(candidates), 1 / setting.temperature
+    floor = anchors.new_tensor(-sharpness)
+    step = block_rows or max(BLOCK_ROWS, BLOCK_SCORES // size)
+    room = anchors.new_empty(min(step, count), size)
+    to_anchors = torch.zeros_like(anchors) if gradient else None
+    to_candidates = torch.zeros_like(candidates) if gradient else None
+    total, floors = anchors.new_zeros(()), anchors.new_zeros(())
+    to_sharpness = anchors.new_zeros(())
+    for start in range(0, count, step):
+        at = slice(start, min(start + step, count))
+        block = block_logits(task, at, setting, room[: at.stop - at.start])
+        mixed = mixed_negatives(block.z, anchors[at], candidates, recipe.rows(at)) if recipe is not None else None
+        tilted = tilt(task, block, at, setting)
+        leaves = _Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor)
+        with torch.enable_grad():
+            losses, on_floor = _losses(leaves, tilted.top, block, setting, size)
+            part = losses.sum() / count
+        total += part.detach()
+        floors += on_floor.sum()
+        if not gradient:
+            continue
+        assert to_anchors is not None and to_candidates is not None
+        found = leaves.gradients(part)
+        to_z = _to_logits(tilted, found, setting)
+        to_z.index_put_((block.owner, block.column), found.z_pos, accumulate=True)
+        to_cosines = to_z @ candidates
+        if mixed is not None:
+            to_cosines += torch.einsum("rk,rkd->rd", found.z_mix, mixed.vectors)
+        to_anchors[at] = to_cosines * sharpness
+        to_candidates.addmm_(to_z.T, anchors[at], alpha=sharpness)
+        to_sharpness += (to_cosines * anchors[at]).sum() - found.floor
+    return Summed(total, to_anchors, to_candidates, to_sharpness, floors / count)
+
+
+class _Leaves(NamedTuple):
+    """The few numbers of a block through which its loss depends on everything else, as leaves of a small graph."""
+
+    lse: Tensor
+    lse_weights: Tensor
+    z_pos: Tensor
+    z_mix: Tensor
+    floor: Tensor
+
+    @classmethod
+    def of(cls, tilted: Tilted, block: Block, z_mix: Tensor | None, floor: Tensor) -> "_Leaves":
+        none = tilted.lse.new_zeros(len(tilted.lse), 0)
+        weights = tilted.lse_weights if tilted.lse_weights is not None else none
+        values = (tilted.lse, weights, block.z_pos, z_mix if z_mix is not None else none, floor)
+        return cls(*(value.detach().requires_grad_() for value in values))
+
+    def gradients(self, loss: Tensor) -> "_Leaves":
+        found = torch.autograd.grad(loss, list(self), allow_unused=True)
+        return _Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(self, found, strict=True)))
+
+
+def _losses(leaves: _Leaves, top: Tensor, block: Block, setting: Setting, candidates: int) -> tuple[Tensor, Tensor]:
+    """(r,) losses from the leaves, synthetic negatives joined to the real ones."""
+    beta, normalised, mixed = setting.beta, setting.config.weights.normalised, leaves.z_mix.shape[1]
+    lse, count = leaves.lse, torch.where(block.negatives > 0, block.negatives + mixed, 0)
+    if mixed:
+        mix_weights = beta * ((leaves.z_mix if setting.through else leaves.z_mix.detach()) - top[:, None])
+        lse = torch.logaddexp(lse, torch.logsumexp(leaves.z_mix + mix_weights, 1))
+    stands_for = torch.full_like(count, candidates - 2) if setting.config.published_count else count
+    log_r = lse
+    if normalised:
+        # `leaves.lse_weights` is empty where all weights are one, so that their log-sum is that of the count.
+        some = count.clamp(min=1).to(lse.dtype).log()
+        lse_weights = leaves.lse_weights if leaves.lse_weights.ndim == 1 else some
+        if mixed and leaves.lse_weights.ndim == 1:
+            lse_weights = torch.logaddexp(lse_weights, torch.logsumexp(mix_weights, 1))
+        log_r = stands_for.clamp(min=1).to(lse.dtype).log() + lse - lse_weights
+    log_r = torch.where(count > 0, log_r, torch.full_like(log_r, -torch.inf))
+    return row_losses(
+        log_r,
+        count,
+        leaves.z_pos,
+        block.owner,
+        entry=setting.config.entry,
+        tau_plus=setting.tau_plus,
+        beta=beta,
+        floor=leaves.floor,
+    )
+
+
+def _to_logits(tilted: Tilted, found: _Leaves, setting: Setting) -> Tensor:
+    """The gradient in every logit (r, C): g (1+β) p + g' β q with softmaxes p of z + log w and q of log w, where gradients go
+    through the weights, else g p. `weighed` and `weights` are used up."""
+    to_z = tilted.weighed.mul_((found.lse / tilted.weighed_sum)[:, None])
+    if tilted.weights is not None:
+        assert tilted.weights_sum is not None
+        # g p + β (g p + g' q): the two nearly cancel, and β = 1e4 must not multiply them before they do.
+        share = (found.lse_weights / tilted.weights_sum)[:, None]
+        to_z.add_(torch.addcmul(to_z, tilted.weights, share, out=tilted.weights), alpha=setting.beta)
+    return to_z
+
+
+def mean_loss(
+    task: Task, temperature: Tensor, setting: Setting, recipe: Recipe | None, block_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The mean loss of a task's anchors, differentiable in its embeddings and the temperature (), and the floor rate."""
+    found: tuple[Tensor, Tensor] = _FusedMean.apply(  # type: ignore[no-untyped-call]
+        task.anchors, task.candidates, 1 / temperature, task, setting, recipe, block_rows
+    )
+    return found
+
+
+class _FusedMean(torch.autograd.Function):
+    """`sum_blocks` as one differentiable step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        sharpness: Tensor,
+        task: Task,
+        setting: Setting,
+        recipe: Recipe | None,
+        block_rows: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        found = sum_blocks(task, setting, recipe, any(ctx.needs_input_grad), block_rows)
+        if found.anchors is not None and found.candidates is not None:
+            ctx.save_for_backward(found.anchors, found.candidates, found.sharpness)
+        ctx.mark_non_differentiable(found.on_floor)
+        return found.loss, found.on_floor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(gradient * to_loss for gradient in ctx.saved_tensors), None, None, None, None)

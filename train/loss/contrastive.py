@@ -1,0 +1,192 @@
+"""The contrastive loss of a batch: a pure function of embeddings, and a thin module with what must be kept between batches."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from retrieval.errors import UserError
+
+from . import gather
+from .blocks import Setting, mean_loss
+from .config import LossConfig
+from .memory import Memory
+from .mix import Recipe
+from .names import named, with_settings
+from .observe import Diagnostics, observe, observed_logits
+from .schedule import at, number
+from .tasks import UNKNOWN, Extra, Known, Task, tasks
+from .weights import Exp, solve_beta
+
+
+class LossOutput(NamedTuple):
+    """loss: () differentiable. diagnostics: None if not asked for."""
+
+    loss: Tensor
+    diagnostics: Diagnostics | None
+
+
+def contrastive_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor | None = None,
+    *,
+    labels: Tensor | None = None,
+    items: Tensor | None = None,
+    guide: Tensor | None = None,
+    guide_negative: Tensor | None = None,
+    past: Extra | None = None,
+    config: LossConfig,
+    temperature: Tensor | None = None,
+    diagnose: bool = True,
+    block_rows: int | None = None,
+) -> LossOutput:
+    """The mean loss of B pairs under `config`, whose numbers are constants here (`schedule.at` resolves schedules).
+
+    anchor: (B, d). positive: (B, d), or (M, B, d) for M positives of every anchor; all made unit here. negative: (K, d)
+    explicit negatives of every anchor; where K is a multiple of B, row k is pair k mod B's own.
+    labels: (B,) class of each pair. items: ((1 + M)·B,) identity of each embedding, view after view; equal ones (the same text
+    twice) are not negatives of each other. guide: ((1 + M), B, g) and guide_negative (K, g), a guide encoder's embeddings.
+    past: embeddings of past batches. temperature: () a learned one, instead of the config's.
+    In several processes (torch.distributed) the candidates are those of all of them, with gradients, and the mean over
+    processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
+    Raises UserError where the config needs labels or a guide that are not given.
+    """
+    _refuse_missing(config, labels, guide)
+    with torch.autocast(anchor.device.type, enabled=False):
+        views = _unit(torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]]))
+        here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide))
+        everywhere, first, share = gather.everywhere(here)
+        extra = _extra(negative, guide_negative, past, len(anchor), first)
+        found = tasks(here, everywhere, first, extra, config)
+        t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
+        t = t if temperature is None else temperature.to(views.dtype)
+        setting = _setting(config, float(t.detach()), found[0])
+        total, floors = [], []
+        for task in found:
+            loss, on_floor = mean_loss(task, t, setting, _recipe(task, config), block_rows)
+            total.append(loss)
+            floors.append(on_floor)
+        loss = torch.stack(total).mean() * share
+        seen = None
+        if diagnose:
+            seen = observe(found[0], setting, torch.stack(floors).mean())
+        return LossOutput(loss, seen)
+
+
+def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | None) -> None:
+    if config.needs_labels and labels is None:
+        raise UserError(
+            f"--loss {config.name}: needs labels, and there are none; give a column label, or use --loss hcl"
+        )
+    if config.false_negatives is not None and config.false_negatives.guide and guide is None:
+        raise UserError(
+            f"--loss {config.name}: needs a guide encoder's embeddings; use --loss positive-aware without one"
+        )
+    if labels is not None and config.label_mask and config.tau_plus:
+        raise UserError(
+            f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
+        )
+
+
+def _unit(x: Tensor) -> Tensor:
+    return normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def _by_view(items: Tensor | None, views: int) -> Tensor | None:
+    return None if items is None else items.view(views, -1)
+
+
+def _extra(negative: Tensor | None, guide: Tensor | None, past: Extra | None, pairs: int, first: int) -> Extra | None:
+    """Explicit negatives of all processes, then embeddings of past batches."""
+    if negative is None:
+        return past
+    count = len(negative)
+    device = negative.device
+    pair = torch.arange(count, device=device) % pairs + first
+    if count % pairs:
+        pair = torch.full((count,), UNKNOWN, device=device)
+    rows, pair = gather.rows(_unit(negative)), gather.rows(pair)
+    known = None if guide is None else gather.rows(_unit(guide))
+    if past is None:
+        return Extra(rows, pair=pair, guide=known)
+    unknown = torch.full((len(rows),), UNKNOWN, device=device)
+    return Extra(
+        torch.cat([rows, past.rows]),
+        labels=None if past.labels is None else torch.cat([unknown, past.labels]),
+        items=None if past.items is None else torch.cat([unknown, past.items]),
+        pair=torch.cat([pair, torch.full((len(past.rows),), UNKNOWN, device=device)]),
+    )
+
+
+def _setting(config: LossConfig, t: float, task: Task) -> Setting:
+    """The numbers of this step; β solved for an effective-sample-size target."""
+    beta = config.weights.fixed_beta(t) if isinstance(config.weights, Exp) else 0.0
+    setting = Setting(config, t, number(config.tau_plus), beta or 0.0)
+    if beta is not None:
+        return setting
+    assert isinstance(config.weights, Exp) and config.weights.ess is not None
+    z = observed_logits(task, setting).z
+    return Setting(config, t, setting.tau_plus, solve_beta(z, number(config.weights.ess)))
+
+
+def _recipe(task: Task, config: LossConfig) -> Recipe | None:
+    if config.mix is None:
+        return None
+    return Recipe.draw(config.mix, len(task.anchors), len(task.candidates), task.anchors.device)
+
+
+class ContrastiveLoss(nn.Module):
+    """`contrastive_loss` with what outlives a batch: schedules, a learned temperature, the memory, the last diagnostics.
+
+    Set `progress` (0 … 1) as training goes on; schedules follow it. Shapes as in `contrastive_loss`; returns the loss.
+    """
+
+    def __init__(self, config: LossConfig, *, diagnose: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.diagnose = diagnose
+        self.progress = 0.0
+        self.diagnostics: Diagnostics | None = None
+        start = number(at(config, 0.0).temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if config.learn_temperature else None
+        self.memory = Memory(config.memory) if config.memory else None
+
+    def forward(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        negative: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        items: Tensor | None = None,
+        guide: Tensor | None = None,
+        guide_negative: Tensor | None = None,
+    ) -> Tensor:
+        past = self.memory.past(labels, items) if self.memory is not None else None
+        loss, self.diagnostics = contrastive_loss(
+            anchor,
+            positive,
+            negative,
+            labels=labels,
+            items=items,
+            guide=guide,
+            guide_negative=guide_negative,
+            past=past,
+            config=at(self.config, self.progress),
+            temperature=self.log_temperature.exp() if self.log_temperature is not None else None,
+            diagnose=self.diagnose,
+        )
+        if self.memory is not None:
+            self.memory.add(_unit(positive.detach()), labels, items)
+        return loss
+
+    def extra_repr(self) -> str:
+        return self.config.name
+
+
+def loss(name: str, **settings: object) -> ContrastiveLoss:
+    """A loss by name: `loss("hcl", kappa=4)` or `loss("hcl(kappa=4)")`; prints back as what it is."""
+    return ContrastiveLoss(with_settings(named(name), settings, f"loss({name!r})"))

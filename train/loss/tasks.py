@@ -1,0 +1,110 @@
+"""Who is what to whom: which rows are anchors, which are candidates, and which of these are the anchor's positives.
+
+Letters: V views of B pairs (V = 2: anchor and positive), A anchors, C candidates, M = V − 1 positives of a pair, d dimensions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import LossConfig
+
+UNKNOWN = torch.iinfo(torch.int64).min  # a label or identity that equals nothing
+
+
+@dataclass(frozen=True)
+class Task:
+    """Anchors (A, d) against candidates (C, d), both unit; each index is a column among the candidates.
+
+    own: (A,) the anchor itself, None where it is no candidate. partners: (A, M) the rest of its pair. labels, items: of
+    anchors and of candidates, (A,) and (C,), None where not known. guide: a guide encoder's unit embeddings of both.
+    own_explicit: (A,) pair of each anchor and (C,) pair that an explicit negative belongs to, or UNKNOWN.
+    """
+
+    anchors: Tensor
+    candidates: Tensor
+    own: Tensor | None
+    partners: Tensor
+    labels: tuple[Tensor, Tensor] | None = None
+    items: tuple[Tensor, Tensor] | None = None
+    guide: tuple[Tensor, Tensor] | None = None
+    own_explicit: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one process knows of its rows, view by view; `everywhere` is the same of all processes together.
+
+    views: (V, B, d). labels: (B,). items: (V, B). guide: (V, B, g).
+    """
+
+    views: Tensor
+    labels: Tensor | None
+    items: Tensor | None
+    guide: Tensor | None
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Candidates that are nobody's pair: explicit negatives and embeddings of past batches. Fields as in `Known`, (K, …)."""
+
+    rows: Tensor
+    labels: Tensor | None = None
+    items: Tensor | None = None
+    guide: Tensor | None = None
+    pair: Tensor | None = None
+
+
+def tasks(here: Known, everywhere: Known, first: int, extra: Extra | None, config: LossConfig) -> list[Task]:
+    """The tasks whose means are averaged. `here` are the anchors, `first` the number of their first pair in `everywhere`."""
+    views = list(range(len(here.views)))
+    if config.within_side:
+        sides = views if config.directions == "symmetric" else views[:1]
+        return [_task(here, everywhere, first, extra, sides, views)]
+    forward = _task(here, everywhere, first, extra, [0], views[1:])
+    if config.directions == "forward":
+        return [forward]
+    backward = [_task(here, everywhere, first, None, [v], [u for u in views if u != v]) for v in views[1:]]
+    return [forward, *backward]
+
+
+def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides: list[int], among: list[int]) -> Task:
+    """The views in `sides` as anchors, those in `among` as candidates, then the extra ones."""
+    device = here.views.device
+    pairs, all_pairs = here.views.shape[1], everywhere.views.shape[1]
+    pair = torch.arange(first, first + pairs, device=device)
+
+    def column(view: int) -> Tensor:
+        return among.index(view) * all_pairs + pair
+
+    own = torch.cat([column(v) for v in sides]) if set(sides) <= set(among) else None
+    partners = [torch.stack([column(u) for u in among if u != v], 1) for v in sides]
+
+    def both(name: str, by_view: bool) -> tuple[Tensor, Tensor] | None:
+        """A field of `Known`, of the anchors and of the candidates."""
+        mine, all_of_it, more = getattr(here, name), getattr(everywhere, name), getattr(extra, name, None)
+        if mine is None:
+            return None
+        anchors = torch.cat([mine[v] if by_view else mine for v in sides])
+        candidates = [all_of_it[v] if by_view else all_of_it for v in among]
+        if extra is not None:
+            assert more is not None or name in ("labels", "items"), f"{name} of the extra candidates is needed"
+            candidates.append(more if more is not None else mine.new_full((len(extra.rows),), UNKNOWN))
+        return anchors, torch.cat(candidates)
+
+    candidates = [everywhere.views[v] for v in among] + ([extra.rows] if extra is not None else [])
+    explicit = None
+    if extra is not None and extra.pair is not None:
+        nobody = torch.full((len(among) * all_pairs,), UNKNOWN, device=device)
+        explicit = (pair.repeat(len(sides)), torch.cat([nobody, extra.pair]))
+    return Task(
+        anchors=torch.cat([here.views[v] for v in sides]),
+        candidates=torch.cat(candidates),
+        own=own,
+        partners=torch.cat(partners),
+        labels=both("labels", by_view=False),
+        items=both("items", by_view=True),
+        guide=both("guide", by_view=True),
+        own_explicit=explicit,
+    )
