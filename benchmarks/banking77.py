@@ -23,7 +23,7 @@ from retrieval.encoder import MINILM, load_encoder
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.train.head import train_head
 from retrieval.train.loss import LossConfig, named
-from retrieval.train.text import TextConfig, plan_batches
+from retrieval.train.text import TextConfig, identities, plan_batches
 
 STEPS, PAIRS, LR, SEEDS = 1000, 128, 1e-3, (0, 1, 2)
 TEMPERATURES = (0.05, 0.1, 0.2)
@@ -45,7 +45,7 @@ def run(
         plan.batches(),
         loss,
         labels=plan.labels,
-        items=plan.items,
+        items=identities(train),
         steps=STEPS,
         lr=LR,
         progress=lambda curve: None,

@@ -203,6 +203,7 @@ def test_synthetic_negatives_are_mixed_from_the_hardest():
 @pytest.mark.parametrize("name", ["sscl(beta=0.8)", "sscl(beta=0.8, detach=True)", "mochi(memory=0, with_anchor=3)"])
 def test_synthetic_negatives_pass_through_the_estimator(name):
     """Against the plain way with the same synthetic negatives put in by hand."""
+    from retrieval.train.loss.gather import agreed_seed
     from retrieval.train.loss.mix import Recipe, mixed_negatives
 
     config = at_temperature(named(name), T)
@@ -210,7 +211,7 @@ def test_synthetic_negatives_pass_through_the_estimator(name):
     torch.manual_seed(5)
     ours = contrastive_loss(*inputs, config=config, block_rows=4).loss
     torch.manual_seed(5)
-    recipe = Recipe.draw(config.mix, 14, 14, torch.device("cpu"))
+    recipe = Recipe.draw(config.mix, 14, 14, agreed_seed(torch.device("cpu")), torch.device("cpu"))
     rows = torch.cat([normalize(x, dim=1) for x in inputs])
     cosines = rows @ rows.T
     partner = torch.arange(14).roll(7)

@@ -1,6 +1,7 @@
 """The contrastive loss of a batch: a pure function of embeddings, and a thin module with what must be kept between batches."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def contrastive_loss(
         found = tasks(here, everywhere, first, extra, config)
         t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
         t = t if temperature is None else temperature.to(views.dtype)
-        setting = _setting(config, float(t.detach()), found[0])
+        setting = _setting(config, float(t.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
         total, floors = [], []
         for task in found:
             loss, on_floor = mean_loss(task, t, setting, _recipe(task, config), block_rows)
@@ -121,21 +122,23 @@ def _extra(negative: Tensor | None, guide: Tensor | None, past: Extra | None, pa
     )
 
 
-def _setting(config: LossConfig, t: float, task: Task) -> Setting:
-    """The numbers of this step; β solved for an effective-sample-size target."""
+def _setting(config: LossConfig, t: float, whole: Callable[[], Task]) -> Setting:
+    """The numbers of this step; β solved for an effective-sample-size target over the anchors of all processes."""
     beta = config.weights.fixed_beta(t) if isinstance(config.weights, Exp) else 0.0
     setting = Setting(config, t, number(config.tau_plus), beta or 0.0)
     if beta is not None:
         return setting
     assert isinstance(config.weights, Exp) and config.weights.ess is not None
-    z = observed_logits(task, setting).z
+    z = observed_logits(whole(), setting).z
     return Setting(config, t, setting.tau_plus, solve_beta(z, number(config.weights.ess)))
 
 
 def _recipe(task: Task, config: LossConfig) -> Recipe | None:
     if config.mix is None:
         return None
-    return Recipe.draw(config.mix, len(task.anchors), len(task.candidates), task.anchors.device)
+    device = task.anchors.device
+    seed = gather.agreed_seed(device)
+    return Recipe.draw(config.mix, task.total, len(task.candidates), seed, device).rows(task.number)
 
 
 class ContrastiveLoss(nn.Module):

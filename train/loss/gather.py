@@ -1,5 +1,7 @@
 """Rows of all processes: with gradients for embeddings, so that every anchor meets every candidate."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -13,28 +15,46 @@ def world() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def rows(x: Tensor) -> Tensor:
-    """(n, …) of every process, one after the other in order of rank: (Σ n, …). The processes' n may differ."""
-    _, processes = world()
-    if processes == 1:
+def rows(x: Tensor, counts: list[int] | None = None) -> Tensor:
+    """(n, …) of every process, one after the other in order of rank: (Σ n, …). counts: their n, asked for if not given."""
+    if world()[1] == 1:
         return x
-    counts = _counts(len(x), x.device)
-    padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])]).contiguous()
-    if x.requires_grad:
-        import torch.distributed.nn.functional as differentiable
+    found: Tensor = _AllGather.apply(x, counts or _counts(len(x), x.device))  # type: ignore[no-untyped-call]
+    return found
 
-        parts = differentiable.all_gather(padded)  # type: ignore[no-untyped-call]
-    else:
+
+class _AllGather(torch.autograd.Function):
+    """The gradient of a row is the sum of what every process has for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = torch.cat([x, x.new_zeros(max(counts) - len(x), *x.shape[1:])]).contiguous()
         parts = [torch.empty_like(padded) for _ in counts]
         distributed.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        rank, _ = world()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return torch.split(gradient, ctx.counts)[rank], None
 
 
 def _counts(count: int, device: torch.device) -> list[int]:
-    _, processes = world()
-    found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(processes)]
+    found = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world()[1])]
     distributed.all_gather(found, torch.tensor([count], device=device))
     return [int(n) for n in torch.cat(found).tolist()]
+
+
+def agreed_seed(device: torch.device) -> int:
+    """A random seed from torch's own state on the first process, the same on all."""
+    seed = torch.randint(2**62, (1,))
+    if world()[1] > 1:
+        seed = seed.to(device)
+        distributed.broadcast(seed, 0)
+    return int(seed)
 
 
 def everywhere(here: Known) -> tuple[Known, int, float]:
@@ -50,9 +70,9 @@ def everywhere(here: Known) -> tuple[Known, int, float]:
     share = pairs * processes / sum(counts)
 
     def by_view(x: Tensor | None) -> Tensor | None:
-        return None if x is None else rows(x.transpose(0, 1).contiguous()).transpose(0, 1)
+        return None if x is None else rows(x.transpose(0, 1).contiguous(), counts).transpose(0, 1)
 
     views = by_view(here.views)
     assert views is not None
-    labels = None if here.labels is None else rows(here.labels)
+    labels = None if here.labels is None else rows(here.labels, counts)
     return Known(views, labels, by_view(here.items), by_view(here.guide)), sum(counts[:rank]), share

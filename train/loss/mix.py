@@ -12,7 +12,7 @@ from .config import Mix
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that is random in a mix, drawn at once so that it does not depend on how anchors are cut into blocks.
+    """All that is random in a mix, drawn at once so that it does not depend on how anchors are cut into blocks or processes.
 
     first, second: (A, k) places among the hardest; share: (A, k) of the first, the last `with_anchor` of them of the anchor.
     """
@@ -24,14 +24,15 @@ class Recipe:
     share: Tensor
 
     @classmethod
-    def draw(cls, mix: Mix, anchors: int, candidates: int, device: torch.device) -> "Recipe":
+    def draw(cls, mix: Mix, anchors: int, candidates: int, seed: int, device: torch.device) -> "Recipe":
+        random = torch.Generator(device).manual_seed(seed)
         hardest, made = min(mix.hardest, candidates), mix.pairs + mix.with_anchor
-        first, second = torch.randint(hardest, (2, anchors, made), device=device)
-        share = torch.rand(anchors, made, device=device)
+        first, second = torch.randint(hardest, (2, anchors, made), generator=random, device=device)
+        share = torch.rand(anchors, made, generator=random, device=device)
         share[:, mix.pairs :] /= 2
         return cls(hardest, mix.with_anchor, first, second, share)
 
-    def rows(self, at: slice) -> "Recipe":
+    def rows(self, at: slice | Tensor) -> "Recipe":
         return Recipe(self.hardest, self.with_anchor, self.first[at], self.second[at], self.share[at])
 
 

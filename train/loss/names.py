@@ -15,8 +15,8 @@ from .weights import Additive, Exp, Gaussian, Posterior, Uniform
 
 METHODS: dict[str, LossConfig] = {
     "hcl": LossConfig(),
-    "infonce": LossConfig(weights=UNIFORM),
     "debiased": LossConfig(weights=UNIFORM, tau_plus=0.1),
+    "infonce": LossConfig(weights=UNIFORM),
     "h-scl": LossConfig(needs_labels=True),
     "sincere": LossConfig(weights=UNIFORM, needs_labels=True),
     "supcon": LossConfig(weights=UNIFORM, entry="shared", needs_labels=True),
@@ -114,9 +114,12 @@ def _value(node: ast.expr) -> Any:
 
 
 def describe(config: LossConfig) -> str:
-    """A name that `named` reads back into the same loss: the method that differs in the fewest settings, and those."""
+    """A name that `named` reads back into the same loss: the method that differs in the fewest settings, and those.
+
+    A part of another kind counts as three settings; of equally near methods the first is taken.
+    """
     different = {name: _differences(method, config) for name, method in METHODS.items()}
-    nearest = min(different, key=lambda name: len(different[name]))
+    nearest = min(different, key=lambda name: sum(3 if key in PLACES else 1 for key in different[name]))
     inside = ", ".join(f"{key}={_shown(value)}" for key, value in different[nearest].items())
     return f"{nearest}({inside})" if inside else nearest
 

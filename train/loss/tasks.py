@@ -17,6 +17,7 @@ UNKNOWN = torch.iinfo(torch.int64).min  # a label or identity that equals nothin
 class Task:
     """Anchors (A, d) against candidates (C, d), both unit; each index is a column among the candidates.
 
+    number: (A,) place of each anchor among the `total` ones of all processes together.
     own: (A,) the anchor itself, None where it is no candidate. partners: (A, M) the rest of its pair. labels, items: of
     anchors and of candidates, (A,) and (C,), None where not known. guide: a guide encoder's unit embeddings of both.
     own_explicit: (A,) pair of each anchor and (C,) pair that an explicit negative belongs to, or UNKNOWN.
@@ -24,6 +25,8 @@ class Task:
 
     anchors: Tensor
     candidates: Tensor
+    number: Tensor
+    total: int
     own: Tensor | None
     partners: Tensor
     labels: tuple[Tensor, Tensor] | None = None
@@ -101,6 +104,8 @@ def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides
     return Task(
         anchors=torch.cat([here.views[v] for v in sides]),
         candidates=torch.cat(candidates),
+        number=torch.cat([side * all_pairs + pair for side in range(len(sides))]),
+        total=len(sides) * all_pairs,
         own=own,
         partners=torch.cat(partners),
         labels=both("labels", by_view=False),

@@ -1,0 +1,85 @@
+"""One process of several, over gloo: started by test_gather.py with rank, processes, whether shares are uneven, and a folder."""
+
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from retrieval.train.loss import METHODS, ContrastiveLoss, named
+
+CASES = [
+    *METHODS,
+    "hcl(kappa=4, temperature=0.5, tau_plus=0.05)",
+    "hcl(beta=1, detach=True)",
+    "hcl(ess=8)",
+    "infonce(memory=10)",
+    "h-scl(memory=10)",
+]
+PAIRS, IN, OUT, STEPS = 12, 6, 5, 3
+WITH_NEGATIVES = {"hcl(beta=1, detach=True)", "embedding-gemma", "simcse", "gist", "hcl(ess=8)"}
+
+
+def inputs(name):
+    """Of every step: pairs (2, PAIRS, IN), explicit negatives, labels, identities and guide; the same in every process."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        rows = torch.randn(3, PAIRS, IN, generator=generator, dtype=torch.float64)
+        yield (
+            rows,
+            torch.randint(0, 4, (PAIRS,), generator=generator) if named(name).needs_labels else None,
+            torch.randint(0, 40, (2, PAIRS), generator=generator),
+        )
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Linear(IN, OUT, bias=False, dtype=torch.float64)
+
+
+def share(rank, processes, uneven=False):
+    """The pairs of one process; uneven ones differ in number."""
+    cuts = [round(PAIRS * r / processes) for r in range(processes + 1)]
+    cuts[1] -= uneven
+    return slice(cuts[rank], cuts[rank + 1])
+
+
+def train(name, pairs, wrap=lambda net: net):
+    """Three steps of gradient descent on these pairs; returns every gradient, and the weights at the end."""
+    net, loss_of = model(), ContrastiveLoss(named(name))
+    wrapped, gradients = wrap(net), []
+    torch.manual_seed(7)  # synthetic negatives are drawn
+    for rows, labels, items in inputs(name):
+        rows, items = rows[:, pairs], items[:, pairs]
+        embeddings = wrapped(rows)
+        with_guide = named(name).false_negatives is not None and named(name).false_negatives.guide
+        with_negatives = name in WITH_NEGATIVES
+        loss = loss_of(
+            embeddings[0],
+            embeddings[1],
+            embeddings[2] if with_negatives else None,
+            labels=None if labels is None else labels[pairs],
+            items=items.flatten(),
+            guide=rows[:2, :, :4] if with_guide else None,
+            guide_negative=rows[2, :, :4] if with_guide and with_negatives else None,
+        )
+        net.zero_grad()
+        loss.backward()
+        gradients.append(net.weight.grad.clone())
+        with torch.no_grad():
+            net.weight -= 0.1 * net.weight.grad
+    return [*gradients, net.weight.detach()]
+
+
+def main():
+    rank, processes, uneven, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
+    pairs = share(rank, processes, uneven)
+    torch.save({name: train(name, pairs, DistributedDataParallel) for name in CASES}, f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
