@@ -1,18 +1,16 @@
 """The loss a block of anchors at a time, forward and backward in one pass: memory O(batch · dim), same value and gradient.
 
-Two log-sum-exps a row are all that the family needs, so a block of logits is made, used and dropped. The upstream gradient of a
-mean is one number, so each block's gradient can be taken while its logits are at hand, and backward only scales: three matrix
-products in all, none of them twice (the idea of fused linear cross-entropies, as in Liger Kernel).
+Two log-sum-exps a row are all that the family needs, so a block of logits is made, used and dropped, its gradient taken while it
+is at hand: three matrix products in all, none of them twice. On any device; `tiles.py` is faster where it can be used.
 
 Letters: r anchors of the block, C candidates, d dimensions, P positives of the block's anchors together.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .config import LossConfig
 from .mix import Recipe, mixed_negatives
@@ -206,9 +204,9 @@ def sum_blocks(
         block = block_logits(task, at, setting, room[: at.stop - at.start])
         mixed = mixed_negatives(block.z, anchors[at], candidates, recipe.rows(at)) if recipe is not None else None
         tilted = tilt(task, block, at, setting)
-        leaves = _Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor)
+        leaves = Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor)
         with torch.enable_grad():
-            losses, on_floor = _losses(leaves, tilted.top, block, setting, size)
+            losses, on_floor = losses_of(leaves, tilted.top, block, setting, size)
             part = losses.sum() / count
         total += part.detach()
         floors += on_floor.sum()
@@ -227,7 +225,7 @@ def sum_blocks(
     return Summed(total, to_anchors, to_candidates, to_sharpness, floors / count)
 
 
-class _Leaves(NamedTuple):
+class Leaves(NamedTuple):
     """The few numbers of a block through which its loss depends on everything else, as leaves of a small graph."""
 
     lse: Tensor
@@ -237,21 +235,38 @@ class _Leaves(NamedTuple):
     floor: Tensor
 
     @classmethod
-    def of(cls, tilted: Tilted, block: Block, z_mix: Tensor | None, floor: Tensor) -> "_Leaves":
+    def of(cls, tilted: Tilted, block: Block, z_mix: Tensor | None, floor: Tensor) -> "Leaves":
         none = tilted.lse.new_zeros(len(tilted.lse), 0)
         weights = tilted.lse_weights if tilted.lse_weights is not None else none
         values = (tilted.lse, weights, block.z_pos, z_mix if z_mix is not None else none, floor)
         return cls(*(value.detach().requires_grad_() for value in values))
 
-    def gradients(self, loss: Tensor) -> "_Leaves":
+    def gradients(self, loss: Tensor) -> "Leaves":
         found = torch.autograd.grad(loss, list(self), allow_unused=True)
-        return _Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(self, found, strict=True)))
+        return Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(self, found, strict=True)))
 
 
-def _losses(leaves: _Leaves, top: Tensor, block: Block, setting: Setting, candidates: int) -> tuple[Tensor, Tensor]:
-    """(r,) losses from the leaves, synthetic negatives joined to the real ones."""
+def losses_of(leaves: Leaves, top: Tensor, block: Block, setting: Setting, candidates: int) -> tuple[Tensor, Tensor]:
+    """(r,) losses from the leaves, and who is on the floor."""
+    log_r, count = log_negatives(leaves, top, block.negatives, setting, candidates)
+    return row_losses(
+        log_r,
+        count,
+        leaves.z_pos,
+        block.owner,
+        entry=setting.config.entry,
+        tau_plus=setting.tau_plus,
+        beta=setting.beta,
+        floor=leaves.floor,
+    )
+
+
+def log_negatives(
+    leaves: Leaves, top: Tensor, negatives: Tensor, setting: Setting, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """log R of each anchor and how many negatives it stands for, both (r,); synthetic negatives joined to the real ones."""
     beta, normalised, mixed = setting.beta, setting.config.weights.normalised, leaves.z_mix.shape[1]
-    lse, count = leaves.lse, torch.where(block.negatives > 0, block.negatives + mixed, 0)
+    lse, count = leaves.lse, torch.where(negatives > 0, negatives + mixed, 0)
     if mixed:
         mix_weights = beta * ((leaves.z_mix if setting.through else leaves.z_mix.detach()) - top[:, None])
         lse = torch.logaddexp(lse, torch.logsumexp(leaves.z_mix + mix_weights, 1))
@@ -264,20 +279,10 @@ def _losses(leaves: _Leaves, top: Tensor, block: Block, setting: Setting, candid
         if mixed and leaves.lse_weights.ndim == 1:
             lse_weights = torch.logaddexp(lse_weights, torch.logsumexp(mix_weights, 1))
         log_r = stands_for.clamp(min=1).to(lse.dtype).log() + lse - lse_weights
-    log_r = torch.where(count > 0, log_r, torch.full_like(log_r, -torch.inf))
-    return row_losses(
-        log_r,
-        count,
-        leaves.z_pos,
-        block.owner,
-        entry=setting.config.entry,
-        tau_plus=setting.tau_plus,
-        beta=beta,
-        floor=leaves.floor,
-    )
+    return torch.where(count > 0, log_r, torch.full_like(log_r, -torch.inf)), count
 
 
-def _to_logits(tilted: Tilted, found: _Leaves, setting: Setting) -> Tensor:
+def _to_logits(tilted: Tilted, found: Leaves, setting: Setting) -> Tensor:
     """The gradient in every logit (r, C): g (1+β) p + g' β q with softmaxes p of z + log w and q of log w, where gradients go
     through the weights, else g p. `weighed` and `weights` are used up."""
     to_z = tilted.weighed.mul_((found.lse / tilted.weighed_sum)[:, None])
@@ -287,39 +292,3 @@ def _to_logits(tilted: Tilted, found: _Leaves, setting: Setting) -> Tensor:
         share = (found.lse_weights / tilted.weights_sum)[:, None]
         to_z.add_(torch.addcmul(to_z, tilted.weights, share, out=tilted.weights), alpha=setting.beta)
     return to_z
-
-
-def mean_loss(
-    task: Task, temperature: Tensor, setting: Setting, recipe: Recipe | None, block_rows: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """The mean loss of a task's anchors, differentiable in its embeddings and the temperature (), and the floor rate."""
-    found: tuple[Tensor, Tensor] = _FusedMean.apply(  # type: ignore[no-untyped-call]
-        task.anchors, task.candidates, 1 / temperature, task, setting, recipe, block_rows
-    )
-    return found
-
-
-class _FusedMean(torch.autograd.Function):
-    """`sum_blocks` as one differentiable step."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        sharpness: Tensor,
-        task: Task,
-        setting: Setting,
-        recipe: Recipe | None,
-        block_rows: int | None,
-    ) -> tuple[Tensor, Tensor]:
-        found = sum_blocks(task, setting, recipe, any(ctx.needs_input_grad), block_rows)
-        if found.anchors is not None and found.candidates is not None:
-            ctx.save_for_backward(found.anchors, found.candidates, found.sharpness)
-        ctx.mark_non_differentiable(found.on_floor)
-        return found.loss, found.on_floor
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, to_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(gradient * to_loss for gradient in ctx.saved_tensors), None, None, None, None)

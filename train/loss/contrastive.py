@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 from retrieval.errors import UserError
 
 from . import gather
-from .blocks import Setting, mean_loss
+from .blocks import Setting
 from .config import LossConfig
+from .fused import mean_loss
 from .memory import Memory
 from .mix import Recipe
 from .names import named, with_settings
@@ -57,8 +58,9 @@ def contrastive_loss(
     """
     _refuse_missing(config, labels, guide)
     with torch.autocast(anchor.device.type, enabled=False):
-        views = _unit(torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]]))
-        here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide))
+        given = torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]])
+        views = _unit(given)
+        here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide), _raw(given))
         everywhere, first, share = gather.everywhere(here)
         extra = _extra(negative, guide_negative, past, len(anchor), first)
         found = tasks(here, everywhere, first, extra, config)
@@ -96,6 +98,11 @@ def _unit(x: Tensor) -> Tensor:
     return normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
+def _raw(x: Tensor) -> Tensor | None:
+    """Half-precision rows as they came, which a GPU multiplies fastest, and unrounded."""
+    return x.detach() if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) else None
+
+
 def _by_view(items: Tensor | None, views: int) -> Tensor | None:
     return None if items is None else items.view(views, -1)
 
@@ -112,7 +119,8 @@ def _extra(negative: Tensor | None, guide: Tensor | None, past: Extra | None, pa
     rows, pair = gather.rows(_unit(negative)), gather.rows(pair)
     known = None if guide is None else gather.rows(_unit(guide))
     if past is None:
-        return Extra(rows, pair=pair, guide=known)
+        raw = _raw(negative)
+        return Extra(rows, pair=pair, guide=known, raw=None if raw is None else gather.rows(raw))
     unknown = torch.full((len(rows),), UNKNOWN, device=device)
     return Extra(
         torch.cat([rows, past.rows]),

@@ -75,4 +75,5 @@ def everywhere(here: Known) -> tuple[Known, int, float]:
     views = by_view(here.views)
     assert views is not None
     labels = None if here.labels is None else rows(here.labels, counts)
-    return Known(views, labels, by_view(here.items), by_view(here.guide)), sum(counts[:rank]), share
+    known = Known(views, labels, by_view(here.items), by_view(here.guide), by_view(here.raw))
+    return known, sum(counts[:rank]), share

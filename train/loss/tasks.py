@@ -18,6 +18,7 @@ class Task:
     """Anchors (A, d) against candidates (C, d), both unit; each index is a column among the candidates.
 
     number: (A,) place of each anchor among the `total` ones of all processes together.
+    raw: both as they came, where they came in half precision.
     own: (A,) the anchor itself, None where it is no candidate. partners: (A, M) the rest of its pair. labels, items: of
     anchors and of candidates, (A,) and (C,), None where not known. guide: a guide encoder's unit embeddings of both.
     own_explicit: (A,) pair of each anchor and (C,) pair that an explicit negative belongs to, or UNKNOWN.
@@ -29,6 +30,7 @@ class Task:
     total: int
     own: Tensor | None
     partners: Tensor
+    raw: tuple[Tensor, Tensor] | None = None
     labels: tuple[Tensor, Tensor] | None = None
     items: tuple[Tensor, Tensor] | None = None
     guide: tuple[Tensor, Tensor] | None = None
@@ -39,13 +41,14 @@ class Task:
 class Known:
     """What one process knows of its rows, view by view; `everywhere` is the same of all processes together.
 
-    views: (V, B, d). labels: (B,). items: (V, B). guide: (V, B, g).
+    views: (V, B, d) unit; raw: as they came, where in half precision. labels: (B,). items: (V, B). guide: (V, B, g).
     """
 
     views: Tensor
     labels: Tensor | None
     items: Tensor | None
     guide: Tensor | None
+    raw: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Extra:
     labels: Tensor | None = None
     items: Tensor | None = None
     guide: Tensor | None = None
+    raw: Tensor | None = None
     pair: Tensor | None = None
 
 
@@ -108,6 +112,7 @@ def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides
         total=len(sides) * all_pairs,
         own=own,
         partners=torch.cat(partners),
+        raw=both("raw", by_view=True) if extra is None or extra.raw is not None else None,
         labels=both("labels", by_view=False),
         items=both("items", by_view=True),
         guide=both("guide", by_view=True),
