@@ -15,6 +15,7 @@ CASES = [
     "hcl(ess=8)",
     "infonce(memory=10)",
     "h-scl(memory=10)",
+    "clip(learn_temperature=True)",
 ]
 PAIRS, IN, OUT, STEPS = 12, 6, 5, 3
 WITH_NEGATIVES = {"hcl(beta=1, detach=True)", "embedding-gemma", "simcse", "gist", "hcl(ess=8)"}
@@ -45,8 +46,8 @@ def share(rank, processes, uneven=False):
 
 
 def train(name, pairs, wrap=lambda net: net):
-    """Three steps of gradient descent on these pairs; returns every gradient, and the weights at the end."""
-    net, loss_of = model(), ContrastiveLoss(named(name))
+    """Three steps of gradient descent on these pairs; returns every gradient, and the parameters at the end."""
+    net, loss_of = model(), ContrastiveLoss(named(name)).double()
     wrapped, gradients = wrap(net), []
     torch.manual_seed(7)  # synthetic negatives are drawn
     for rows, labels, items in inputs(name):
@@ -63,12 +64,15 @@ def train(name, pairs, wrap=lambda net: net):
             guide=rows[:2, :, :4] if with_guide else None,
             guide_negative=rows[2, :, :4] if with_guide and with_negatives else None,
         )
-        net.zero_grad()
+        parameters = [*net.parameters(), *loss_of.parameters()]
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()
-        gradients.append(net.weight.grad.clone())
         with torch.no_grad():
-            net.weight -= 0.1 * net.weight.grad
-    return [*gradients, net.weight.detach()]
+            for parameter in parameters:
+                gradients.append(parameter.grad.clone())
+                parameter -= 0.1 * parameter.grad
+    return [*gradients, *(parameter.detach() for parameter in parameters)]
 
 
 def main():

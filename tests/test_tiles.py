@@ -1,6 +1,10 @@
 """The Triton kernels against the plain way: in Triton's interpreter where there is no GPU, and compiled for one all the same."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,3 +166,12 @@ def test_kernels_are_for_gpus_and_the_losses_they_know():
     for name in ("adnce", "positive-aware"):
         other, setting = some_tasks(name)
         assert not usable(other[0], setting, None)
+
+
+def test_kernels_compile_for_a_gpu_that_is_not_here():
+    """For Hopper, down to its machine code, with its tensor cores; in a process of its own, out of the interpreter."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["wgmma"] * 3

@@ -1,7 +1,7 @@
 """Fine-tuning text encoders: the whole encoder with SentenceTransformerTrainer, or a linear head over a frozen one."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from retrieval.data import Texts
@@ -19,20 +18,25 @@ from retrieval.errors import UserError
 from . import head as frozen
 from .batches import Plan, Rows, as_codes
 from .batches import plan as plan_pairs
-from .curve import Curve, record
-from .loss import ContrastiveLoss, LossConfig
+from .curve import Curve
+from .loss import LossConfig
+from .sentence_loss import SentenceLoss
 
 WHOLE_LEARNING_RATE = 2e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How to train. batch_size counts pairs; one of steps and epochs is set; lr None takes the way's own default."""
+    """How to train. batch_size counts pairs; one of steps and epochs is set; lr None takes the way's own default.
+
+    mini_batch_size: how many texts are in the encoder at a time (GradCache), for batches larger than memory would hold.
+    """
 
     head: bool = False
     steps: int | None = None
     epochs: float = 1.0
     batch_size: int | None = None
+    mini_batch_size: int | None = None
     lr: float | None = None
     seed: int = 0
 
@@ -62,6 +66,8 @@ def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, sourc
         raise UserError(
             f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
         )
+    if config.head and config.mini_batch_size:
+        raise UserError("--mini-batch-size: a head's batches need no cutting; leave it out, or leave --head out")
     return plan_pairs(
         len(data),
         labels,
@@ -115,7 +121,7 @@ def _train_whole(
     loss_config: LossConfig,
     progress: Callable[[Curve], None],
 ) -> Curve:
-    loss = SentenceLoss(model, loss_config, plan.steps, progress)
+    loss = SentenceLoss(model, loss_config, plan.steps, config.mini_batch_size, progress)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -126,13 +132,13 @@ def _train_whole(
             seed=config.seed,
             batch_sampler=lambda dataset, batch_size, drop_last, **_: PairSampler(dataset, batch_size, drop_last, plan),
             save_strategy="no",
-            logging_strategy="no",
+            logging_steps=1,
             report_to="none",
             disable_tqdm=True,
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type != "cpu",
         )
-        trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=_dataset(data, plan), loss=loss)
+        trainer = Trainer(model=model, args=arguments, train_dataset=_dataset(data, plan), loss=loss)
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)
         trainer.train()
@@ -149,6 +155,14 @@ def _dataset(data: Texts, plan: Plan) -> Dataset:
     return Dataset.from_dict({**columns, "label": np.stack([classes, *identities(data)], axis=1).tolist()})
 
 
+class Trainer(SentenceTransformerTrainer):
+    """Logs a `SentenceLoss`'s diagnostics beside the loss: to the trainer's history and whatever it reports to."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        curve = self.loss.curve if isinstance(self.loss, SentenceLoss) else []
+        super().log({**curve[-1], **logs} if "loss" in logs and curve else logs, start_time)
+
+
 class PairSampler(DefaultBatchSampler):
     """Gives the trainer a plan's batches: pairs of one row, or of labelled data the anchors' rows and then the positives'."""
 
@@ -162,46 +176,3 @@ class PairSampler(DefaultBatchSampler):
 
     def __len__(self) -> int:
         return self.plan.steps
-
-
-class SentenceLoss(nn.Module):
-    """The contrastive loss under sentence-transformers' contract.
-
-    `model` is a load-bearing name: under DDP the trainer swaps the wrapped model in under it.
-    """
-
-    def __init__(
-        self, model: SentenceTransformer, config: LossConfig, steps: int, progress: Callable[[Curve], None]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = ContrastiveLoss(config)
-        self.steps = steps
-        self.curve: Curve = []
-        self.progress = progress
-
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """One column of 2B rows (anchors, then positives), or columns anchor, positive, negatives… of B rows each."""
-        columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        if len(columns) == 1:
-            anchor, positive = columns[0].chunk(2)
-            classes, items = labels[: len(anchor), 0], labels[:, 1]
-        else:
-            anchor, positive = columns[:2]
-            classes, items = None, torch.cat([labels[:, 1], labels[:, 2]])
-        negative = torch.cat(columns[2:]) if len(columns) > 2 else None
-        self.loss.progress = len(self.curve) / self.steps
-        loss: Tensor = self.loss(anchor, positive, negative, labels=classes, items=items)
-        record(self.curve, loss, self.loss.diagnostics)
-        self.progress(self.curve)
-        return loss
-
-    def get_config_dict(self) -> dict[str, object]:
-        return {"loss": self.loss.config.name}
-
-    @property
-    def citation(self) -> str:
-        return (
-            "@inproceedings{robinson2021contrastive, title={Contrastive Learning with Hard Negative Samples}, "
-            "author={Robinson, Joshua and Chuang, Ching-Yao and Sra, Suvrit and Jegelka, Stefanie}, booktitle={ICLR}, year={2021}}"
-        )

@@ -98,8 +98,13 @@ def trains(command: F) -> F:
 
 @train.command()
 @click.option("--head", is_flag=True, help="Freeze the encoder and train a linear head on it: seconds on a laptop.")
+@click.option(
+    "--mini-batch-size",
+    type=click.IntRange(min=1),
+    help="Texts in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, about 1.3 × slower).",
+)
 @trains
-def text(head: bool, **flags: Any) -> None:
+def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
     """Fine-tune a text encoder.
 
     DATA is CSV, TSV or JSONL with columns text,label or anchor,positive[,negative…], or a .txt of plain lines. MODEL is a
@@ -122,7 +127,13 @@ def text(head: bool, **flags: Any) -> None:
     held_out = _held_out_texts(flags["eval_data"])
     steps, epochs = _length(flags, HEAD_STEPS if head else None, 1.0)
     config = TextConfig(
-        head=head, steps=steps, epochs=epochs, batch_size=flags["batch_size"], lr=flags["lr"], seed=flags["seed"]
+        head=head,
+        steps=steps,
+        epochs=epochs,
+        batch_size=flags["batch_size"],
+        mini_batch_size=mini_batch_size,
+        lr=flags["lr"],
+        seed=flags["seed"],
     )
     plan = plan_batches(data, config, loss_config, str(flags["data"]))  # refuses bad data before the encoder loads
     say(f"{flags['data']}: {data.origin}")
@@ -141,7 +152,7 @@ def text(head: bool, **flags: Any) -> None:
             loss_config,
             source=str(flags["data"]),
             encoded=encoded,
-            progress=lambda curve: _show(trained, curve),
+            progress=lambda curve: _show(trained, curve, plan.steps),
         )
     _finish(
         encoder,
@@ -205,7 +216,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
             loss_config,
             source=str(flags["data"]),
             from_scratch=scratch,
-            progress=lambda curve: _show(trained, curve),
+            progress=lambda curve: _show(trained, curve, plan.steps),
         )
     saved = {"kind": "image", **asdict(config), "model": flags["model"], "skipped": len(data.skipped)}
     _finish(encoder, curve, before, held_out, saved, loss_config, flags)
@@ -251,8 +262,14 @@ def _length(flags: dict[str, Any], default_steps: int | None, default_epochs: fl
     return flags["steps"] or default_steps, default_epochs
 
 
-def _show(advance: Advance, curve: "Curve") -> None:
+def _show(advance: Advance, curve: "Curve", steps: int) -> None:
+    """A step on the progress line; early on, once, a warning if the setting is broken while it can still be stopped."""
+    from retrieval.train.curve import warnings
+
     last = curve[-1]
+    if len(curve) == max(20, steps // 10) < steps:
+        for note in warnings(curve):
+            say(f"Warning, step {len(curve)}: {note}")
     advance(1, note=f"loss {last['loss']:.3f}  κ {last['kappa']:.2g}  ess {last['ess']:.0f}  floor {last['floor']:.0%}")
 
 

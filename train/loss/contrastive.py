@@ -187,7 +187,7 @@ class ContrastiveLoss(nn.Module):
             guide_negative=guide_negative,
             past=past,
             config=at(self.config, self.progress),
-            temperature=self.log_temperature.exp() if self.log_temperature is not None else None,
+            temperature=None if self.log_temperature is None else gather.shared(self.log_temperature).exp(),
             diagnose=self.diagnose,
         )
         if self.memory is not None:

@@ -48,6 +48,26 @@ def _counts(count: int, device: torch.device) -> list[int]:
     return [int(n) for n in torch.cat(found).tolist()]
 
 
+def shared(parameter: Tensor) -> Tensor:
+    """A parameter of the loss that all processes have alike; its gradient becomes the mean of theirs, as DDP does it."""
+    if world()[1] == 1:
+        return parameter
+    found: Tensor = _Shared.apply(parameter)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        return parameter.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        distributed.all_reduce(gradient)
+        return gradient / world()[1]
+
+
 def agreed_seed(device: torch.device) -> int:
     """A random seed from torch's own state on the first process, the same on all."""
     seed = torch.randint(2**62, (1,))

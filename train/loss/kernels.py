@@ -82,23 +82,23 @@ def sums_kernel(
     first = split * columns
     for start in range(first, tl.minimum(first + columns, C), BC):
         cols = start + tl.arange(0, BC)
+        z = _logits(anchors, candidates, norm_a, norm_c, rows, cols, A, C, sharpness, D, BA, BC, BD, PRECISION)
         negative, _ = _relations(
             rows, cols, A, C, own, partners, label_a, label_c, item_a, item_c, OWN, M, LABELS, ITEMS
         )
-        z = _logits(anchors, candidates, norm_a, norm_c, rows, cols, A, C, sharpness, D, BA, BC, BD, PRECISION)
+        count += tl.sum(negative.to(tl.int32), 1)
         z = tl.where(negative, z, float("-inf"))
         higher = tl.maximum(top, tl.max(z, 1))
-        shifted = z - higher[:, None]
-        e = tl.exp(shifted)
+        z -= higher[:, None]
+        shrink = tl.exp(top - higher)
         if HARD:
-            w = tl.exp(beta * shifted)
-            shrink = tl.exp(beta * (top - higher))
-            weights = weights * shrink + tl.sum(w, 1)
-            weighed = weighed * shrink * tl.exp(top - higher) + tl.sum(e * w, 1)
+            w = tl.exp(beta * z)
+            fade = tl.exp(beta * (top - higher))
+            weights = weights * fade + tl.sum(w, 1)
+            weighed = weighed * fade * shrink + tl.sum(tl.exp(z) * w, 1)
         else:
-            weighed = weighed * tl.exp(top - higher) + tl.sum(e, 1)
+            weighed = weighed * shrink + tl.sum(tl.exp(z), 1)
         top = higher
-        count += tl.sum(negative.to(tl.int32), 1)
     at = split * A + rows
     tl.store(out_top + at, top, mask=rows < A)
     tl.store(out_weighed + at, weighed, mask=rows < A)
@@ -207,10 +207,10 @@ def gradient_kernel(
     """
     rows = first_row + tl.program_id(0) * BA + tl.arange(0, BA)
     cols = tl.program_id(1) * BC + tl.arange(0, BC)
+    z = _logits(anchors, candidates, norm_a, norm_c, rows, cols, A, C, sharpness, D, BA, BC, BD, PRECISION)
     negative, positive = _relations(
         rows, cols, A, C, own, partners, label_a, label_c, item_a, item_c, OWN, M, LABELS, ITEMS
     )
-    z = _logits(anchors, candidates, norm_a, norm_c, rows, cols, A, C, sharpness, D, BA, BC, BD, PRECISION)
     there = rows < A
     found = _pull(
         z, negative, positive,

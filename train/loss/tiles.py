@@ -182,24 +182,23 @@ class Tiles:
         else:
             rows = (task.anchors.detach().contiguous(), task.candidates.detach().contiguous())
             norms = tuple(torch.ones_like(x[:, 0]) for x in rows)
-        own = task.own if task.own is not None else nothing
+        own = (task.own if task.own is not None else nothing).int()
         labels = task.labels if task.labels is not None else (nothing, nothing)
         items = task.items if task.items is not None else (nothing, nothing)
-        return (*rows, *norms, own, task.partners.contiguous(), *labels, *items)
+        return (*rows, *norms, own, task.partners.int().contiguous(), *labels, *items)
 
-    @cached_property
-    def flags(self) -> dict[str, Any]:
+    def flags(self, columns: int = 128) -> dict[str, Any]:
+        """What a kernel is compiled for. columns: of a tile of half-precision rows; fewer where an epilogue needs registers."""
         task, half = self.task, self.task.raw is not None
         full = half or torch.get_float32_matmul_precision() == "highest"
-        side = 128 if half else 64
         return {
             "D": task.anchors.shape[1],
             "OWN": task.own is not None,
             "M": task.partners.shape[1],
             "LABELS": self.labelled,
             "ITEMS": task.items is not None,
-            "BA": side,
-            "BC": side,
+            "BA": 128 if half else 64,
+            "BC": columns if half else 64,
             "BD": 64 if half else 32,
             "PRECISION": "ieee" if full else "tf32",
             "num_warps": 8 if half else 4,
@@ -210,7 +209,11 @@ class Tiles:
 
         beta, real = self.setting.beta, torch.float32
         each, weighed, weights, count = self._sum(
-            sums_kernel, (), [real, real, real, torch.int32], (1 / self.setting.temperature, beta), HARD=beta != 0
+            sums_kernel,
+            (),
+            [real, real, real, torch.int32],
+            (1 / self.setting.temperature, beta),
+            self.flags() | {"HARD": beta != 0},
         )
         top = each.amax(0)
         lower = each - top
@@ -223,7 +226,8 @@ class Tiles:
         """level: (A,) as in `kernels.positives_kernel`."""
         from .kernels import positives_kernel
 
-        *added, each, exps = self._sum(positives_kernel, (level,), [torch.float32] * 6, (1 / self.setting.temperature,))
+        sharpness = 1 / self.setting.temperature
+        *added, each, exps = self._sum(positives_kernel, (level,), [torch.float32] * 6, (sharpness,), self.flags(64))
         top = each.amax(0)
         lse = top + (exps * (each - top).exp()).sum(0).log()
         number, total, softplus, sigmoid = (x.sum(0) for x in added)
@@ -235,17 +239,15 @@ class Tiles:
         given: tuple[Tensor, ...],
         outputs: list[torch.dtype],
         numbers: tuple[float, ...],
-        **flags: Any,
+        flags: dict[str, Any],
     ) -> list[Tensor]:
         """Run a kernel that sums over candidates, in S splits where anchors alone are too few programs: outputs (S, A)."""
         anchors, candidates = len(self.task.anchors), len(self.task.candidates)
-        blocks, tiles = -(-anchors // self.flags["BA"]), -(-candidates // self.flags["BC"])
-        each = -(-tiles // max(1, PROGRAMS // blocks)) * self.flags["BC"]
+        blocks, tiles = -(-anchors // flags["BA"]), -(-candidates // flags["BC"])
+        each = -(-tiles // max(1, PROGRAMS // blocks)) * flags["BC"]
         splits = -(-candidates // each)
         found = [torch.empty(splits, anchors, dtype=kind, device=self.task.anchors.device) for kind in outputs]
-        kernel[(blocks, splits)](
-            *self.inputs, *given, *found, anchors, candidates, each, *numbers, **self.flags, **flags
-        )
+        kernel[(blocks, splits)](*self.inputs, *given, *found, anchors, candidates, each, *numbers, **flags)
         return found
 
     def to_rows(self, sums: Sums, losses: Losses) -> tuple[Tensor, Tensor | None]:
@@ -262,23 +264,25 @@ class Tiles:
         some = sums.negatives > 0
         one = torch.ones_like(sums.top)
         weighed, weights = torch.where(some, sums.weighed, one), torch.where(some, sums.weights, one)
-        push = losses.push / weighed
-        # In `kernels._pull` β multiplies what is left of the two together.
-        draw = losses.draw / weights
+        push, draw = losses.push / weighed, losses.draw / weights
         to_anchors = torch.empty_like(anchors)
         to_candidates = None if self.symmetric else torch.zeros_like(candidates)
-        step = max(self.flags["BA"], CHUNK_SCORES // len(candidates) // self.flags["BA"] * self.flags["BA"])
+        flags = self.flags() | {
+            "HARD": self.setting.beta != 0,
+            "THROUGH": self.setting.through,
+            "SYMMETRIC": self.symmetric,
+            "ENTRY": self.setting.config.entry if self.labelled else "",
+        }
+        step = max(flags["BA"], CHUNK_SCORES // len(candidates) // flags["BA"] * flags["BA"])
         room = torch.empty(min(step, len(rows)), len(columns), dtype=kind, device=rows.device)
         for start in range(0, len(rows), step):
             stop = min(start + step, len(rows))
             to_z = room[: stop - start]
-            grid = (-(-(stop - start) // self.flags["BA"]), -(-len(columns) // self.flags["BC"]))
+            grid = (-(-(stop - start) // flags["BA"]), -(-len(columns) // flags["BC"]))
+            numbers = (start, stop, len(columns), 1 / self.setting.temperature, self.setting.beta)
             gradient_kernel[grid](
-                *self.inputs, sums.top, push, draw, losses.level, losses.share, to_z, start, stop, len(columns),
-                1 / self.setting.temperature, self.setting.beta,
-                HARD=self.setting.beta != 0, THROUGH=self.setting.through, SYMMETRIC=self.symmetric,
-                ENTRY=self.setting.config.entry if self.labelled else "", **self.flags,
-            )  # fmt: skip
+                *self.inputs, sums.top, push, draw, losses.level, losses.share, to_z, *numbers, **flags
+            )
             to_anchors[start:stop] = _product(to_z, columns)
             if to_candidates is not None:
                 to_candidates += _product(to_z.T, rows[start:stop])
