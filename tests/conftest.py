@@ -16,6 +16,8 @@ from click.testing import CliRunner
 
 from retrieval.cli import cli
 
+torch.set_num_threads(1)  # on shared cores two threads can be several times slower than one
+
 
 @pytest.fixture(autouse=True)
 def _seed():

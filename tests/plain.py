@@ -22,6 +22,7 @@ def plain_loss(
     within=True,
     rule=None,
     published_count=False,
+    bias=0.0,
 ):
     """weigh(cosines, own_explicit) → weights of all candidates. rule(similarities, own) → likely false negatives."""
     views = [normalize(anchor, dim=1), *normalize(positive if positive.ndim == 3 else positive[None], dim=2)]
@@ -44,7 +45,7 @@ def plain_loss(
         guided = (
             None if guide is None else torch.cat([guide[v] for v in sides]) @ torch.cat([guide[v] for v in among]).T
         )
-        losses = []
+        losses, terms = [], {}
         for r, (v, i) in enumerate(who):
             pos, neg, explicit = [], [], []
             for c, (u, j) in enumerate(what):
@@ -65,6 +66,10 @@ def plain_loss(
                 neg.append(c)
                 explicit.append(u is None and j % pairs == i)
             p = cosines[r, pos] / t
+            if entry == "sigmoid":
+                mine = torch.log1p(torch.exp(-p - bias)).sum()
+                losses.append(mine + torch.log1p(torch.exp(cosines[r, neg] / t + bias)).sum())
+                continue
             if not neg:
                 losses.append((p.exp().sum().log() - p).mean() if entry == "shared" else 0 * p.sum())
                 continue
@@ -79,7 +84,13 @@ def plain_loss(
                 mass = (wp * p.exp()).sum() / wp.sum()
                 floor = len(neg) * torch.exp(p.new_tensor(-1 / t))
                 big_r = torch.clamp((big_r - tau_plus * len(neg) * mass) / (1 - tau_plus), min=floor)
+            if entry == "joint":  # both anchors of a pair, of whom the other may come later
+                terms[v, i] = (big_r, p)
+                continue
             under = {"coupled": big_r + p.exp(), "decoupled": big_r, "shared": big_r + p.exp().sum()}[entry]
             losses.append((under.log() - p).mean())
+        for i in range(pairs if terms else 0):
+            total = sum(terms[v, i][0] for v in sides)
+            losses += [((total + len(sides) * terms[v, i][1].exp()).log() - terms[v, i][1]).mean() for v in sides]
         means.append(torch.stack(losses).mean())
     return torch.stack(means).mean()

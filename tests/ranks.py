@@ -16,6 +16,7 @@ CASES = [
     "infonce(memory=10)",
     "h-scl(memory=10)",
     "clip(learn_temperature=True)",
+    "hcl(entry='joint')",
 ]
 PAIRS, IN, OUT, STEPS = 12, 6, 5, 3
 WITH_NEGATIVES = {"hcl(beta=1, detach=True)", "embedding-gemma", "simcse", "gist", "hcl(ess=8)"}

@@ -72,6 +72,16 @@ CASES = {
     "llave": {"weigh": additive(9.0, "in-batch"), "normalised": False, **FORWARD},
     "llave(alpha=3.0, on='all')": {"weigh": additive(3.0, "all"), "normalised": False, **FORWARD},
     "embedding-gemma": {"weigh": additive(5.0, "hard"), "normalised": False, **FORWARD},
+    "gte": {"weigh": ONE, "entry": "joint"},
+    "hcl(beta=0.7, entry='joint')": {"weigh": EXP(0.7), "through": True, "entry": "joint"},
+    "siglip": {"weigh": ONE, "entry": "sigmoid", "bias": -10.0, **FORWARD},
+    "siglip(bias=-1.0)": {"weigh": ONE, "entry": "sigmoid", "bias": -1.0, **FORWARD},
+    "h-scl(weights=Uniform(), entry='sigmoid', bias=-2.0)": {
+        "weigh": ONE,
+        "entry": "sigmoid",
+        "bias": -2.0,
+        **LABELS,
+    },
     "positive-aware": {"weigh": ONE, "rule": lambda s, own: s > own - 0.05 * abs(own)},
     "qwen3-mask": {"weigh": ONE, "rule": lambda s, own: s > own + 0.1},
 }
@@ -280,6 +290,18 @@ def test_schedules():
         named("hcl(kappa=linear(2, -1))")
 
 
+def test_a_learned_bias_has_its_gradient():
+    a, p = (x.detach() for x in data())
+    bias = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda t, b: contrastive_loss(a, p, config=named("siglip"), temperature=t, bias=b, diagnose=False).loss,
+        (t, bias),
+    )
+    module = loss("siglip")
+    assert module.bias.item() == -10 and len(list(module.parameters())) == 2
+
+
 def test_a_learned_temperature_moves():
     module = loss("infonce", learn_temperature=True)
     a, p = (x.detach() for x in data())
@@ -328,18 +350,22 @@ def test_what_a_loss_needs_is_asked_for():
 # Peers: the same numbers where the methods coincide.
 
 
+EVERY = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+
 @pytest.mark.parametrize(
     "name,settings",
     [
         ("mnrl", {}),
         ("clip", {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}),
+        ("gte", {"directions": EVERY, "partition_mode": "joint"}),
         ("llave(alpha=9.0)", {"hardness_mode": "in_batch_negatives", "hardness_strength": 9.0}),
         ("llave(alpha=4.0, on='all')", {"hardness_mode": "all_negatives", "hardness_strength": 4.0}),
         ("embedding-gemma", {"hardness_mode": "hard_negatives", "hardness_strength": 5.0}),
     ],
 )
 def test_multiple_negatives_ranking_loss(name, settings):
-    inputs = data(negatives=0 if name == "clip" else 14)
+    inputs = data(negatives=0 if name in ("clip", "gte") else 14)
     columns = [inputs[0], inputs[1], *(inputs[2].split(7) if len(inputs) > 2 else [])]
     peer = peers.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / T, **settings)
     theirs = peer.compute_loss_from_embeddings(columns, None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import LossConfig
 from .mix import Recipe, mixed_negatives
-from .rows import row_losses
+from .rows import row_losses, softplus
 from .tasks import Task
 from .weights import Additive, Exp, Uniform
 
@@ -30,11 +30,16 @@ class Setting:
     temperature: float
     tau_plus: float
     beta: float
+    bias: float = 0.0
 
     @property
     def through(self) -> bool:
         """Whether gradients go through the weights."""
         return isinstance(self.config.weights, Exp) and not self.config.weights.detach
+
+    def cosines(self, z: Tensor) -> Tensor:
+        """Back from logits."""
+        return (z - self.bias) * self.temperature
 
 
 class Block(NamedTuple):
@@ -56,6 +61,8 @@ def block_logits(task: Task, at: slice, setting: Setting, room: Tensor | None = 
     z = anchors.new_empty(len(anchors), len(candidates)) if room is None else room
     # 1/t multiplies within the product, once it is summed: anchors over t would round every term at t = 2e-4.
     torch.addmm(z, anchors, candidates.T, beta=0, alpha=1 / setting.temperature, out=z)
+    if setting.bias:
+        z += setting.bias
     rows = torch.arange(len(z), device=z.device)
     partners = task.partners[at]
     masked = setting.config.label_mask and task.labels is not None
@@ -98,7 +105,7 @@ def _excluded(task: Task, z: Tensor, at: slice, setting: Setting, masked: bool) 
             assert task.guide is not None
             similar = task.guide[0][at] @ task.guide[1].T
         else:
-            similar = z.detach() * setting.temperature
+            similar = setting.cosines(z)
         own = similar.gather(1, task.partners[at, :1])
         slack = rule.margin if rule.kind == "absolute" else rule.margin * own.abs()
         likely = similar > own - slack
@@ -129,6 +136,9 @@ def tilt(task: Task, block: Block, at: slice, setting: Setting) -> Tilted:
     z, some = block.z, block.negatives > 0
     one = torch.ones_like(block.z_pos[:1])
     how = setting.config.weights
+    if setting.config.entry == "sigmoid":
+        total = softplus(z).sum(1)
+        return Tilted(0 * total, total.log(), None, z.sigmoid_(), torch.where(total > 0, total, one), None, None)
     if not isinstance(how, Exp | Uniform):
         log_w = log_weights(task, z, at, setting)
         z = z.add_(log_w)
@@ -179,6 +189,7 @@ class Summed(NamedTuple):
     anchors: Tensor | None
     candidates: Tensor | None
     sharpness: Tensor
+    bias: Tensor
     on_floor: Tensor
 
 
@@ -194,11 +205,13 @@ def sum_blocks(
     count, size, sharpness = len(anchors), len(candidates), 1 / setting.temperature
     floor = anchors.new_tensor(-sharpness)
     step = block_rows or max(BLOCK_ROWS, BLOCK_SCORES // size)
+    if setting.config.entry == "joint":  # the anchors of a pair stay together
+        step = -(-step // _views(task)) * _views(task)
     room = anchors.new_empty(min(step, count), size)
     to_anchors = torch.zeros_like(anchors) if gradient else None
     to_candidates = torch.zeros_like(candidates) if gradient else None
     total, floors = anchors.new_zeros(()), anchors.new_zeros(())
-    to_sharpness = anchors.new_zeros(())
+    to_sharpness, to_bias = anchors.new_zeros(()), anchors.new_zeros(())
     for start in range(0, count, step):
         at = slice(start, min(start + step, count))
         block = block_logits(task, at, setting, room[: at.stop - at.start])
@@ -206,7 +219,7 @@ def sum_blocks(
         tilted = tilt(task, block, at, setting)
         leaves = Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor)
         with torch.enable_grad():
-            losses, on_floor = losses_of(leaves, tilted.top, block, setting, size)
+            losses, on_floor = losses_of(leaves, tilted.top, block, setting, size, _views(task))
             part = losses.sum() / count
         total += part.detach()
         floors += on_floor.sum()
@@ -216,13 +229,18 @@ def sum_blocks(
         found = leaves.gradients(part)
         to_z = _to_logits(tilted, found, setting)
         to_z.index_put_((block.owner, block.column), found.z_pos, accumulate=True)
+        to_bias += to_z.sum()
         to_cosines = to_z @ candidates
         if mixed is not None:
             to_cosines += torch.einsum("rk,rkd->rd", found.z_mix, mixed.vectors)
         to_anchors[at] = to_cosines * sharpness
         to_candidates.addmm_(to_z.T, anchors[at], alpha=sharpness)
         to_sharpness += (to_cosines * anchors[at]).sum() - found.floor
-    return Summed(total, to_anchors, to_candidates, to_sharpness, floors / count)
+    return Summed(total, to_anchors, to_candidates, to_sharpness, to_bias, floors / count)
+
+
+def _views(task: Task) -> int:
+    return task.partners.shape[1] + 1
 
 
 class Leaves(NamedTuple):
@@ -246,7 +264,9 @@ class Leaves(NamedTuple):
         return Leaves(*(torch.zeros_like(x) if g is None else g for x, g in zip(self, found, strict=True)))
 
 
-def losses_of(leaves: Leaves, top: Tensor, block: Block, setting: Setting, candidates: int) -> tuple[Tensor, Tensor]:
+def losses_of(
+    leaves: Leaves, top: Tensor, block: Block, setting: Setting, candidates: int, views: int
+) -> tuple[Tensor, Tensor]:
     """(r,) losses from the leaves, and who is on the floor."""
     log_r, count = log_negatives(leaves, top, block.negatives, setting, candidates)
     return row_losses(
@@ -258,6 +278,7 @@ def losses_of(leaves: Leaves, top: Tensor, block: Block, setting: Setting, candi
         tau_plus=setting.tau_plus,
         beta=setting.beta,
         floor=leaves.floor,
+        views=views,
     )
 
 

@@ -52,7 +52,8 @@ class LossConfig:
     anchors' side alone; within_side: items of the anchor's own side are negatives too (SimCLR). false_negatives: leave out
     likely ones. mix: synthetic negatives. memory: how many embeddings of past batches are further negatives (XBM,
     Wang et al., CVPR 2020). published_count: take N = 2B − 2 under a label mask too, as H-SCL's code does, not the true
-    number. learn_temperature: t is trained from its starting value. Numbers may be a `Schedule` over training.
+    number. bias: added to every logit, which only "sigmoid" feels. learn_temperature: t, and that bias, are trained from their
+    starting values. Numbers may be a `Schedule` over training.
     """
 
     weights: Weights = field(default_factory=Exp)
@@ -67,6 +68,7 @@ class LossConfig:
     mix: Mix | None = None
     memory: int = 0
     published_count: bool = False
+    bias: Number = 0.0
     learn_temperature: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +88,14 @@ class LossConfig:
             raise UserError("Mix: synthetic negatives are weighed by Exp or Uniform only; choose one of them")
         if self.learn_temperature and isinstance(self.temperature, Schedule):
             raise UserError("--temperature: is either scheduled or learned; choose one")
+        if self.entry == "joint" and not (self.within_side and self.directions == "symmetric"):
+            raise UserError("entry joint: adds up what both sides see; needs within_side and directions symmetric")
+        if self.entry == "sigmoid" and (self.tau_plus or self.mix or not isinstance(self.weights, Uniform)):
+            raise UserError(
+                "entry sigmoid: negatives are not averaged, so no hardness, --tau-plus or Mix; use --loss hcl"
+            )
+        if self.bias and self.entry != "sigmoid":
+            raise UserError(f"bias {self.bias}: has no effect but with entry sigmoid; leave it out")
         refuse_below("memory", self.memory, 0)
 
     @property

@@ -42,6 +42,7 @@ def contrastive_loss(
     past: Extra | None = None,
     config: LossConfig,
     temperature: Tensor | None = None,
+    bias: Tensor | None = None,
     diagnose: bool = True,
     block_rows: int | None = None,
 ) -> LossOutput:
@@ -51,7 +52,7 @@ def contrastive_loss(
     explicit negatives of every anchor; where K is a multiple of B, row k is pair k mod B's own.
     labels: (B,) class of each pair. items: ((1 + M)·B,) identity of each embedding, view after view; equal ones (the same text
     twice) are not negatives of each other. guide: ((1 + M), B, g) and guide_negative (K, g), a guide encoder's embeddings.
-    past: embeddings of past batches. temperature: () a learned one, instead of the config's.
+    past: embeddings of past batches. temperature, bias: () learned ones, instead of the config's.
     In several processes (torch.distributed) the candidates are those of all of them, with gradients, and the mean over
     processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
     Raises UserError where the config needs labels or a guide that are not given.
@@ -66,10 +67,13 @@ def contrastive_loss(
         found = tasks(here, everywhere, first, extra, config)
         t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
         t = t if temperature is None else temperature.to(views.dtype)
-        setting = _setting(config, float(t.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
+        b = torch.as_tensor(number(config.bias) if bias is None else bias, dtype=views.dtype, device=views.device)
+        setting = _setting(
+            config, float(t.detach()), float(b.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0]
+        )
         total, floors = [], []
         for task in found:
-            loss, on_floor = mean_loss(task, t, setting, _recipe(task, config), block_rows)
+            loss, on_floor = mean_loss(task, t, b, setting, _recipe(task, config), block_rows)
             total.append(loss)
             floors.append(on_floor)
         loss = torch.stack(total).mean() * share
@@ -130,10 +134,10 @@ def _extra(negative: Tensor | None, guide: Tensor | None, past: Extra | None, pa
     )
 
 
-def _setting(config: LossConfig, t: float, whole: Callable[[], Task]) -> Setting:
+def _setting(config: LossConfig, t: float, bias: float, whole: Callable[[], Task]) -> Setting:
     """The numbers of this step; β solved for an effective-sample-size target over the anchors of all processes."""
     beta = config.weights.fixed_beta(t) if isinstance(config.weights, Exp) else 0.0
-    setting = Setting(config, t, number(config.tau_plus), beta or 0.0)
+    setting = Setting(config, t, number(config.tau_plus), beta or 0.0, bias)
     if beta is not None:
         return setting
     assert isinstance(config.weights, Exp) and config.weights.ess is not None
@@ -162,7 +166,9 @@ class ContrastiveLoss(nn.Module):
         self.progress = 0.0
         self.diagnostics: Diagnostics | None = None
         start = number(at(config, 0.0).temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if config.learn_temperature else None
+        learned = config.learn_temperature
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if learned else None
+        self.bias = nn.Parameter(torch.tensor(number(config.bias))) if learned and config.entry == "sigmoid" else None
         self.memory = Memory(config.memory) if config.memory else None
 
     def forward(
@@ -188,6 +194,7 @@ class ContrastiveLoss(nn.Module):
             past=past,
             config=at(self.config, self.progress),
             temperature=None if self.log_temperature is None else gather.shared(self.log_temperature).exp(),
+            bias=None if self.bias is None else gather.shared(self.bias),
             diagnose=self.diagnose,
         )
         if self.memory is not None:

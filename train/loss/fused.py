@@ -17,11 +17,16 @@ from .tiles import sum_tiles, usable
 
 
 def mean_loss(
-    task: Task, temperature: Tensor, setting: Setting, recipe: Recipe | None, block_rows: int | None = None
+    task: Task,
+    temperature: Tensor,
+    bias: Tensor,
+    setting: Setting,
+    recipe: Recipe | None,
+    block_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss of a task's anchors, differentiable in its embeddings and the temperature (), and the floor rate."""
+    """The mean loss of a task's anchors, differentiable in its embeddings, temperature () and bias (), and the floor rate."""
     found: tuple[Tensor, Tensor] = _FusedMean.apply(  # type: ignore[no-untyped-call]
-        task.anchors, task.candidates, 1 / temperature, task, setting, recipe, block_rows
+        task.anchors, task.candidates, 1 / temperature, bias, task, setting, recipe, block_rows
     )
     return found
 
@@ -35,6 +40,7 @@ class _FusedMean(torch.autograd.Function):
         anchors: Tensor,
         candidates: Tensor,
         sharpness: Tensor,
+        bias: Tensor,
         task: Task,
         setting: Setting,
         recipe: Recipe | None,
@@ -46,7 +52,7 @@ class _FusedMean(torch.autograd.Function):
         else:
             found = sum_blocks(task, setting, recipe, gradient, block_rows)
         if gradient:
-            ctx.save_for_backward(found.anchors, found.candidates, found.sharpness)
+            ctx.save_for_backward(found.anchors, found.candidates, found.sharpness, found.bias)
         ctx.mark_non_differentiable(found.on_floor)
         return found.loss, found.on_floor
 

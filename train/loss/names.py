@@ -28,6 +28,10 @@ METHODS: dict[str, LossConfig] = {
     "xbm": LossConfig(weights=UNIFORM, memory=4096),
     "mnrl": LossConfig(weights=UNIFORM, temperature=0.05, directions="forward", within_side=False),
     "clip": LossConfig(weights=UNIFORM, temperature=0.07, within_side=False),
+    "gte": LossConfig(weights=UNIFORM, temperature=0.05, entry="joint"),
+    "siglip": LossConfig(
+        weights=UNIFORM, entry="sigmoid", bias=-10.0, learn_temperature=True, directions="forward", within_side=False
+    ),
     "hn-nce": LossConfig(temperature=0.07, within_side=False),
     "gist": LossConfig(
         weights=UNIFORM,

@@ -48,12 +48,13 @@ def observe(task: Task, setting: Setting, on_floor: Tensor) -> Diagnostics:
     log_w = log_weights(task, block.z, at, setting)
     ess = effective_sample_size(log_w[some]).median() if some.any() else log_w.new_zeros(())
     total = block.negatives.sum().clamp(min=1)
-    mean = block.z.masked_fill(~negatives, 0.0).sum() * t / total
+    cosines = setting.cosines(block.z[negatives])
+    mean = cosines.sum() / total
     false = block.z.new_zeros(())
     if task.labels is not None:
         false = ((task.labels[0][at, None] == task.labels[1]) & negatives).sum() / total
-    quantiles = _quantiles(block.z[negatives] * t)
-    positive = block.z_pos.mean() * t
+    quantiles = _quantiles(cosines)
+    positive = setting.cosines(block.z_pos).mean()
     attracted = _attracted(tilt(task, block, at, setting), setting, total)
     found = torch.stack(
         [ess, on_floor, attracted, positive, mean, *quantiles, false.to(mean.dtype)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-Entry = Literal["coupled", "decoupled", "shared"]
+Entry = Literal["coupled", "decoupled", "shared", "joint", "sigmoid"]
 
 
 def row_losses(
@@ -23,6 +23,7 @@ def row_losses(
     tau_plus: float,
     beta: float,
     floor: Tensor | float,
+    views: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The loss of each anchor, and whether its negative term sits on the debiasing floor, both (A,).
 
@@ -32,19 +33,27 @@ def row_losses(
         coupled    log(1 + Ng/e^p): HCL; several positives make H-SCL (arXiv 2209.00078), and SINCERE (2309.14277) at β = 0
         decoupled  log Ng − p: the positive leaves the denominator (Yeh et al., ECCV 2022); may be negative
         shared     log(Ng + Σ_p' e^p') − p: all positives in the denominator, SupCon (Khosla et al., NeurIPS 2020, L_out)
-    An anchor without negatives has loss 0, but for `shared`, where its positives still compete.
+        joint      log(V + Σ_v Ng_v/e^p): one denominator of all V = `views` anchors of a pair, which follow one another; each
+                   counts the positive, as GTE's improved contrastive loss does (Li et al. 2023, arXiv 2308.03281, eq. 2)
+        sigmoid    log(1 + e^{−p}), summed over the positives, + R, which is then Σ log(1 + e^z): SigLIP (Zhai et al., ICCV 2023)
+    An anchor without negatives has loss 0, but for `shared`, where its positives still compete, and `sigmoid`.
     """
     rows = len(log_r)
     log_ng, on_floor = log_r, torch.zeros_like(log_r, dtype=torch.bool)
     if tau_plus > 0:
         log_ng, on_floor = debias(log_r, count, _expected_positive(z_pos, owner, rows, beta), tau_plus, floor)
-    if entry == "coupled":
+    positives = torch.zeros_like(log_r).index_add(0, owner, torch.ones_like(z_pos))
+    if entry == "joint":
+        log_ng = torch.logsumexp(log_ng.view(-1, views), 1).repeat_interleave(views)
+        each = softplus(log_ng[owner] - z_pos - math.log(views)) + math.log(views)
+    elif entry == "coupled":
         each = softplus(log_ng[owner] - z_pos)
+    elif entry == "sigmoid":
+        each = softplus(-z_pos) * positives[owner] + log_ng.exp()[owner]
     elif entry == "decoupled":
         each = torch.where(count[owner] > 0, log_ng[owner] - z_pos, torch.zeros_like(z_pos))
     else:
         each = torch.logaddexp(log_ng, segment_logsumexp(z_pos, owner, rows))[owner] - z_pos
-    positives = torch.zeros_like(log_r).index_add(0, owner, torch.ones_like(z_pos))
     return torch.zeros_like(log_r).index_add(0, owner, each) / positives, on_floor
 
 

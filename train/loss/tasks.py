@@ -3,7 +3,8 @@
 Letters: V views of B pairs (V = 2: anchor and positive), A anchors, C candidates, M = V − 1 positives of a pair, d dimensions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,12 +69,23 @@ def tasks(here: Known, everywhere: Known, first: int, extra: Extra | None, confi
     views = list(range(len(here.views)))
     if config.within_side:
         sides = views if config.directions == "symmetric" else views[:1]
-        return [_task(here, everywhere, first, extra, sides, views)]
+        task = _task(here, everywhere, first, extra, sides, views)
+        return [_by_pair(task, len(views)) if config.entry == "joint" else task]
     forward = _task(here, everywhere, first, extra, [0], views[1:])
     if config.directions == "forward":
         return [forward]
     backward = [_task(here, everywhere, first, None, [v], [u for u in views if u != v]) for v in views[1:]]
     return [forward, *backward]
+
+
+def _by_pair(task: Task, views: int) -> Task:
+    """The same with the anchors of a pair following one another."""
+    order = torch.arange(len(task.anchors), device=task.anchors.device).view(views, -1).T.flatten()
+    names = ("labels", "items", "guide", "raw", "own_explicit")
+    known = {name: getattr(task, name) for name in names}
+    changed: dict[str, Any] = {name: (pair[0][order], pair[1]) for name, pair in known.items() if pair is not None}
+    changed |= {name: getattr(task, name)[order] for name in ("anchors", "number", "partners")}
+    return replace(task, own=None if task.own is None else task.own[order], **changed)
 
 
 def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides: list[int], among: list[int]) -> Task:

@@ -33,6 +33,7 @@ def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
         task.anchors.is_cuda
         and task.anchors.dtype == torch.float32
         and isinstance(config.weights, Exp | Uniform)
+        and config.entry in ("coupled", "decoupled", "shared")
         and config.false_negatives is None
         and recipe is None
         and find_spec("triton") is not None
@@ -47,7 +48,7 @@ def sum_tiles(task: Task, setting: Setting, gradient: bool) -> Summed:
     count, sharpness = len(task.anchors), 1 / setting.temperature
     loss, on_floor = summed.losses.sum() / count, summed.on_floor.sum() / count
     if not gradient:
-        return Summed(loss, None, None, torch.zeros_like(loss), on_floor)
+        return Summed(loss, None, None, torch.zeros_like(loss), torch.zeros_like(loss), on_floor)
     to_anchors, to_candidates = tiles.to_rows(sums, summed)
     anchors, candidates = task.anchors.detach(), task.candidates.detach()
     # A symmetric pass has the gradient of both sides in one.
@@ -62,7 +63,7 @@ def sum_tiles(task: Task, setting: Setting, gradient: bool) -> Summed:
     for rows in (to_anchors, to_candidates):
         if rows is not None:
             rows.mul_(sharpness / count)
-    return Summed(loss, to_anchors, to_candidates, to_sharpness / count, on_floor)
+    return Summed(loss, to_anchors, to_candidates, to_sharpness / count, torch.zeros_like(loss), on_floor)
 
 
 class Sums(NamedTuple):
@@ -109,7 +110,7 @@ def _pair_losses(tiles: "Tiles", sums: Sums) -> Losses:
     pairs = Block(z_pos, sums.negatives, z_pos, owner, column)
     leaves = _leaves(sums, setting, z_pos)
     with torch.enable_grad():
-        losses, on_floor = losses_of(leaves, sums.top, pairs, setting, len(task.candidates))
+        losses, on_floor = losses_of(leaves, sums.top, pairs, setting, len(task.candidates), views=1)
         found = leaves.gradients(losses.sum())
     draw = found.lse_weights if setting.through and setting.beta else torch.zeros_like(found.lse)
     none = torch.zeros_like(found.lse)
