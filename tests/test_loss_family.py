@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from plain import plain_loss
-from pytorch_metric_learning.losses import SupConLoss
+from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from sentence_transformers.sentence_transformer import losses as peers
 from torch.nn.functional import normalize
 
@@ -153,7 +153,8 @@ def test_identities_and_labels_together():
 
 
 @pytest.mark.parametrize(
-    "name", ["hcl(beta=1.0)", "hcl(tau_plus=0.1, temperature=0.5)", "h-scl", "supcon", "decoupled"]
+    "name",
+    ["hcl(beta=1.0)", "hcl(tau_plus=0.1, temperature=0.5)", "h-scl", "supcon", "decoupled", "gte", "siglip(bias=-2.0)"],
 )
 def test_gradcheck(name):
     labels = torch.tensor([0, 0, 1, 2]) if named(name).needs_labels else None
@@ -188,6 +189,8 @@ def test_limits_that_connect_methods():
     assert not torch.allclose(value("adnce"), value("infonce"), rtol=1e-3)
     assert torch.allclose(value("llave(alpha=0)"), value("mnrl"), rtol=1e-12)
     assert torch.allclose(value("hcl(ess=12)"), value("infonce"), rtol=1e-12)  # all twelve negatives count
+    assert torch.allclose(value("sscl(pairs=0)"), value("hcl"), rtol=1e-12)  # no synthetic negatives
+    assert not torch.allclose(value("sscl(pairs=1, hardest=2)"), value("hcl"), rtol=1e-3)
     uniform = at_temperature(LossConfig(weights=Uniform(), mix=Mix(hardest=2, pairs=1)), 0.1)
     assert contrastive_loss(a, p, config=uniform).loss > value("infonce")  # one more negative
     gaussian = LossConfig(weights=Gaussian(mu=0.5, sigma=0.5))
@@ -406,6 +409,16 @@ def test_gist_embed_loss(kind, margin, anchors):
         assert torch.allclose(got, want, rtol=1e-9, atol=1e-11)
     unmasked = contrastive_loss(*inputs, config=named(f"mnrl(temperature={T}, within_side={anchors})")).loss
     assert not torch.allclose(ours, unmasked, rtol=1e-3)
+
+
+def test_ntxent_of_pytorch_metric_learning():
+    inputs = data()
+    theirs = NTXentLoss(temperature=T)(torch.cat(inputs), torch.arange(7).repeat(2))
+    ours = contrastive_loss(*inputs, config=named(f"infonce(temperature={T})")).loss
+    for got, want in zip(both(ours, inputs), both(theirs, inputs), strict=True):
+        assert torch.allclose(got, want, rtol=1e-6)
+    hard = contrastive_loss(*inputs, config=named(f"hcl(temperature={T})")).loss
+    assert not torch.allclose(hard, theirs, rtol=1e-3)
 
 
 def test_supcon_of_pytorch_metric_learning():

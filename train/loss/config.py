@@ -38,8 +38,8 @@ class Mix:
     with_anchor: int = 0
 
     def __post_init__(self) -> None:
-        if self.hardest < 2 or self.pairs < 0 or self.with_anchor < 0 or self.pairs + self.with_anchor < 1:
-            raise UserError("Mix: needs at least 2 hardest, and at least 1 of pairs or with_anchor")
+        if self.hardest < 2 or self.pairs < 0 or self.with_anchor < 0:
+            raise UserError("Mix: needs at least 2 hardest; pairs and with_anchor must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
