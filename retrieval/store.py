@@ -65,7 +65,8 @@ def _write_hdf5(path: Path, rows: Rows, embeddings: Floats | None) -> None:
             column = getattr(rows, name)
             if column is not None:
                 file.create_dataset(name, data=np.array(column, dtype=object), dtype=h5py.string_dtype())
-    write_atomically(path, composed.getbuffer())
+    with composed.getbuffer() as content:  # released before its owner goes, which Python 3.13 insists on
+        write_atomically(path, content)
 
 
 def read_items(path: Path, rows: NDArray[np.int64]) -> dict[int, tuple[str, str | None, str | None]]:
