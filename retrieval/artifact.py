@@ -21,6 +21,14 @@ from retrieval.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+HASHED_ON_OPENING = (
+    1 << 30
+)  # bytes of an artifact that are hashed whenever it is opened, in a second or so; more on request
+REMEDIES = {
+    "store": "; `retrieval embed` makes one",
+    "index": "; `retrieval index build` makes one",
+    "run": "; `retrieval train` makes one",
+}
 Manifest = dict[str, Any]
 
 
@@ -44,6 +52,7 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
     fields: Manifest = {}
     try:
         yield staging, fields
+        _make_readable(staging)
         seal(staging, kind, fields)
     except BaseException:
         if not resume:
@@ -66,6 +75,17 @@ def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
         raise UserError(
             f"{final}: holds files that retrieval did not write, so --overwrite leaves it alone; empty it yourself"
         )
+    found = _stated_kind(final / MANIFEST)
+    if found not in (None, kind):
+        raise UserError(f"{final}: is of kind {found}, which --overwrite leaves alone; choose another --output")
+
+
+def _stated_kind(path: Path) -> str | None:
+    """What a manifest says that its folder is; None if it cannot be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _replace_folder(staging: Path, final: Path) -> None:
@@ -78,6 +98,15 @@ def _replace_folder(staging: Path, final: Path) -> None:
     else:
         staging.rename(final)
     sync_folder(final.parent)
+
+
+def _make_readable(folder: Path) -> None:
+    """Give every file the mode that open() would have given it: safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def seal(folder: Path, kind: str, fields: Manifest) -> None:
@@ -100,7 +129,8 @@ def seal(folder: Path, kind: str, fields: Manifest) -> None:
 def read_manifest(folder: Path, kind: str) -> Manifest:
     """The manifest of one of our folders, checked: kind, format, its own hash, every file present with its size.
 
-    Raises UserError, naming the file and the remedy, for anything else. File hashes are checked by `verify`.
+    Up to 1 GiB in all every file's content is checked too; beyond, only `verify` does that. Raises UserError, naming the file
+    and the remedy, for anything that does not match.
     """
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
@@ -114,7 +144,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     if not intact:
         raise UserError(f"{path}: damaged or edited by hand (its hash does not match); make the {kind} again")
     if manifest.get("kind") != kind:
-        raise UserError(f"{folder}: is a retrieval {manifest.get('kind')}, not a {kind}")
+        found = manifest.get("kind")
+        raise UserError(f"{folder}: is of kind {found}, not {kind}{REMEDIES.get(kind, '')}")
     if manifest["format"] > FORMAT_VERSION:
         raise UserError(f"{folder}: format {manifest['format']} is newer than this program reads; upgrade retrieval")
     for name, stated in manifest["files"].items():
@@ -126,6 +157,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             raise UserError(
                 f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
             )
+    if sum(stated["bytes"] for stated in manifest["files"].values()) <= HASHED_ON_OPENING:
+        verify(folder, manifest)
     return manifest  # type: ignore[no-any-return]
 
 

@@ -46,6 +46,8 @@ class Texts:
 
 def read_texts(path: Path) -> Texts:
     """Read a file of texts. Raises UserError naming file, line and column for anything that cannot be used."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a {FORMATS} file of texts")
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a {FORMATS} file")
     suffix = path.suffix.lower()
@@ -104,13 +106,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             raise UserError(f"{path}: line {number} is not JSON; give one object a line") from None
         if not isinstance(row, dict):
             raise UserError(f'{path}: line {number} is not an object; give one like {{"text": …}} a line')
-        yield number, {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+        yield number, {key: _as_text(value) for key, value in row.items()}
+
+
+def _as_text(value: object) -> str:
+    """A JSON value as a cell; null is an empty one."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _table(path: Path, rows: Iterator[tuple[int, dict[str, str]]]) -> Texts:
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{path}: is empty; give a header and at least one row")
+        raise UserError(f"{path}: is empty; give at least one row (a .csv or .tsv begins with a header)")
     names = list(first[1])
     wanted = _wanted_columns(path, names)
     columns: dict[str, list[str]] = {name: [] for name in wanted}

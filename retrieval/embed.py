@@ -1,6 +1,7 @@
 """Encode a corpus into an embedding store, resumably."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,9 +25,12 @@ def embed(
     *,
     batch_size: int = 64,
     overwrite: bool = False,
+    resumed: Callable[[int], None] = lambda rows: None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Store:
-    """Encode every row of `data` and write a store; `progress` is told the rows done since it was last called.
+    """Encode every row of `data` and write a store.
+
+    `resumed` is told how many rows of an earlier call are kept, `progress` the rows done since it was last called.
 
     A call that was killed is taken up where it stopped: shards that are whole are kept if encoder and data are the same.
     Batches never cross shards, so the result is bit for bit that of an unbroken call.
@@ -35,6 +39,7 @@ def embed(
     ids = data.ids or [str(row) for row in range(len(data))]
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
         done = _resume(folder, plan)
+        resumed(done * SHARD_ROWS)
         shards = -(-len(data) // SHARD_ROWS)
         for number in range(shards):
             start, stop = number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(data))
@@ -53,7 +58,7 @@ def embed(
             "dtype": "float32",
             "normalized": True,
             "modality": "text" if isinstance(data, Texts) else "image",
-            "encoder": {"name": encoder.name, "fingerprint": encoder.fingerprint},
+            "encoder": {"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint},
             "skipped": [str(path) for path in data.skipped] if isinstance(data, Images) else [],
         }
     return open_store(output)
@@ -98,9 +103,20 @@ def _resume(folder: Path, plan: str) -> int:
     return done
 
 
-def resumable_rows(output: Path) -> int:
-    """How many rows an interrupted call left behind for `output`, for the message that says so."""
+def left_behind(output: Path) -> int:
+    """How many rows an interrupted call left behind for `output`."""
     return finished_shards(staging_folder(output)) * SHARD_ROWS
+
+
+def forget_if_empty(output: Path) -> None:
+    """Remove what a call left behind that finished no shard."""
+    if not left_behind(output):
+        shutil.rmtree(staging_folder(output), ignore_errors=True)
+
+
+def lasting_name(name: str) -> str:
+    """An encoder's name as another folder or another day understands it: a folder by its whole path."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _encode_block(

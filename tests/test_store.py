@@ -225,7 +225,7 @@ def test_a_newer_format_or_another_kind_is_refused(tmp_path, monkeypatch):
         read_manifest(tmp_path / "x", KIND)
     with creating(tmp_path / "y", "index"):
         pass
-    with pytest.raises(UserError, match="is a retrieval index, not a store"):
+    with pytest.raises(UserError, match="is of kind index, not store"):
         read_manifest(tmp_path / "y", KIND)
     shutil.rmtree(tmp_path / "x")
 

@@ -73,7 +73,7 @@ def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
     names, counts = np.unique(np.asarray(labels, dtype=object).astype(str), return_counts=True)
     single = names[counts == 1]
     if len(single):
-        others = f" and {len(single) - 1:,} more" if len(single) > 1 else ""
+        others = f" (and {len(single) - 1:,} more labels)" if len(single) > 1 else ""
         raise UserError(
             f"{source}: label {str(single[0])!r}{others} has one member, so no pair; give it a second or remove it"
         )

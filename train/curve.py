@@ -6,6 +6,7 @@ from retrieval.errors import UserError
 
 from .loss import Diagnostics
 
+FEW = 8  # effective negatives, below which a gradient is the noise of a few items
 Curve = list[dict[str, float]]
 
 
@@ -28,12 +29,15 @@ def warnings(curve: Curve) -> list[str]:
     found = []
     floor = sum(step["floor"] for step in tail) / len(tail)
     ess = sum(step["ess"] for step in tail) / len(tail)
+    negatives = sum(step["negatives"] for step in tail) / len(tail)
     if floor > 0.2:
         found.append(
             f"{floor:.0%} of anchors sit on the debiasing floor and learn nothing from negatives; lower --tau-plus"
         )
-    if 0 < ess < 8:
-        found.append(
-            f"each anchor effectively sees {ess:.1f} negatives; lower --kappa (or --beta), or raise --temperature"
+    if 0 < ess < FEW:
+        fewer = ess < negatives / 2
+        remedy = (
+            "lower --kappa (or --beta), or raise --temperature" if fewer else "raise --batch-size, or give more data"
         )
+        found.append(f"each anchor effectively sees {ess:.1f} of {negatives:.0f} negatives; {remedy}")
     return found

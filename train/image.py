@@ -56,7 +56,7 @@ def train_image(
     pictures = in_memory(data, max(pixels.size), source).to(model.device)
     labels = torch.from_numpy(plan.labels) if plan.labels is not None else None
     how = PRESETS[config.augment or ("light" if labels is not None else "simclr")]
-    lr = config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
+    lr = _learning_rate(config, from_scratch)
     loss_of = ContrastiveLoss(loss_config).to(model.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *loss_of.parameters()], lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, plan.steps), pct_start=0.2)
@@ -78,6 +78,17 @@ def train_image(
         progress(curve)
     model.eval()
     return curve
+
+
+def _learning_rate(config: ImageConfig, from_scratch: bool) -> float:
+    return config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
+
+
+def used(plan: Plan, config: ImageConfig, from_scratch: bool) -> dict[str, object]:
+    """What the settings left open came out as."""
+    augment = config.augment or ("light" if plan.labels is not None else "simclr")
+    lr = _learning_rate(config, from_scratch)
+    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": lr, "augment": augment}
 
 
 def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:

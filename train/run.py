@@ -1,6 +1,7 @@
 """A run on disk: the encoder itself, and under `run/` how it came to be.
 
 RUN/modules.json, *.safetensors, …   opens with plain SentenceTransformer(RUN)
+RUN/README.md                        the model card
 RUN/run/config.json, curve.csv, metrics.json
 RUN/manifest.json                    written last, with the versions of everything
 """
@@ -27,7 +28,8 @@ def save_run(
 ) -> str:
     """Write the run; returns the fingerprint of its encoder. metrics: {"before": {…}, "after": {…}} on held-out data."""
     with creating(output, RUN_KIND, overwrite=overwrite) as (folder, manifest):
-        encoder.model.save_pretrained(str(folder), create_model_card=True)
+        encoder.model.save_pretrained(str(folder), create_model_card=False)
+        (folder / "README.md").write_text(_card(encoder, curve, config, metrics), "utf-8")
         details = folder / "run"
         details.mkdir()
         (details / "config.json").write_text(json.dumps(config, indent=2))
@@ -40,3 +42,31 @@ def save_run(
         mark = fingerprint(encoder.model)
         manifest |= {"encoder": {"fingerprint": mark, "dim": encoder.dim}, "config": config, "steps": len(curve)}
     return mark
+
+
+def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[str, Any] | None) -> str:
+    """A model card: what was trained, from what, how, how well, and how to use it."""
+    kind = "image" if encoder.takes("image") else "text"
+    lines = [
+        "---",
+        "library_name: sentence-transformers",
+        "tags: [sentence-transformers, retrieval-toolkit, feature-extraction]",
+        "---",
+        "",
+        f"# {kind.capitalize()} encoder, {encoder.dim} dimensions",
+        "",
+        f"Trained by retrieval for {len(curve):,} steps, starting from `{config.get('model', 'another encoder')}`, "
+        f"with the loss `{config.get('loss', 'hcl')}`. All settings: `run/config.json`; the course of training: `run/curve.csv`.",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'encoder = SentenceTransformer("path/of/this/folder")',
+        f"vectors = encoder.encode({'pictures' if kind == 'image' else 'texts'}, normalize_embeddings=True)",
+        "```",
+    ]
+    if metrics is not None:
+        lines += ["", "| on held-out items | before | after |", "|---|---|---|"]
+        pairs = ((name, metrics["before"][name], metrics["after"][name]) for name in metrics["after"])
+        lines += [f"| {name} | {before:.4g} | {after:.4g} |" for name, before, after in pairs]
+    return "\n".join(lines) + "\n"

@@ -59,6 +59,12 @@ def train_text(
     return _train_whole(model, data, plan, config, loss_config, progress)
 
 
+def used(plan: Plan, config: TextConfig) -> dict[str, object]:
+    """What the settings left open came out as."""
+    lr = config.lr or (frozen.LEARNING_RATE if config.head else WHOLE_LEARNING_RATE)
+    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": lr}
+
+
 def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, source: str) -> Plan:
     """Decide the batches. Raises UserError for data from which this way of training cannot make pairs."""
     labels = None if data.is_pairs else data.labels
@@ -138,6 +144,7 @@ def _train_whole(
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type != "cpu",
         )
+        model.model_card_data.generate_widget_examples = False  # its bar is not ours
         trainer = Trainer(model=model, args=arguments, train_dataset=_dataset(data, plan), loss=loss)
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)

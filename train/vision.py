@@ -62,7 +62,9 @@ def pixels_of(model: SentenceTransformer) -> Pixels:
     processor: Any = getattr(model[0], "processor", None)
     processor = getattr(processor, "image_processor", processor)
     if "image" not in model.modalities or not hasattr(processor, "image_mean"):
-        raise UserError("--model: is not a vision encoder that transformers knows; give one, or --model small")
+        raise UserError(
+            "--model: this encoder takes no images that transformers can prepare; give one, or --model small"
+        )
     box = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
     edge = box.get("shortest_edge")
     size = (edge, edge) if edge else (box["height"], box["width"])

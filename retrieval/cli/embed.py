@@ -40,7 +40,7 @@ def embed(
     from retrieval.artifact import refuse_to_clobber
     from retrieval.data import read_texts
     from retrieval.embed import embed as embed_data
-    from retrieval.embed import resumable_rows
+    from retrieval.embed import forget_if_empty, left_behind
     from retrieval.encoder import load_encoder
     from retrieval.images import is_image_data, read_images
     from retrieval.store import KIND
@@ -51,10 +51,22 @@ def embed(
     data = read_images(path, skip_bad=skip_bad) if is_image_data(path) else read_texts(path)
     say(f"{path}: {data.origin}")
     encoder = load_encoder(name, pick_device(device))
-    if left := resumable_rows(output):
-        say(f"{output}: an interrupted run left {left:,} rows; they are kept if encoder and data are the same")
+    left = left_behind(output)
+
+    def resumed(rows: int) -> None:
+        if rows:
+            say(f"{output}: {rows:,} rows of an interrupted run are kept")
+        elif left:
+            say(f"{output}: an interrupted run left {left:,} rows of another encoder or other data; they are made anew")
+
     with progress("embed", len(data)) as advance:
-        store = embed_data(encoder, data, output, batch_size=batch_size, overwrite=overwrite, progress=advance)
+        try:
+            store = embed_data(
+                encoder, data, output, batch_size=batch_size, overwrite=overwrite, resumed=resumed, progress=advance
+            )
+        except BaseException:
+            forget_if_empty(output)
+            raise
     skipped = store.manifest["skipped"]
     if skipped:
         say(f"Warning: {len(skipped):,} images do not decode and were left out, the first {skipped[0]}")

@@ -17,7 +17,15 @@ from retrieval.errors import UserError, is_disk_full
 
 F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[..., None]
-SECONDS_A_LINE = 30
+SECONDS_A_LINE = 10
+INTERRUPTED = 130
+MOST = 1_000_000
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C."""
+
+    exit_code = INTERRUPTED
 
 
 class Fault(click.ClickException):
@@ -35,6 +43,15 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:  # click's own has four lines
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted; nothing stands half-written under its final name, and an `embed` run again goes on from its last shard"
+            ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error
         except PermissionError as error:
@@ -57,21 +74,64 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        values = {key.replace("-", "_"): value for key, value in tomllib.loads(path.read_text("utf-8")).items()}
+        values = tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fault(f"{path}: not TOML ({error})") from None
-    known = {p.name for p in ctx.command.params if p.name not in ("config", "help")}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise Fault(f"{path}: unknown key {unknown[0]!r}; this command knows {', '.join(sorted(filter(None, known)))}")
-    ctx.default_map = values
+    known = _option_names(ctx.command)
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.replace("_", "-") not in known:
+            raise Fault(f"{path}: unknown key {key!r}; this command knows {', '.join(sorted(known))}")
+        found, negated = known[key.replace("_", "-")]
+        try:
+            checked = found.type_cast_value(ctx, str(value) if isinstance(found.type, click.Path) else value)
+        except click.BadParameter as error:
+            raise Fault(f"{path}: {key}: {error.message}") from None
+        defaults[found.name or ""] = not checked if negated else checked
+    ctx.default_map = defaults
+
+
+def _option_names(command: click.Command) -> dict[str, tuple[click.Parameter, bool]]:
+    """What a configuration file may say: every option and argument by its name, and whether that name negates it."""
+    names: dict[str, tuple[click.Parameter, bool]] = {}
+    for parameter in command.params:
+        if parameter.name not in ("config", "help"):
+            long = [name for name in parameter.opts if name.startswith("--")] or parameter.opts
+            names |= {name.lstrip("-").lower(): (parameter, False) for name in long}
+            names |= {name.lstrip("-"): (parameter, True) for name in parameter.secondary_opts}
+    return names
+
+
+class Number(click.ParamType[float]):
+    """A finite number, above zero if `positive`, and at most a million, beyond which float32 soon overflows."""
+
+    name = "number"
+
+    def __init__(self, positive: bool = False) -> None:
+        self.positive = positive
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        if not abs(number) <= MOST or (self.positive and number <= 0):
+            low = "above 0" if self.positive else f"from −{MOST:,}"
+            self.fail(f"{value!r} must be a number {low} and at most {MOST:,}.", param, ctx)
+        return number
 
 
 def common(command: F) -> F:
     """`--json`, `--config` and `--seed`, which every command has."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Makes the run reproducible."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**32 - 1),
+            default=0,
+            show_default=True,
+            help="Makes the run reproducible.",
+        ),
         click.option(
             "--config",
             type=existing("file"),
@@ -163,14 +223,16 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 
 def _lines(what: str, total: int) -> Advance:
-    """Progress for a log: a line each half minute."""
-    done, last = 0, time.monotonic()
+    """Progress for a log: a line every ten seconds, with the time that is left at this rate."""
+    done, started = 0, time.monotonic()
+    last = started
 
     def advance(steps: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += steps
         if time.monotonic() - last > SECONDS_A_LINE:
             last = time.monotonic()
-            say(f"{what} {done:,}/{total:,}  {note}".rstrip())
+            left = (last - started) / max(done, 1) * (total - done)
+            say(f"{what} {done:,}/{total:,}, {left:.0f} s left  {note}".rstrip())
 
     return advance

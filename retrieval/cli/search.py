@@ -84,11 +84,18 @@ def _encoded_queries(
 
     items: list[Any] = list(queries) or [decode(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
-    encoder = load_encoder(name or bundle.manifest["encoder"]["name"], pick_device(device))
+    encoder = load_encoder(name or _recorded_encoder(bundle), pick_device(device))
     require_same_encoder(bundle.manifest, encoder.fingerprint, encoder.name)
     vectors = encoder.encode(items)
     refuse_bad_vectors(vectors, names)
     return names, vectors
+
+
+def _recorded_encoder(bundle: "Bundle") -> str:
+    recorded = str(bundle.manifest["encoder"]["name"])
+    if Path(recorded).is_absolute() and not Path(recorded).is_dir():
+        raise UserError(f"--encoder: is needed, since {recorded}, which made this index, is no longer there")
+    return recorded
 
 
 def _described(hit: Any) -> str:

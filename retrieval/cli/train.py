@@ -11,6 +11,7 @@ from retrieval.errors import UserError
 from .options import (
     Advance,
     F,
+    Number,
     common,
     emit,
     existing,
@@ -53,22 +54,24 @@ def trains(command: F) -> F:
                 show_default=True,
                 help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
             ),
-            click.option("--kappa", type=float, help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
-            click.option("--beta", type=float, help="Hardness as the paper's β."),
-            click.option("--ess", type=float, help="Hardness as the effective number of negatives to keep."),
+            click.option(
+                "--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"
+            ),
+            click.option("--beta", type=Number(), help="Hardness as the paper's β."),
+            click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
             click.option(
                 "--tau-plus",
-                type=float,
+                type=Number(),
                 help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
             ),
-            click.option("--temperature", type=float, help="Temperature t.  [default: 0.1]"),
+            click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
             click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
             click.option(
                 "--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."
             ),
             click.option(
                 "--epochs",
-                type=click.FloatRange(min=0, min_open=True),
+                type=Number(positive=True),
                 help="Passes over the data.  [default: 1, images 6]",
             ),
             click.option(
@@ -81,7 +84,7 @@ def trains(command: F) -> F:
             ),
             click.option(
                 "--lr",
-                type=click.FloatRange(min=0, min_open=True),
+                type=Number(positive=True),
                 help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
             ),
             click.option(
@@ -119,7 +122,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
     from retrieval.artifact import refuse_to_clobber
     from retrieval.data import read_texts
     from retrieval.encoder import RUN_KIND, load_encoder
-    from retrieval.train.text import TextConfig, plan_batches, train_text
+    from retrieval.train.text import TextConfig, plan_batches, train_text, used
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     data = read_texts(flags["data"])
@@ -159,7 +162,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
         curve,
         before,
         held_out,
-        {"kind": "text", **asdict(config), "model": flags["model"]},
+        {"kind": "text", **asdict(config), **used(plan, config), "model": flags["model"]},
         loss_config,
         flags,
     )
@@ -187,7 +190,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     from retrieval.artifact import refuse_to_clobber
     from retrieval.encoder import RUN_KIND, Encoder, load_encoder
     from retrieval.images import read_images
-    from retrieval.train.image import ImageConfig, longest_side, plan_batches, train_image
+    from retrieval.train.image import ImageConfig, longest_side, plan_batches, train_image, used
     from retrieval.train.vision import pixels_of, small_network
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
@@ -218,7 +221,8 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
             from_scratch=scratch,
             progress=lambda curve: _show(trained, curve, plan.steps),
         )
-    saved = {"kind": "image", **asdict(config), "model": flags["model"], "skipped": len(data.skipped)}
+    saved = {"kind": "image", **asdict(config), **used(plan, config, scratch), "model": flags["model"]}
+    saved["skipped"] = len(data.skipped)
     _finish(encoder, curve, before, held_out, saved, loss_config, flags)
 
 
@@ -318,9 +322,14 @@ def _finish(
 
     after = _judge(encoder, held_out, flags["seed"])
     metrics = {"before": before, "after": after} if after else None
-    config = {**config, "data": str(flags["data"]), "loss": loss_config.name}
+    config = {**config, "data": str(flags["data"]), "loss": loss_config.name, "loss_settings": asdict(loss_config)}
     mark = save_run(flags["output"], encoder, curve, config, metrics, overwrite=flags["overwrite"])
     notes = warnings(curve)
+    if flags["ess"] and curve[-1]["beta"] == 0:
+        notes.append(
+            f"--ess {flags['ess']:g}: a batch has no more negatives than that, so none weighs more than another; "
+            "lower it, or raise --batch-size"
+        )
     for note in notes:
         say(f"Warning: {note}")
     last = curve[-1]

@@ -57,6 +57,10 @@ def contrastive_loss(
     processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
     Raises UserError where the config needs labels or a guide that are not given.
     """
+    if anchor.shape != positive.shape[-2:]:
+        raise UserError(
+            f"anchor {tuple(anchor.shape)}, positive {tuple(positive.shape)}: give a positive for each anchor, (B, d) or (M, B, d)"
+        )
     _refuse_missing(config, labels, guide)
     with torch.autocast(anchor.device.type, enabled=False):
         given = torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]])

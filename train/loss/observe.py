@@ -16,7 +16,7 @@ SAMPLED_COSINES = 4096
 class Diagnostics(NamedTuple):
     """Of 64 anchors of one batch; cosines, shares and counts.
 
-    beta, kappa, temperature, tau_plus: as used in this step. ess: median effective sample size (Σw)²/Σw² of the negatives'
+    beta, kappa, temperature, tau_plus: as used in this step. negatives: how many an anchor has, in the mean. ess: median effective sample size (Σw)²/Σw² of the negatives'
     weights. floor: share of all anchors whose negative term sits on the debiasing floor, so that no gradient reaches their
     negatives. attracted: share of negatives that the gradient through the weights pulls *nearer*. positive, negative: mean
     cosines; negative_q50, negative_q99: quantiles of the negatives'. false_negatives: share of negatives that have the
@@ -27,6 +27,7 @@ class Diagnostics(NamedTuple):
     kappa: float
     temperature: float
     tau_plus: float
+    negatives: float
     ess: float
     floor: float
     attracted: float
@@ -57,7 +58,16 @@ def observe(task: Task, setting: Setting, on_floor: Tensor) -> Diagnostics:
     positive = setting.cosines(block.z_pos).mean()
     attracted = _attracted(tilt(task, block, at, setting), setting, total)
     found = torch.stack(
-        [ess, on_floor, attracted, positive, mean, *quantiles, false.to(mean.dtype)]
+        [
+            block.negatives.to(mean.dtype).mean(),
+            ess,
+            on_floor,
+            attracted,
+            positive,
+            mean,
+            *quantiles,
+            false.to(mean.dtype),
+        ]
     ).tolist()  # one sync
     return Diagnostics(setting.beta, setting.beta / t, t, setting.tau_plus, *found)
 

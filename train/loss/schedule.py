@@ -65,5 +65,7 @@ def refuse_below(name: str, value: Number | None, least: float, *, strictly: boo
     if value is None:
         return
     for x in values(value):
-        if not math.isfinite(x) or x < least or (strictly and x == least):
+        if not math.isfinite(x):
+            raise UserError(f"{name} {x}: must be a finite number")
+        if x < least or (strictly and x == least):
             raise UserError(f"{name} {x}: must be {'above' if strictly else 'at least'} {least:g}")

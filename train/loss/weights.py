@@ -46,7 +46,7 @@ class Exp:
     def __post_init__(self) -> None:
         given = [f"--{name}" for name in ("beta", "kappa", "ess") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise UserError(f"{' and '.join(given)}: are three ways to say one thing; give one of them")
+            raise UserError(f"{' and '.join(given)}: all say how hard; give one of --beta, --kappa and --ess")
         for name, least in (("beta", 0.0), ("kappa", 0.0), ("ess", 1.0)):
             refuse_below(f"--{name}", getattr(self, name), least)
 
