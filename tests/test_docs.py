@@ -48,7 +48,7 @@ def test_links_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
-    """A folder with what README's reader has: train.csv, test.csv, and photos/ of class folders."""
+    """A folder with what README's reader has: train.csv, test.csv, and photos/train, photos/test of class folders."""
     folder = tmp_path_factory.mktemp("own")
     data = docs_as_texts([doc for doc in library_docs() if doc.module in ("array", "ast", "csv", "difflib", "gzip")])
     for name, rows in (("train.csv", slice(0, None, 2)), ("test.csv", slice(1, None, 2))):
@@ -58,10 +58,11 @@ def own_data(tmp_path_factory):
             writer.writerows(zip(data.texts[rows], data.labels[rows], strict=True))
     pictures = digits()
     for code, label in enumerate(("cat", "dog", "owl")):
-        (folder / "photos" / label).mkdir(parents=True)
         rows = np.flatnonzero(np.array(pictures.labels) == str(code))[:30]
         for number, row in enumerate(rows):
-            Image.fromarray(pictures.source[row]).save(folder / "photos" / label / f"{number}.png")
+            place = folder / "photos" / ("test" if number < 10 else "train") / label
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures.source[row]).save(place / f"{number}.png")
     return folder
 
 

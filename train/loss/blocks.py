@@ -65,40 +65,36 @@ def block_logits(task: Task, at: slice, setting: Setting, room: Tensor | None = 
         z += setting.bias
     rows = torch.arange(len(z), device=z.device)
     partners = task.partners[at]
-    masked = setting.config.label_mask and task.labels is not None
-    excluded = _excluded(task, z, at, setting, masked)
-    if masked:
-        assert task.labels is not None and excluded is not None
-        same = task.labels[0][at, None] == task.labels[1]
-        if task.own is not None:
-            same[rows, task.own[at]] = False
-        owner, column = same.nonzero(as_tuple=True)
+    own = None if task.own is None else (rows, task.own[at])
+    excluded = None
+    if setting.config.label_mask and task.labels is not None:
+        excluded = task.labels[0][at, None] == task.labels[1]
+        if own is not None:
+            excluded[own] = False
+        owner, column = excluded.nonzero(as_tuple=True)
     else:
         owner, column = rows.repeat_interleave(partners.shape[1]), partners.flatten()
     z_pos = z[owner, column]
+    excluded = _also_excluded(excluded, task, z, at, setting)
     if excluded is None:
-        count = torch.full((len(z),), z.shape[1] - partners.shape[1] - (task.own is not None), device=z.device)
+        count = torch.full((len(z),), z.shape[1] - partners.shape[1] - (own is not None), device=z.device)
         z[owner, column] = -torch.inf
-        if task.own is not None:
-            z[rows, task.own[at]] = -torch.inf
+        if own is not None:
+            z[own] = -torch.inf
     else:
         excluded[owner, column] = True
-        if task.own is not None:
-            excluded[rows, task.own[at]] = True
+        if own is not None:
+            excluded[own] = True
         count = z.shape[1] - excluded.sum(1)
         z.masked_fill_(excluded, -torch.inf)
     return Block(z, count, z_pos, owner, column)
 
 
-def _excluded(task: Task, z: Tensor, at: slice, setting: Setting, masked: bool) -> Tensor | None:
-    """(r, C) bool of what is neither negative, beyond the pair itself; None if there is nothing."""
-    excluded = None
-    if masked:
-        assert task.labels is not None
-        excluded = task.labels[0][at, None] == task.labels[1]
+def _also_excluded(excluded: Tensor | None, task: Task, z: Tensor, at: slice, setting: Setting) -> Tensor | None:
+    """(r, C) bool of what is no negative though no positive either, added to what is; None if there is nothing."""
     if task.items is not None:
         same = task.items[0][at, None] == task.items[1]
-        excluded = same if excluded is None else excluded | same
+        excluded = same if excluded is None else excluded.logical_or_(same)
     rule = setting.config.false_negatives
     if rule is not None:
         if rule.guide:
@@ -109,7 +105,7 @@ def _excluded(task: Task, z: Tensor, at: slice, setting: Setting, masked: bool) 
         own = similar.gather(1, task.partners[at, :1])
         slack = rule.margin if rule.kind == "absolute" else rule.margin * own.abs()
         likely = similar > own - slack
-        excluded = likely if excluded is None else excluded | likely
+        excluded = likely if excluded is None else excluded.logical_or_(likely)
     return excluded
 
 
