@@ -9,7 +9,7 @@ from retrieval.cli import cli
 HEAD = """# Commands
 
 Generated from `--help` by `docs/make_reference.py`. Exit codes: 0 done, 2 the input or the environment is at fault (one line
-says what and what to do), 1 anything else. Results go to stdout, everything else to stderr. `--config` takes a TOML file whose
+says what and what to do), 130 Ctrl-C, 1 anything else. Results go to stdout, everything else to stderr. `--config` takes a TOML file whose
 keys are the command's options.
 """
 

@@ -29,5 +29,5 @@ for command in (train, embed, index, search, evaluate, doctor, demo):
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 done, 2 the user's input or environment, 1 anything else."""
+    """The console script. Exit codes: 0 done, 2 the user's input or environment, 130 Ctrl-C, 1 anything else."""
     cli(prog_name="retrieval")

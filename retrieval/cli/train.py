@@ -104,7 +104,7 @@ def trains(command: F) -> F:
 @click.option(
     "--mini-batch-size",
     type=click.IntRange(min=1),
-    help="Texts in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, but slower).",
+    help="Texts in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, a third slower).",
 )
 @trains
 def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:

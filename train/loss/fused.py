@@ -48,7 +48,8 @@ class _FusedMean(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = any(ctx.needs_input_grad)
         if usable(task, setting, recipe):
-            found = sum_tiles(task, setting, gradient)
+            with torch.cuda.device_of(task.anchors):  # type: ignore[no-untyped-call] # Triton launches on the current device
+                found = sum_tiles(task, setting, gradient)
         else:
             found = sum_blocks(task, setting, recipe, gradient, block_rows)
         if gradient:
