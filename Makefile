@@ -42,6 +42,7 @@ wheel: $(BIN)/.installed
 	cd dist && ../$(WHEEL_VENV)/bin/retrieval --version && ../$(WHEEL_VENV)/bin/retrieval doctor
 
 bench: $(BIN)/.installed
+	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/banking77.py
 	$(BIN)/python benchmarks/fashion.py
 

@@ -284,7 +284,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
     from matplotlib import pyplot
 
     dim = min(row["dim"] for row in rows)  # type: ignore[type-var]
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.2), layout="constrained")
     shown = (
         "InfoNCE",
         "HCL",
@@ -306,7 +306,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
             xscale="log", yscale="log", xlabel="pairs in the batch", title=f"{title}, forward and backward, d = {dim}"
         )
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path)
 
 
