@@ -259,7 +259,7 @@ def test_an_unknown_model_is_one_line(run_cli, tmp_path, monkeypatch):
 
 def test_text_and_image_encoders_are_told_apart(run_cli, tmp_path, pictures, minilm):
     train = ["train", "image", "--data", pictures, "--model", MINILM, "--output", tmp_path / "run"]
-    assert "--model: this encoder takes no images" in run_cli(*train, code=2).stderr
+    assert f"{MINILM}: takes no images; choose an image encoder" in run_cli(*train, code=2).stderr
     embed = ["embed", "--encoder", MINILM, "--data", pictures, "--output", tmp_path / "store"]
     assert "cannot encode image" in run_cli(*embed, code=2).stderr
     assert not (tmp_path / "run").exists() and not (tmp_path / "store").exists()

@@ -69,7 +69,7 @@ def embed(
             raise
     skipped = store.manifest["skipped"]
     if skipped:
-        say(f"Warning: {len(skipped):,} images do not decode and were left out, the first {skipped[0]}")
+        say(f"Warning: {len(skipped):,} images cannot be read and were left out, the first {skipped[0]}")
     result = {
         "output": str(output),
         "count": store.count,

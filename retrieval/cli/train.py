@@ -209,7 +209,9 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
         encoder = Encoder(small_network(longest_side(data), device, flags["seed"]), "small")
     else:
         encoder = load_encoder(flags["model"], device)
-        pixels_of(encoder.model)  # refuses a text encoder before any work is done
+        if not encoder.takes("image"):
+            raise UserError(f"{flags['model']}: takes no images; choose an image encoder, or --model small")
+        pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
     before = _judge(encoder, held_out, flags["seed"])
     with progress("train", plan.steps) as trained:
         curve = train_image(
