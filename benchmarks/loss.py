@@ -6,7 +6,7 @@ Times are medians of interleaved repetitions on one and the same embeddings; pea
 beyond its embeddings. Every peer goes up to the size it can hold in --memory GiB. Beside each size stands its ceiling: the three
 matrix products alone that any exact loss of this family needs (logits, and the gradient to either side), in the same blocks.
 Published formula: HCL as its authors wrote it (image/main.py), their Python loop for the mask left out of the timing.
-Writes the table and a plot to benchmarks/results/.
+--output writes the table to benchmarks/results/, --plot draws such tables.
 """
 
 import argparse
@@ -322,7 +322,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", default="", help="name of the result files; none are written without")
     parser.add_argument("--one", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--plot", type=Path, nargs="+", help="draw earlier results (.json) into one .svg beside the first"
+    )
     arguments = parser.parse_args()
+    if arguments.plot:
+        rows = [row for path in arguments.plot for row in json.loads(path.read_text("utf-8"))]
+        plot(rows, arguments.plot[0].with_suffix(".svg"))
+        return
     torch.set_num_threads(arguments.threads)
     if arguments.one:
         dtype = getattr(torch, arguments.dtype)
@@ -330,7 +337,7 @@ def main() -> None:
         return
     lines = [header()]
     print(lines[0], flush=True)
-    rows: list[dict[str, object]] = []
+    rows = []
     for dim in arguments.dims:
         for pairs in arguments.sizes:
             rows += compare(pairs, dim, arguments)
@@ -343,7 +350,6 @@ def main() -> None:
         stem = RESULTS / f"{arguments.output}-{date.today()}"
         stem.with_suffix(".txt").write_text("\n".join(lines) + "\n", "utf-8")
         stem.with_suffix(".json").write_text(json.dumps(rows), "utf-8")
-        plot(rows, stem.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
