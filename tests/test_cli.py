@@ -340,7 +340,8 @@ def test_progress_in_a_log_is_lines(monkeypatch, capsys):
     monkeypatch.setattr(options, "SECONDS_A_LINE", -1)
     with options.progress("train", 10) as advance:
         advance(3, note="loss 1.0")
-    assert capsys.readouterr().err == "train 3/10, 0 s left  loss 1.0\n"
+        advance(2)
+    assert capsys.readouterr().err == "train 3/10  loss 1.0\ntrain 5/10, 0 s left\n"
 
 
 def test_overwrite_spares_artifacts_of_another_kind(text_path, texts, run_cli):

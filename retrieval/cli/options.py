@@ -224,15 +224,17 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 def _lines(what: str, total: int) -> Advance:
     """Progress for a log: a line every ten seconds, with the time that is left at this rate."""
-    done, started = 0, time.monotonic()
-    last = started
+    done, last = 0, time.monotonic()
+    first: tuple[float, int] | None = None  # when the first steps were done, and how many: the rate counts from there
 
     def advance(steps: int = 1, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, last, first
         done += steps
-        if time.monotonic() - last > SECONDS_A_LINE:
-            last = time.monotonic()
-            left = (last - started) / max(done, 1) * (total - done)
-            say(f"{what} {done:,}/{total:,}, {left:.0f} s left  {note}".rstrip())
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - last > SECONDS_A_LINE:
+            last, since = now, done - first[1]
+            left = f", {(now - first[0]) / since * (total - done):.0f} s left" if since else ""
+            say(f"{what} {done:,}/{total:,}{left}  {note}".rstrip())
 
     return advance
