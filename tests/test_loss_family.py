@@ -188,6 +188,9 @@ def test_limits_that_connect_methods():
     assert torch.allclose(value("adnce(sigma=1e9)"), value("infonce"), rtol=1e-12)
     assert not torch.allclose(value("adnce"), value("infonce"), rtol=1e-3)
     assert torch.allclose(value("llave(alpha=0)"), value("mnrl"), rtol=1e-12)
+    assert torch.allclose(value("simcse"), value("mnrl"), rtol=1e-12)
+    assert torch.allclose(value("hn-nce(kappa=0)"), value("clip"), rtol=1e-12)
+    assert not torch.allclose(value("hn-nce"), value("clip"), rtol=1e-3)
     assert torch.allclose(value("hcl(ess=12)"), value("infonce"), rtol=1e-12)  # all twelve negatives count
     assert torch.allclose(value("sscl(pairs=0)"), value("hcl"), rtol=1e-12)  # no synthetic negatives
     assert not torch.allclose(value("sscl(pairs=1, hardest=2)"), value("hcl"), rtol=1e-3)
