@@ -144,7 +144,9 @@ def _train_whole(
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type != "cpu",
         )
-        model.model_card_data.generate_widget_examples = False  # its bar is not ours
+        model.model_card_data.widget = [
+            {"text": ""}
+        ]  # else the trainer looks for examples, with a bar; our card has none
         trainer = Trainer(model=model, args=arguments, train_dataset=_dataset(data, plan), loss=loss)
         for printer in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printer)

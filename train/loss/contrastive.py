@@ -72,9 +72,8 @@ def contrastive_loss(
         t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
         t = t if temperature is None else temperature.to(views.dtype)
         b = torch.as_tensor(number(config.bias) if bias is None else bias, dtype=views.dtype, device=views.device)
-        setting = _setting(
-            config, float(t.detach()), float(b.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0]
-        )
+        t_now = number(config.temperature) if temperature is None else float(t.detach())
+        setting = _setting(config, t_now, float(b.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
         total, floors = [], []
         for task in found:
             loss, on_floor = mean_loss(task, t, b, setting, _recipe(task, config), block_rows)
