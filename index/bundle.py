@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import Manifest, read_manifest, verify
+from retrieval.artifact import Manifest, read_manifest
 from retrieval.errors import UserError
 
 from .backend import faiss
@@ -47,10 +47,8 @@ def write_faiss(index: Any, path: Path) -> None:
 
 
 def open_index(folder: Path, *, check: bool = False) -> Bundle:
-    """Open a bundle: manifest and sizes checked, with `check` every hash, and the index against the manifest."""
-    manifest = read_manifest(folder, KIND)
-    if check:
-        verify(folder, manifest)
+    """Open a bundle: checked by its manifest, with `check` every hash whatever its size, and the index against it."""
+    manifest = read_manifest(folder, KIND, check=check)
     path = folder / INDEX_FILE
     try:
         index = faiss().read_index(str(path))

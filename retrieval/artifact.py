@@ -21,9 +21,7 @@ from retrieval.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-HASHED_ON_OPENING = (
-    1 << 30
-)  # bytes of an artifact that are hashed whenever it is opened, in a second or so; more on request
+HASHED_ON_OPENING = 1 << 30  # bytes of an artifact that are always hashed when it is opened, in a second or so
 REMEDIES = {
     "store": "; `retrieval embed` makes one",
     "index": "; `retrieval index build` makes one",
@@ -126,11 +124,11 @@ def seal(folder: Path, kind: str, fields: Manifest) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
 
 
-def read_manifest(folder: Path, kind: str) -> Manifest:
+def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
     """The manifest of one of our folders, checked: kind, format, its own hash, every file present with its size.
 
-    Up to 1 GiB in all every file's content is checked too; beyond, only `verify` does that. Raises UserError, naming the file
-    and the remedy, for anything that does not match.
+    Up to 1 GiB in all every file's content is checked too; beyond, only with `check`. Raises UserError, naming the file and the
+    remedy, for anything that does not match.
     """
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
@@ -157,7 +155,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             raise UserError(
                 f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
             )
-    if sum(stated["bytes"] for stated in manifest["files"].values()) <= HASHED_ON_OPENING:
+    if check or sum(stated["bytes"] for stated in manifest["files"].values()) <= HASHED_ON_OPENING:
         verify(folder, manifest)
     return manifest  # type: ignore[no-any-return]
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.artifact import Manifest, read_manifest, sha256_json, verify, write_atomically
+from retrieval.artifact import Manifest, read_manifest, sha256_json, write_atomically
 from retrieval.errors import UserError
 
 KIND = "store"
@@ -151,8 +151,6 @@ class Store:
 
 
 def open_store(folder: Path, *, check: bool = False) -> Store:
-    """Open a store; its manifest and every file's size are checked, with `check` every hash too."""
-    manifest = read_manifest(folder, KIND)
-    if check:
-        verify(folder, manifest)
+    """Open a store; its checked by its manifest, with `check` every hash whatever its size."""
+    manifest = read_manifest(folder, KIND, check=check)
     return Store(folder, manifest)

@@ -55,7 +55,7 @@ def train_image(
     plan = plan_batches(data, config, loss_config, source)
     pictures = in_memory(data, max(pixels.size), source).to(model.device)
     labels = torch.from_numpy(plan.labels) if plan.labels is not None else None
-    how = PRESETS[config.augment or ("light" if labels is not None else "simclr")]
+    how = PRESETS[_augmentation(config, plan)]
     lr = _learning_rate(config, from_scratch)
     loss_of = ContrastiveLoss(loss_config).to(model.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *loss_of.parameters()], lr=lr, weight_decay=1e-4)
@@ -84,11 +84,14 @@ def _learning_rate(config: ImageConfig, from_scratch: bool) -> float:
     return config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
 
 
+def _augmentation(config: ImageConfig, plan: Plan) -> str:
+    return config.augment or ("light" if plan.labels is not None else "simclr")
+
+
 def used(plan: Plan, config: ImageConfig, from_scratch: bool) -> dict[str, object]:
     """What the settings left open came out as."""
-    augment = config.augment or ("light" if plan.labels is not None else "simclr")
-    lr = _learning_rate(config, from_scratch)
-    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": lr, "augment": augment}
+    found = {"lr": _learning_rate(config, from_scratch), "augment": _augmentation(config, plan)}
+    return {"steps": plan.steps, "batch_size": plan.pairs, **found}
 
 
 def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:

@@ -61,8 +61,11 @@ def train_text(
 
 def used(plan: Plan, config: TextConfig) -> dict[str, object]:
     """What the settings left open came out as."""
-    lr = config.lr or (frozen.LEARNING_RATE if config.head else WHOLE_LEARNING_RATE)
-    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": lr}
+    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": _learning_rate(config)}
+
+
+def _learning_rate(config: TextConfig) -> float:
+    return config.lr or (frozen.LEARNING_RATE if config.head else WHOLE_LEARNING_RATE)
 
 
 def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, source: str) -> Plan:
@@ -112,7 +115,7 @@ def _train_head(
         labels=plan.labels,
         items=identities(data),
         steps=plan.steps,
-        lr=config.lr or frozen.LEARNING_RATE,
+        lr=_learning_rate(config),
         progress=progress,
     )
     frozen.append_head(model, head)
@@ -133,7 +136,7 @@ def _train_whole(
             output_dir=scratch,
             max_steps=plan.steps,
             per_device_train_batch_size=plan.pairs,
-            learning_rate=config.lr or WHOLE_LEARNING_RATE,
+            learning_rate=_learning_rate(config),
             warmup_steps=max(1, plan.steps // 10),
             seed=config.seed,
             batch_sampler=lambda dataset, batch_size, drop_last, **_: PairSampler(dataset, batch_size, drop_last, plan),

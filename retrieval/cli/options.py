@@ -18,14 +18,13 @@ from retrieval.errors import UserError, is_disk_full
 F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[..., None]
 SECONDS_A_LINE = 10
-INTERRUPTED = 130
 MOST = 1_000_000
 
 
 class Interrupted(click.ClickException):
     """Ctrl-C."""
 
-    exit_code = INTERRUPTED
+    exit_code = 130
 
 
 class Fault(click.ClickException):
