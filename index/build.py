@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import creating
+from retrieval.artifact import creating, now
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats, exact_neighbors
-from retrieval.store import Store, write_items
+from retrieval.store import Store, write_columns
 
 from .backend import faiss
 from .bundle import (
@@ -44,6 +44,7 @@ def build(
     factory: a FAISS factory string, or None to choose by size. Approximate indexes get the smallest search parameter that
     reaches recall@10 ≥ 0.95 on a sample of the stored vectors; the recall reached is recorded, whatever it is.
     """
+    store.require_unit_vectors()
     factory = factory or choose(store.count)
     rows = store.load()
     vectors = as_float32(rows.embeddings)
@@ -52,8 +53,9 @@ def build(
         _train_and_add(index, vectors, factory, progress)
         search, recall = tune(index, vectors, seed)
         write_faiss(index, folder / INDEX_FILE)
-        write_items(folder / ITEMS_FILE, rows)
+        write_columns(folder / ITEMS_FILE, rows)
         manifest |= {
+            "created": now(),
             "count": store.count,
             "dim": store.dim,
             "metric": "inner_product",

@@ -70,13 +70,14 @@ def set_parameters(index: Any, parameters: dict[str, int]) -> None:
         space.set_index_parameter(index, name, value)
 
 
-def require_same_encoder(manifest: Manifest, fingerprint: str, source: str) -> None:
-    """Refuse vectors of another encoder than the one that made the index."""
-    made_by = manifest["encoder"]
+def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: str) -> None:
+    """Refuse vectors of another encoder than the one that made the index. None: of an encoder that is not known."""
+    made_by = manifest["encoder"] or {"fingerprint": None, "name": "an encoder that was never told"}
     if made_by["fingerprint"] != fingerprint:
+        said = [mark[:12] if mark else "none" for mark in (fingerprint, made_by["fingerprint"])]
         raise UserError(
-            f"{source}: is not the encoder of this index (fingerprint {fingerprint[:12]}, the index has "
-            f"{made_by['fingerprint'][:12]} from {made_by['name']}); search with that encoder, or embed and build again"
+            f"{source}: is not the encoder of this index (fingerprint {said[0]}, the index has {said[1]} from "
+            f"{made_by['name']}); search with that encoder, or embed and build again"
         )
 
 

@@ -5,18 +5,18 @@ from typing import NamedTuple
 import numpy as np
 
 from retrieval.neighbors import Floats
-from retrieval.store import read_items
+from retrieval.store import read_columns
 
 from .bundle import Bundle, as_float32
 
 
 class Hit(NamedTuple):
-    """One result: cosine with the query, and what is known of the item. label and text are None where there are none."""
+    """One result: cosine with the query, the item's id, its label or None, and whatever else the store has of it."""
 
     score: float
-    id: str
+    id: str | int
     label: str | None
-    text: str | None
+    payload: dict[str, str]
 
 
 def search(bundle: Bundle, queries: Floats, k: int) -> list[list[Hit]]:
@@ -26,9 +26,16 @@ def search(bundle: Bundle, queries: Floats, k: int) -> list[list[Hit]]:
     """
     k = min(k, bundle.index.ntotal)
     scores, rows = bundle.index.search(as_float32(queries), k)
-    found = rows >= 0  # FAISS pads with −1
-    items = read_items(bundle.items, np.unique(rows[found]))
+    needed = np.unique(rows[rows >= 0])  # FAISS pads with −1
+    ids, labels, payload = read_columns(bundle.items, needed)
+    place = {int(row): at for at, row in enumerate(needed)}
+
+    def hit(score: float, row: int) -> Hit:
+        at = place[row]
+        item = ids[at] if isinstance(ids, list) else int(ids[at])
+        return Hit(score, item, labels[at] if labels else None, {name: column[at] for name, column in payload.items()})
+
     return [
-        [Hit(float(score), *items[int(row)]) for score, row in zip(scores[q], rows[q], strict=True) if row >= 0]
+        [hit(float(score), int(row)) for score, row in zip(scores[q], rows[q], strict=True) if row >= 0]
         for q in range(len(queries))
     ]

@@ -18,9 +18,10 @@ from typing import Any
 
 from retrieval import __version__
 from retrieval.errors import UserError
+from retrieval.locks import LOCK, sole_writer
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMATS = {"store": 2, "index": 2}  # of the kinds that changed since their first format, 1
 HASHED_ON_OPENING = 1 << 30  # bytes of an artifact that are always hashed when it is opened, in a second or so
 REMEDIES = {
     "store": "; `retrieval embed` makes one",
@@ -44,19 +45,30 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
     """
     refuse_to_clobber(final, kind, overwrite)
     staging = staging_folder(final)
-    if not resume and staging.exists():
-        shutil.rmtree(staging)
     staging.mkdir(parents=True, exist_ok=True)
-    fields: Manifest = {}
-    try:
-        yield staging, fields
-        _make_readable(staging)
-        seal(staging, kind, fields)
-    except BaseException:
-        if not resume:
-            shutil.rmtree(staging, ignore_errors=True)
-        raise
-    _replace_folder(staging, final)
+    with sole_writer(staging):
+        try:
+            refuse_to_clobber(final, kind, overwrite)  # again: another process may just have finished it
+            if not resume:
+                empty(staging)
+            fields: Manifest = {}
+            yield staging, fields
+            _make_readable(staging)
+            seal(staging, kind, fields)
+        except BaseException:
+            if not resume:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        _replace_folder(staging, final)
+
+
+def empty(folder: Path) -> None:
+    """Remove what is in a folder of ours, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
@@ -73,16 +85,16 @@ def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
         raise UserError(
             f"{final}: holds files that retrieval did not write, so --overwrite leaves it alone; empty it yourself"
         )
-    found = _stated_kind(final / MANIFEST)
+    found = stated_kind(final)
     if found not in (None, kind):
         raise UserError(f"{final}: is of kind {found}, which --overwrite leaves alone; choose another --output")
 
 
-def _stated_kind(path: Path) -> str | None:
-    """What a manifest says that its folder is; None if it cannot be read."""
+def stated_kind(folder: Path) -> str | None:
+    """What a folder's manifest says that it is; None if there is none, or it cannot be read."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["kind"])
-    except (ValueError, KeyError, TypeError):
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -108,20 +120,42 @@ def _make_readable(folder: Path) -> None:
 
 
 def seal(folder: Path, kind: str, fields: Manifest) -> None:
-    """Write the manifest of a finished folder: format, what made it, the size and sha256 of each file, its own hash."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Write the manifest of a finished folder, last and atomically: format, what made it, `fields`, the size and sha256 of
+    each file (hashed here unless `fields` has them), its own hash."""
     manifest: Manifest = {
         "kind": kind,
-        "format": FORMAT_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "format": FORMATS.get(kind, 1),
         "made_by": environment(),
         **fields,
-        "files": {
-            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files
-        },
+        "files": fields["files"] if "files" in fields else _hash_files(folder),
     }
-    manifest["sha256"] = _own_hash(manifest)
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    write_sealed(folder / MANIFEST, manifest)
+
+
+def _hash_files(folder: Path) -> Manifest:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOCK))
+    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
+
+
+def write_sealed(path: Path, fields: Manifest) -> None:
+    """Write plain data as JSON that carries its own hash, atomically."""
+    content = {**fields, "sha256": sha256_json(fields)}
+    # Half a surrogate pair, as in a file name that is not UTF-8, becomes its escape, which JSON reads back.
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def read_sealed(path: Path) -> Manifest | None:
+    """What `write_sealed` wrote, without the hash; None if it was damaged, or is not of that kind."""
+    try:
+        fields: Manifest = json.loads(path.read_text(encoding="utf-8"))
+        return fields if fields.pop("sha256") == sha256_json(fields) else None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def now() -> str:
+    """The time, for manifests."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
@@ -133,19 +167,19 @@ def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
         raise UserError(f"{folder}: not a retrieval {kind} (no {MANIFEST}); give a folder that `retrieval` made")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        stated = manifest.pop("sha256")
-        intact = stated == _own_hash(manifest)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        intact = False
-    if not intact:
+    manifest = read_sealed(path)
+    if manifest is None:
         raise UserError(f"{path}: damaged or edited by hand (its hash does not match); make the {kind} again")
     if manifest.get("kind") != kind:
         found = manifest.get("kind")
         raise UserError(f"{folder}: is of kind {found}, not {kind}{REMEDIES.get(kind, '')}")
-    if manifest["format"] > FORMAT_VERSION:
+    ours = FORMATS.get(kind, 1)
+    if manifest["format"] > ours:
         raise UserError(f"{folder}: format {manifest['format']} is newer than this program reads; upgrade retrieval")
+    if manifest["format"] < ours:
+        raise UserError(
+            f"{folder}: format {manifest['format']} is older than this program reads; make the {kind} again"
+        )
     for name, stated in manifest["files"].items():
         part = member(folder, name)
         if not part.is_file():
@@ -157,7 +191,7 @@ def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
             )
     if check or sum(stated["bytes"] for stated in manifest["files"].values()) <= HASHED_ON_OPENING:
         verify(folder, manifest)
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -181,7 +215,7 @@ def member(folder: Path, name: str) -> Path:
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader sees the old content or the new, never a part: temp, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -210,11 +244,7 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """A hash of plain data, the same for the same values in any key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _own_hash(manifest: Manifest) -> str:
-    return sha256_json({key: value for key, value in manifest.items() if key != "sha256"})
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def environment() -> dict[str, str]:

@@ -1,134 +1,167 @@
-"""Encode a corpus into an embedding store, resumably."""
+"""Encode a corpus into an embedding store: overlapped, on one device or several, and resumable by the shard."""
 
-import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import creating, sha256_json, staging_folder, write_atomically
-from retrieval.data import Texts
+from retrieval.artifact import sha256_json, staging_folder
+from retrieval.data import TextFile, Texts
+from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of
 from retrieval.encoder import Encoder
-from retrieval.errors import UserError
 from retrieval.images import Images
-from retrieval.store import KIND, Floats, Rows, Store, finished_shards, open_store, read_shard, shard_name, write_shard
+from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
+from retrieval.store.journal import Entry, rows_left
+from retrieval.store.writer import write_rows
+from retrieval.workers import run_on_devices
 
-SHARD_ROWS = 8192
-PLAN = "plan.json"
+Data = Texts | TextFile | Images
+Progress = Callable[[int], None]
+Done = Callable[[int, Entry], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Data and what encodes them: a store's source of rows.
+
+    `mark` is the encoder's fingerprint, and the type it computes in.
+    """
+
+    data: Data
+    mark: str
+    encoding: Encoding | None
+
+    @property
+    def count(self) -> int:
+        return len(self.data)
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json([self.mark, self.data.fingerprint])
+
+    @property
+    def columns(self) -> list[str]:
+        text = ["payload/text"] if not isinstance(self.data, Images) else []
+        return [*(["labels"] if self.data.has_labels else []), *text]
+
+    def ids(self, start: int, stop: int) -> Ids | None:
+        return self.data.part(start, stop).ids if self.data.has_ids else None
+
+    def prepare(self, start: int, stop: int) -> tuple[Texts | Images, Prepared]:
+        assert self.encoding is not None
+        block = self.data.part(start, stop)
+        return block, prepare(self.encoding, block)
+
+    def run(self, prepared: Prepared, progress: Progress = lambda rows: None) -> Floats:
+        assert self.encoding is not None
+        return self.encoding.run(prepared, progress)
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        block, prepared = self.prepare(start, stop)
+        return rows_of(block, self.run(prepared), ids)
+
+
+def prepare(encoding: Encoding, block: Texts | Images) -> Prepared:
+    return encoding.prepare_texts(block.texts) if isinstance(block, Texts) else encoding.prepare_pictures(block)
+
+
+def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
+    return Rows(vectors, ids, block.labels, {"text": block.texts} if isinstance(block, Texts) else {})
 
 
 def embed(
     encoder: Encoder,
-    data: Texts | Images,
+    data: Data,
     output: Path,
     *,
+    dtype: str = "float32",
+    compute: str = "float32",
     batch_size: int = 64,
+    shard_rows: int = SHARD_ROWS,
+    add: bool = False,
+    replace: bool = False,
     overwrite: bool = False,
+    devices: list[str] | None = None,
     resumed: Callable[[int], None] = lambda rows: None,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Progress = lambda rows: None,
 ) -> Store:
-    """Encode every row of `data` and write a store.
+    """Encode every row of `data` into a new store, or with `add` or `replace` (rows whose ids are there) into one that exists.
 
-    `resumed` is told how many rows of an earlier call are kept, `progress` the rows done since it was last called.
+    `resumed` is told how many rows of an interrupted call are kept, `progress` the rows done since it was last called.
+    dtype: as stored. compute: the type the encoder runs in. devices: more than one are used by a process each.
 
-    A call that was killed is taken up where it stopped: shards that are whole are kept if encoder and data are the same.
-    Batches never cross shards, so the result is bit for bit that of an unbroken call.
+    A call that was killed is taken up where it stopped, if encoder and data are the same: its whole shards are kept. Batches
+    never cross shards, so the result is bit for bit that of an unbroken call.
     """
-    plan = sha256_json([encoder.fingerprint, _content(data), SHARD_ROWS, batch_size])
-    ids = data.ids or [str(row) for row in range(len(data))]
-    with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
-        done = _resume(folder, plan)
-        resumed(done * SHARD_ROWS)
-        shards = -(-len(data) // SHARD_ROWS)
-        for number in range(shards):
-            start, stop = number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(data))
-            if number >= done:
-                vectors = _encode_block(encoder, data, start, stop, batch_size, progress)
-                labels = data.labels[start:stop] if data.labels is not None else None
-                text = data.texts[start:stop] if isinstance(data, Texts) else None
-                write_shard(folder, number, Rows(vectors, ids[start:stop], labels, text))
-            else:
-                progress(stop - start)
-        (folder / PLAN).unlink()
-        manifest |= {
-            "count": len(data),
-            "dim": encoder.dim,
-            "shards": shards,
-            "dtype": "float32",
-            "normalized": True,
-            "modality": "text" if isinstance(data, Texts) else "image",
-            "encoder": {"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint},
-            "skipped": [str(path) for path in data.skipped] if isinstance(data, Images) else [],
-        }
-    return open_store(output)
-
-
-def encode_all(
-    encoder: Encoder, data: Texts | Images, *, batch_size: int = 64, progress: Callable[[int], None] = lambda rows: None
-) -> Floats:
-    """Every row of `data` as unit vectors (n, dim), in memory: the vectors that `embed` would store."""
-    starts = range(0, len(data), SHARD_ROWS)
-    blocks = [_encode_block(encoder, data, a, min(a + SHARD_ROWS, len(data)), batch_size, progress) for a in starts]
-    return np.concatenate(blocks)
-
-
-def _content(data: Texts | Images) -> str:
-    """A hash of what is encoded and stored."""
-    if isinstance(data, Texts):
-        return sha256_json([data.texts, data.labels, data.ids])
-    if isinstance(data.source, list):
-        return sha256_json(
-            [[[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in data.source if p.exists()], data.labels]
-        )
-    return sha256_json(
-        [data.source.shape, hashlib.sha256(np.ascontiguousarray(data.source).data).hexdigest(), data.labels]
+    encoder.require("image" if isinstance(data, Images) else "text")
+    mark = sha256_json([encoder.fingerprint, compute])  # before the encoder changes its type
+    settings: dict[str, Any] = {"compute": compute, "batch_size": batch_size}
+    corpus = Corpus(data, mark, Encoding(encoder.model, **settings))
+    kind = Kind(
+        encoder.dim,
+        dtype,
+        modality="image" if isinstance(data, Images) else "text",
+        encoder={"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint},
+        shard_rows=shard_rows,
     )
 
+    def run(job: Job) -> None:
+        resumed(job.shards.rows)
+        progress(job.shards.rows)
+        if devices and len(devices) > 1:
+            run_on_devices(encoder.name, devices, settings, job, progress)
+        else:
+            overlapped(corpus, job, job.todo, job.shards.add, progress)
 
-def _resume(folder: Path, plan: str) -> int:
-    """How many shards of the same plan are already there; a folder of another plan is emptied."""
-    path = folder / PLAN
-    if not (path.exists() and path.read_text() == plan):
-        for stale in folder.iterdir():
-            stale.unlink()
-        write_atomically(path, plan.encode())
-        return 0
-    done = finished_shards(folder)
-    for number in range(done):
-        try:
-            read_shard(folder / shard_name(number))
-        except UserError:
-            return number
-    return done
+    if add or replace:
+        return append(output, corpus, kind, settings=batch_size, replace=replace, run=run)
+    skipped = [str(path) for path in data.skipped] if isinstance(data, Images) else []
+    return create(output, corpus, kind, settings=batch_size, notes={"skipped": skipped}, overwrite=overwrite, run=run)
+
+
+def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, progress: Progress) -> None:
+    """Write shards; while the encoder runs on one, a thread reads and tokenises the next and another writes the last."""
+
+    def finish(number: int, block: Texts | Images, vectors: Floats) -> None:
+        ids = block.ids if block.ids is not None else job.numbers(number)
+        done(number, write_rows(job.shards.path(number), rows_of(block, vectors, ids), job.kind))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        ahead = ahead_of(((number, reader.submit(corpus.prepare, *job.span(number))) for number in numbers), 1)
+        for number, upcoming in ahead:
+            block, prepared = upcoming.result()
+            vectors = corpus.run(prepared, progress)
+            if written is not None:
+                written.result()
+            written = writer.submit(finish, number, block, vectors)
+        if written is not None:
+            written.result()
+
+
+def encode_all(encoder: Encoder, data: Texts | Images, *, progress: Progress = lambda rows: None) -> Floats:
+    """Every row of `data` as unit vectors (n, dim), in memory: the vectors that `embed` would store."""
+    encoder.require("image" if isinstance(data, Images) else "text")
+    encoding = Encoding(encoder.model)
+    blocks = (data.part(start, start + BLOCK) for start in range(0, len(data), BLOCK))
+    return np.concatenate([encoding.run(prepare(encoding, block), progress) for block in blocks])
 
 
 def left_behind(output: Path) -> int:
-    """How many rows an interrupted call left behind for `output`."""
-    return finished_shards(staging_folder(output)) * SHARD_ROWS
+    """How many rows an interrupted call has already written for `output`."""
+    return max(rows_left(staging_folder(output)), rows_left(output))
 
 
 def forget_if_empty(output: Path) -> None:
     """Remove what a call left behind that finished no shard."""
-    if not left_behind(output):
+    if not rows_left(staging_folder(output)):
         shutil.rmtree(staging_folder(output), ignore_errors=True)
 
 
 def lasting_name(name: str) -> str:
     """An encoder's name as another folder or another day understands it: a folder by its whole path."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _encode_block(
-    encoder: Encoder, data: Texts | Images, start: int, stop: int, batch_size: int, progress: Callable[[int], None]
-) -> Floats:
-    """Rows start:stop as unit vectors (stop - start, dim). Texts go in together, so that encode can sort them by length;
-    pictures a few batches at a time, since they are large once decoded."""
-    step = 16 * batch_size if isinstance(data, Texts) else 4 * batch_size
-    parts = []
-    for first in range(start, stop, step):
-        last = min(first + step, stop)
-        items = data.texts[first:last] if isinstance(data, Texts) else [data[row] for row in range(first, last)]
-        parts.append(encoder.encode(items, batch_size))
-        progress(last - first)
-    return np.concatenate(parts)

@@ -16,6 +16,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from retrieval.artifact import MANIFEST, read_manifest
+from retrieval.encode import Encoding
 from retrieval.errors import UserError
 
 MINILM = "all-MiniLM-L6-v2"
@@ -64,22 +65,18 @@ class Encoder:
     def fingerprint(self) -> str:
         return fingerprint(self.model)
 
-    def encode(self, items: Sequence[str] | Sequence[Image.Image], batch_size: int = 64) -> NDArray[np.float32]:
+    def encode(self, items: Sequence[str] | Sequence[Image.Image]) -> NDArray[np.float32]:
         """Unit vectors (n, dim) float32 of texts or RGB pictures, in the order given."""
-        modality = "text" if isinstance(items[0], str) else "image"
+        self.require("text" if isinstance(items[0], str) else "image")
+        return Encoding(self.model).encode(items)
+
+    def require(self, modality: str) -> None:
+        """Raise UserError unless the encoder takes "text" or "image"."""
         if not self.takes(modality):
             known = ", ".join(str(m) for m in self.model.modalities)
             raise UserError(
                 f"{self.name}: cannot encode {modality} (it takes {known}); choose another encoder or other data"
             )
-        vectors = self.model.encode(
-            list(items),
-            batch_size=batch_size,
-            show_progress_bar=False,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-        )
-        return np.asarray(vectors, dtype=np.float32)
 
 
 def load_encoder(name: str, device: str | None = None) -> Encoder:
@@ -200,7 +197,9 @@ def _module_settings(module: Any) -> dict[str, Any]:
         "lower_case": module.do_lower_case,
     }
     if module.tokenizer is not None:
-        settings["tokenizer"] = module.tokenizer.backend_tokenizer.to_str()
+        tokenizer = json.loads(module.tokenizer.backend_tokenizer.to_str())
+        # How the last call padded and cut; lengths stand above.
+        settings["tokenizer"] = {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")}
     image_processor = getattr(module.processor, "image_processor", module.processor)
     if hasattr(image_processor, "do_normalize"):
         settings["pixels"] = {key: getattr(image_processor, key, None) for key in _PIXEL_SETTINGS}

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import struct
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -41,6 +43,27 @@ class Images:
         if isinstance(self.source, list):
             return decode(self.source[row])
         return Image.fromarray(self.source[row]).convert("RGB")
+
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
+
+    @property
+    def has_ids(self) -> bool:
+        return self.ids is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what is embedded and stored: files by path, size and time, arrays by content."""
+        if isinstance(self.source, list):
+            stats = [(path, path.stat()) for path in self.source if path.exists()]
+            return sha256_json([[[str(p), s.st_size, s.st_mtime_ns] for p, s in stats], self.labels])
+        content = hashlib.sha256(np.ascontiguousarray(self.source).data).hexdigest()
+        return sha256_json([self.source.shape, content, self.labels])
+
+    def part(self, start: int, stop: int) -> "Images":
+        """Rows start:stop."""
+        return Images(self.source[start:stop], self.labels and self.labels[start:stop], self.origin)
 
     @property
     def ids(self) -> list[str] | None:

@@ -1,13 +1,8 @@
 """What the benchmarks compare is one and the same thing: peers give the value of the loss they stand beside."""
 
-import sys
-from pathlib import Path
-
+import loss as benchmark
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import loss as benchmark  # noqa: E402
 
 
 @pytest.mark.parametrize(

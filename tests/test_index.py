@@ -7,14 +7,13 @@ import faiss
 import numpy as np
 import pytest
 
-from retrieval.artifact import creating
 from retrieval.errors import UserError
 from retrieval.index import backend
 from retrieval.index.build import build, choose
 from retrieval.index.bundle import open_index, require_same_encoder, write_faiss
 from retrieval.index.search import search
 from retrieval.neighbors import exact_neighbors
-from retrieval.store import KIND, Rows, open_store, write_shard
+from retrieval.store import Held, Kind, Rows, create
 
 
 @pytest.fixture
@@ -22,16 +21,8 @@ def store(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(900, 24)).astype(np.float32) + np.repeat(2 * rng.normal(size=(30, 24)), 30, axis=0)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    with creating(tmp_path / "store", KIND) as (folder, manifest):
-        write_shard(folder, 0, Rows(x, [f"id-{i}" for i in range(900)], [str(i // 30) for i in range(900)], None))
-        manifest |= {
-            "count": 900,
-            "dim": 24,
-            "shards": 1,
-            "modality": "text",
-            "encoder": {"name": "e", "fingerprint": "f"},
-        }
-    return open_store(tmp_path / "store")
+    rows = Rows(x, [f"id-{i}" for i in range(900)], [str(i // 30) for i in range(900)])
+    return create(tmp_path / "store", Held(rows), Kind(24, modality="text", encoder={"name": "e", "fingerprint": "f"}))
 
 
 @pytest.mark.parametrize("factory", [None, "IVF16,Flat", "HNSW16", "OPQ8_16,IVF8,PQ8x4", "SQ8", "IDMap2,Flat"])
@@ -40,7 +31,7 @@ def test_build_search_and_plain_faiss(store, tmp_path, factory):
     x = store.load().embeddings
     found = search(bundle, x[:5], 3)
     assert [hits[0].id for hits in found] == [f"id-{i}" for i in range(5)] or "PQ" in str(factory)
-    assert all(hit.label is not None and hit.text is None for hits in found for hit in hits)
+    assert all(hit.label is not None and hit.payload == {} for hits in found for hit in hits)
     plain = faiss.read_index(str(tmp_path / "index" / "index.faiss"))
     assert plain.ntotal == 900 and plain.metric_type == faiss.METRIC_INNER_PRODUCT
     if factory in (None, "IVF16,Flat", "HNSW16"):

@@ -158,7 +158,7 @@ def test_ctrl_c_says_what_is_left(run_cli, tmp_path, monkeypatch):
     def interrupt(*words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retrieval.data.read_texts", interrupt)
+    monkeypatch.setattr("retrieval.data.scan_texts", interrupt)
     path = write(tmp_path / "a.csv", LABELLED)
     words = ["embed", "--encoder", MINILM, "--data", path, "--output", tmp_path / "store"]
     assert "interrupted; nothing stands half-written" in run_cli(*words, code=130).stderr

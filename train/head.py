@@ -7,6 +7,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from retrieval.encode import Encoding
+
 from .batches import Pairs, Rows
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
@@ -63,16 +65,7 @@ def train_head(
 
 def frozen_embeddings(model: SentenceTransformer, texts: list[str], progress: Callable[[int], None]) -> Tensor:
     """Unit embeddings (n, d) of the texts under the encoder as it is."""
-    parts = []
-    for start in range(0, len(texts), 1024):
-        block = texts[start : start + 1024]
-        parts.append(
-            model.encode(
-                block, batch_size=64, show_progress_bar=False, normalize_embeddings=True, convert_to_tensor=True
-            )
-        )
-        progress(len(block))
-    return torch.cat(parts).float().cpu().clone()
+    return torch.from_numpy(Encoding(model).encode(texts, progress))
 
 
 def append_head(model: SentenceTransformer, head: nn.Linear) -> None:

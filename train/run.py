@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retrieval.artifact import creating
+from retrieval.artifact import creating, now
 from retrieval.encoder import RUN_KIND, Encoder, fingerprint
 
 from .curve import Curve
@@ -40,7 +40,12 @@ def save_run(
             writer.writeheader()
             writer.writerows(curve)
         mark = fingerprint(encoder.model)
-        manifest |= {"encoder": {"fingerprint": mark, "dim": encoder.dim}, "config": config, "steps": len(curve)}
+        manifest |= {
+            "created": now(),
+            "encoder": {"fingerprint": mark, "dim": encoder.dim},
+            "config": config,
+            "steps": len(curve),
+        }
     return mark
 
 

@@ -145,7 +145,10 @@ def _docs(folder: Path, seed: int) -> "Section":
         metrics_before=metrics[0],
         metrics_after=metrics[1],
         texts=data.texts[held_out],
-        searches=[(q, [(h.score, h.id, h.text or "") for h in hits]) for q, hits in zip(QUERIES, found, strict=True)],
+        searches=[
+            (q, [(h.score, str(h.id), h.payload.get("text", "")) for h in hits])
+            for q, hits in zip(QUERIES, found, strict=True)
+        ],
     )
 
 
@@ -162,7 +165,7 @@ def _artifacts(
     with progress("embed", len(data)) as bar:
         store = embed(trained.encoder, data, folder / "store", progress=bar)
     build(store, folder / "index", seed=seed)
-    vectors = store.load().embeddings[judged]
+    vectors = store.embeddings()[judged]
     after = cluster_metrics(vectors, labels, seed=seed)
     save_run(
         folder / "run",

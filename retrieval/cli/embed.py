@@ -1,6 +1,7 @@
 """`retrieval embed`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,11 +9,43 @@ from retrieval.errors import UserError
 
 from .options import common, emit, pick_device, progress, quiet_libraries, say, uses_device, writes
 
+if TYPE_CHECKING:
+    from retrieval.data import TextFile
+    from retrieval.images import Images
+
 
 @click.command()
 @click.option("--encoder", "name", required=True, help="A run, an encoder folder, or a hub name.")
-@click.option("--data", "path", type=click.Path(path_type=Path), required=True, help="Texts or images, as for train.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--data",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Texts or images, as for train.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are stored.",
+)
+@click.option(
+    "--compute",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="How the encoder runs; half precision is for GPUs.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Pictures at a time; texts go by length.",
+)
+@click.option("--append", "add", is_flag=True, help="Add to the store that --output is; its ids must be new.")
+@click.option("--replace", is_flag=True, help="Likewise, but rows whose ids are there replace the old ones.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @writes
 @uses_device
@@ -20,7 +53,11 @@ from .options import common, emit, pick_device, progress, quiet_libraries, say, 
 def embed(
     name: str,
     path: Path,
+    dtype: str,
+    compute: str,
     batch_size: int,
+    add: bool,
+    replace: bool,
     skip_bad: bool,
     output: Path,
     overwrite: bool,
@@ -30,30 +67,40 @@ def embed(
 ) -> None:
     """Encode a corpus into an embedding store.
 
-    Killed or out of disk, the same command goes on where it stopped.
+    Killed, interrupted or out of disk, the same command goes on where it stopped. Several devices (--device cuda:0,cuda:1)
+    are used by a process each.
 
     \b
     Example:
       retrieval embed --encoder run --data corpus.csv --output store
     """
     quiet_libraries()
-    from retrieval.artifact import refuse_to_clobber
-    from retrieval.data import read_texts
+    from retrieval.artifact import refuse_to_clobber, stated_kind
     from retrieval.embed import embed as embed_data
     from retrieval.embed import forget_if_empty, left_behind
+    from retrieval.encode import usable_cpus
     from retrieval.encoder import load_encoder
-    from retrieval.images import is_image_data, read_images
-    from retrieval.store import KIND
+    from retrieval.store import KIND, SHARD_ROWS, open_store
 
-    refuse_to_clobber(output, KIND, overwrite)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; give texts or images")
-    data = read_images(path, skip_bad=skip_bad) if is_image_data(path) else read_texts(path)
+    if add + replace + overwrite > 1:
+        raise UserError("give one of --append, --replace and --overwrite")
+    shard_rows = SHARD_ROWS
+    if add or replace:
+        with open_store(output) as store:
+            shard_rows = store.shard_rows
+    elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
+        refuse_to_clobber(output, KIND, overwrite)
+    data = _read(path, skip_bad, shard_rows)
     say(f"{path}: {data.origin}")
-    encoder = load_encoder(name, pick_device(device))
+    devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
+    _use_cpus(usable_cpus())
+    encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")
     left = left_behind(output)
+    new = False
 
     def resumed(rows: int) -> None:
+        nonlocal new
+        new = True
         if rows:
             say(f"{output}: {rows:,} rows of an interrupted run are kept")
         elif left:
@@ -62,19 +109,54 @@ def embed(
     with progress("embed", len(data)) as advance:
         try:
             store = embed_data(
-                encoder, data, output, batch_size=batch_size, overwrite=overwrite, resumed=resumed, progress=advance
+                encoder,
+                data,
+                output,
+                dtype=dtype,
+                compute=compute,
+                batch_size=batch_size,
+                shard_rows=shard_rows,
+                add=add,
+                replace=replace,
+                overwrite=overwrite,
+                devices=devices,
+                resumed=resumed,
+                progress=advance,
             )
         except BaseException:
             forget_if_empty(output)
             raise
-    skipped = store.manifest["skipped"]
+    if not new:
+        say(f"{output}: is already what this command makes; nothing was encoded")
+    skipped = store.manifest.get("skipped", [])
     if skipped:
         say(f"Warning: {len(skipped):,} images cannot be read and were left out, the first {skipped[0]}")
     result = {
         "output": str(output),
         "count": store.count,
         "dim": store.dim,
+        "dtype": store.dtype,
+        "generation": store.manifest["generation"],
         "skipped": len(skipped),
         "encoder": store.manifest["encoder"],
     }
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
+
+
+def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Images":
+    from retrieval.data import scan_texts
+    from retrieval.images import is_image_data, read_images
+
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give texts or images")
+    return read_images(path, skip_bad=skip_bad) if is_image_data(path) else scan_texts(path, shard_rows)
+
+
+def _use_cpus(count: int) -> None:
+    """As many threads as this process has cores: torch counts the machine's, not the container's share."""
+    import os
+
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count)

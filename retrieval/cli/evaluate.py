@@ -27,7 +27,9 @@ def clusters(store: Path, seed: int, as_json: bool) -> None:
     from retrieval.eval.clusters import NAMES, cluster_metrics
     from retrieval.store import open_store
 
-    rows = open_store(store).load()
+    source = open_store(store)
+    source.require_unit_vectors()
+    rows = source.load()
     if rows.labels is None:
         raise UserError(f"{store}: has no labels; embed data with a column label, or class folders")
     metrics = cluster_metrics(rows.embeddings, rows.labels, seed=seed)

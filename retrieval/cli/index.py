@@ -59,9 +59,9 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     from retrieval.index.bundle import open_index
 
     made = open_index(folder, check=check).manifest
-    encoder = made["encoder"]
+    encoder = made["encoder"] or {"name": "unknown", "fingerprint": "imported vectors"}
     lines = [
-        f"{folder}: {made['count']:,} {made['modality']} items × {made['dim']}, {made['factory']}, cosine",
+        f"{folder}: {made['count']:,} {made['modality'] or ''} items × {made['dim']}, {made['factory']}, cosine",
         f"  made {made['created']} by encoder {encoder['name']} ({encoder['fingerprint'][:12]})",
         f"  recall@10 {made['recall@10']:.3f}, search parameters {made['search'] or 'none'}",
     ] + (["  every file matches its hash"] if check else [])

@@ -176,6 +176,7 @@ def pick_device(asked: str | None) -> str:
 def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of our output; called by commands, never on import."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for processes that we start
     import datasets
     import transformers
 

@@ -11,6 +11,7 @@ from .options import common, emit, existing, pick_device, quiet_libraries, uses_
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Bundle
+    from retrieval.index.search import Hit
 
 
 @click.command()
@@ -54,7 +55,7 @@ def search(
     )
     found = search_index(bundle, vectors, k)
     result = {
-        "results": [{"query": q, "hits": [hit._asdict() for hit in hits]} for q, hits in zip(names, found, strict=True)]
+        "results": [{"query": q, "hits": [_as_json(hit) for hit in hits]} for q, hits in zip(names, found, strict=True)]
     }
     lines = []
     for query, hits in zip(names, found, strict=True):
@@ -68,9 +69,12 @@ def _store_queries(bundle: "Bundle", folder: Path) -> tuple[list[str], Any]:
     from retrieval.store import open_store
 
     store = open_store(folder)
-    require_same_encoder(bundle.manifest, store.manifest["encoder"]["fingerprint"], str(folder))
+    require_same_encoder(bundle.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
+    if store.dim != bundle.manifest["dim"]:
+        raise UserError(f"{folder}: has {store.dim} dimensions, the index {bundle.manifest['dim']}; embed it again")
+    store.require_unit_vectors()
     rows = store.load()
-    return rows.ids, rows.embeddings
+    return [str(i) for i in rows.ids], rows.embeddings
 
 
 def _encoded_queries(
@@ -92,13 +96,21 @@ def _encoded_queries(
 
 
 def _recorded_encoder(bundle: "Bundle") -> str:
+    if bundle.manifest["encoder"] is None:
+        raise UserError(
+            "--query: this index is of imported vectors, whose encoder it does not know; search with --store"
+        )
     recorded = str(bundle.manifest["encoder"]["name"])
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UserError(f"--encoder: is needed, since {recorded}, which made this index, is no longer there")
     return recorded
 
 
-def _described(hit: Any) -> str:
-    text = " ".join((hit.text or "").split())
+def _as_json(hit: "Hit") -> dict[str, Any]:
+    return {"score": hit.score, "id": hit.id, "label": hit.label, "text": None, **hit.payload}
+
+
+def _described(hit: "Hit") -> str:
+    text = " ".join(hit.payload.get("text", "").split())
     shown = text if len(text) <= 100 else text[:99] + "…"
-    return "  ".join(part for part in (hit.label and f"[{hit.label}]", shown or hit.id) if part)
+    return "  ".join(part for part in (hit.label and f"[{hit.label}]", shown or str(hit.id)) if part)

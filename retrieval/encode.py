@@ -1,0 +1,233 @@
+"""Running an encoder at the speed of its model.
+
+Texts are tokenised a block at a time, equal ones once, and batched by their number of tokens, so that almost nothing is
+padding; pictures are decoded ahead by threads. On a GPU batches are pinned and copied while the model runs, and nothing
+waits for results before the block ends.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from retrieval.errors import UserError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Features = dict[str, Any]
+T = TypeVar("T")
+COMPUTE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BLOCK = 4096  # items that are tokenised, sorted and freed of repeats together: as many as a full shard has
+AHEAD = 2  # batches prepared ahead, by each thread
+# Padded tokens of a batch at most, and how many make it large enough not to mix lengths. Measured in docs/log.md.
+CPU_TOKENS = 2048, 512
+GPU_TOKENS = 65_536, 16_384
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A block ready to run: for each batch which of the distinct items it holds, and what makes its features.
+
+    inverse: (n,) the distinct item of each of the block's items.
+    """
+
+    batches: list[tuple[Ints, Callable[[], Features]]]
+    inverse: Ints
+
+
+class Encoding:
+    """How blocks of texts or pictures become unit vectors: `run(prepare(items))`, float32 on the CPU.
+
+    compute: the type in which the model runs; vectors are normalised in float32. Where a batch is too large for the
+    device it is halved, and later ones are made smaller.
+    """
+
+    def __init__(self, model: SentenceTransformer, *, compute: str = "float32", batch_size: int = 64) -> None:
+        self.model = model.eval().to(COMPUTE[compute])
+        self.batch_size = batch_size
+        self.tokens, self.enough = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
+        self.threads = max(1, usable_cpus() - 1)
+
+    def encode(self, items: Sequence[Any], progress: Callable[[int], None] = lambda rows: None) -> Floats:
+        """Unit vectors (n, dim) of any number of texts or pictures, in blocks as `embed` makes them."""
+        prepare = self.prepare_texts if isinstance(items[0], str) else self.prepare_pictures
+        blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
+        return np.concatenate([self.run(prepare(block), progress) for block in blocks])
+
+    def prepare_texts(self, texts: Sequence[str]) -> Prepared:
+        """Tokenise the distinct texts and batch them by length."""
+        distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+        inverse = np.array([distinct[text] for text in texts])
+        return Prepared(self._text_batches(list(distinct)), inverse)
+
+    def prepare_pictures(self, pictures: Any) -> Prepared:
+        """Batch pictures, which are taken by row number, and so decoded, when their turn is near."""
+        rows = np.arange(len(pictures))
+        batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        return Prepared([(batch, partial(self._pictures, pictures, batch)) for batch in batches], rows)
+
+    def _pictures(self, pictures: Any, batch: Ints) -> Features:
+        return self.model.preprocess([pictures[row] for row in batch.tolist()])
+
+    def _text_batches(self, texts: list[str]) -> list[tuple[Ints, Callable[[], Features]]]:
+        prompt = self.model.prompts.get(self.model.default_prompt_name or "")
+        if not _tokenises_apart(self.model):
+            lengths = np.array([len(text) for text in texts])  # characters; a token has about four
+            return [
+                (batch, partial(self.model.preprocess, [texts[row] for row in batch.tolist()], prompt=prompt))
+                for batch in batches_by_length(lengths, 4 * self.tokens, 4 * self.enough)
+            ]
+        apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
+        module: Any = self.model[0]
+        features = module.preprocess(texts, prompt=prompt, processing_kwargs=apart)
+        lengths = np.array([len(ids) for ids in features["input_ids"]])
+        tokenizer = self.model.tokenizer
+        return [
+            (batch, partial(pad, features, batch, tokenizer))
+            for batch in batches_by_length(lengths, self.tokens, self.enough)
+        ]
+
+    def run(self, prepared: Prepared, progress: Callable[[int], None] = lambda rows: None) -> Floats:
+        """Unit vectors (n, dim) of a block. `progress` is told the items done since it was last called."""
+        rows = [batch for batch, _ in prepared.batches]
+        repeats = np.bincount(prepared.inverse, minlength=len(prepared.inverse))
+        vectors = []
+        with torch.inference_mode():
+            for batch, features in zip(rows, self._features(prepared), strict=True):
+                vectors.append(self._forward(features, len(batch)))
+                progress(int(repeats[batch].sum()))
+            distinct = torch.cat(vectors).cpu().numpy()  # the only wait for a GPU
+        ordered = np.empty_like(distinct)
+        ordered[np.concatenate(rows)] = distinct
+        return ordered[prepared.inverse]
+
+    def _features(self, prepared: Prepared) -> Iterator[Features]:
+        """The batches' features on the device, made ahead by threads."""
+        pin = self.model.device.type == "cuda"
+        with ThreadPoolExecutor(self.threads) as pool:
+            futures = (pool.submit(_pinned, make, pin) for _, make in prepared.batches)
+            for future in ahead_of(futures, AHEAD * self.threads):
+                yield self._on_device(future.result())
+
+    def _on_device(self, features: Features) -> Features:
+        device, dtype = self.model.device, self.model.dtype
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+
+        return {name: move(value) for name, value in features.items()}
+
+    def _forward(self, features: Features, count: int) -> Tensor:
+        try:
+            vectors = self.model(dict(features))["sentence_embedding"]
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise UserError(
+                    f"--device {self.model.device}: one item alone does not fit its memory; use another device"
+                ) from None
+        else:
+            if self.model.truncate_dim is not None:
+                vectors = vectors[:, : self.model.truncate_dim]
+            return torch.nn.functional.normalize(vectors.float(), dim=1)
+        torch.cuda.empty_cache()
+        self.tokens, self.enough = max(1, self.tokens // 2), max(1, self.enough // 2)
+        self.batch_size = max(1, self.batch_size // 2)
+        half = count // 2
+        return torch.cat([self._forward(*_cut(features, count, part)) for part in (slice(half), slice(half, None))])
+
+
+def ahead_of(items: Iterator[T], count: int) -> Iterator[T]:
+    """The items, each drawn from its iterator `count` items before it is given out: futures that are made so run ahead."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _cut(features: Features, count: int, part: slice) -> tuple[Features, int]:
+    """Some items of a batch."""
+    cut = {
+        name: value[part] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
+        for name, value in features.items()
+    }
+    return cut, len(range(count)[part])
+
+
+def _pinned(make: Callable[[], Features], pin: bool) -> Features:
+    features = make()
+    if not pin:
+        return features
+    return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in features.items()}
+
+
+def _tokenises_apart(model: SentenceTransformer) -> bool:
+    """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
+    module: Any = model[0]
+    config = getattr(module, "modality_config", {})
+    return (
+        "text" in config
+        and "message" not in config
+        and getattr(model.tokenizer, "is_fast", False)
+        and model.tokenizer.pad_token_id is not None
+        and not module._can_flatten_inputs()
+    )
+
+
+def batches_by_length(lengths: Ints, most: int, enough: int) -> list[Ints]:
+    """Items in batches, longest first, with at most `most` tokens with padding; one of `enough` tokens is closed where the
+    length changes, so that most batches need no padding at all."""
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    for stop in range(1, len(order) + 1):
+        longest = lengths[order[start]]
+        if (
+            stop == len(order)
+            or (stop - start + 1) * longest > most
+            or (lengths[order[stop]] < longest and (stop - start) * longest >= enough)
+        ):
+            batches.append(order[start:stop])
+            start = stop
+    return batches
+
+
+def pad(features: Features, batch: Ints, tokenizer: Any) -> Features:
+    """The tokenizer's lists of some texts as tensors (texts, longest), padded as the tokenizer would."""
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    longest = max(len(features["input_ids"][row]) for row in batch)
+    padded: Features = {}
+    for name, value in features.items():
+        if not isinstance(value, list):
+            padded[name] = value
+            continue
+        table = np.full((len(batch), longest), fill.get(name, 0), np.int64)
+        for line, row in zip(table, batch.tolist(), strict=True):
+            if tokenizer.padding_side == "left":
+                line[longest - len(value[row]) :] = value[row]
+            else:
+                line[: len(value[row])] = value[row]
+        padded[name] = torch.from_numpy(table)
+    return padded
+
+
+def usable_cpus() -> int:
+    """The cores that this process may use: of the machine, its affinity, its container's share."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(found, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such share, or "max"
+        return found

@@ -1,0 +1,236 @@
+"""Reading a store: blocks in order, ranges, random rows. The vectors are memory maps; nothing is loaded whole unasked.
+
+A reader holds the generation that it opened: later changes do not touch it, and files it may need are not removed while it
+is open.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.artifact import Manifest, read_manifest, sha256_json
+from retrieval.artifact import verify as verify_files
+from retrieval.errors import UserError
+from retrieval.locks import start_reading
+
+from .dtypes import STORED_AS, Encoded, Floats, decode
+from .shard import Ids, Ints, Rows, concatenate, map_embeddings, read_column, read_columns
+
+KIND = "store"
+MAPPED_AT_ONCE = 16_384  # shards kept mapped: a process may hold some 65,000 maps
+
+
+class Part(NamedTuple):
+    """Rows as they are stored: their columns without vectors, the vectors, their norms."""
+
+    columns: Rows
+    stored: Encoded
+    norms: Floats
+
+
+class Store:
+    """One generation of a store, opened for reading. Rows are counted without the deleted ones."""
+
+    def __init__(self, folder: Path, *, check: bool = False) -> None:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; `retrieval embed` makes a store")
+        self.folder = folder
+        self._descriptor = start_reading(folder)
+        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
+        self.manifest: Manifest = read_manifest(folder, KIND, check=check)
+        self._maps: dict[int, NDArray[Any]] = {}
+        self._scales: dict[int, Floats] = {}
+        self._live: dict[int, Ints | None] = {}
+
+    def close(self) -> None:
+        """Let go of the generation; arrays already read stay valid."""
+        self._finalizer()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def count(self) -> int:
+        return int(self.manifest["count"])
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def dim(self) -> int:
+        return int(self.manifest["dim"])
+
+    @property
+    def dtype(self) -> str:
+        """How vectors are stored: float32, float16, bfloat16 or int8. They are read as float32."""
+        return str(self.manifest["dtype"])
+
+    @property
+    def shard_rows(self) -> int:
+        """How many rows a full shard has."""
+        return int(self.manifest["shard_rows"])
+
+    @property
+    def manifest_hash(self) -> str:
+        """Names this very content: it covers every shard's hash."""
+        return sha256_json(self.manifest)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """name, rows, offset of the embeddings, and perhaps `deleted` (a file) and how many rows are live."""
+        return list(self.manifest["shards"])
+
+    @cached_property
+    def starts(self) -> Ints:
+        """The first row of each shard, and at the end the number of rows."""
+        return np.concatenate([[0], np.cumsum(self._lives)]).astype(np.int64)
+
+    @cached_property
+    def _lives(self) -> list[int]:
+        return [shard["live"] for shard in self.manifest["shards"]]
+
+    def __iter__(self) -> Iterator[Rows]:
+        """The shards in order, as rows."""
+        for number in range(len(self.shards)):
+            yield self.read(number)
+
+    def read(self, number: int) -> Rows:
+        """The live rows of one shard."""
+        return Rows(self.vectors(number), *self._live_columns(number))
+
+    def vectors(self, number: int) -> Floats:
+        """The live vectors of one shard, float32, in new memory."""
+        stored, live = self.stored(number), self.live(number)
+        return decode(stored, self.dtype) if live is None else _decoded(stored, live, self.dtype)
+
+    def stored(self, number: int) -> Encoded:
+        """One shard's vectors as stored, deleted ones too: a read-only map (rows, d), with scales for int8."""
+        if number not in self._maps:
+            if len(self._maps) >= MAPPED_AT_ONCE:
+                self._maps.clear()
+            shard = self.shards[number]
+            shape = (int(shard["rows"]), self.dim)
+            with self._open(shard["name"]) as file:
+                self._maps[number] = map_embeddings(file, shard["offset"], shape, STORED_AS[self.dtype])
+                if self.dtype == "int8" and number not in self._scales:
+                    self._scales[number] = read_column(file, "scales")
+        return Encoded(self._maps[number], self._scales.get(number))
+
+    def live(self, number: int) -> Ints | None:
+        """Which rows of a shard are not deleted, in rising order; None if all are there."""
+        if number not in self._live:
+            shard = self.shards[number]
+            if "deleted" not in shard:
+                self._live[number] = None
+            else:
+                with self._open(shard["deleted"]) as file:
+                    gone = np.load(file, allow_pickle=False)
+                self._live[number] = np.setdiff1d(np.arange(shard["rows"]), gone)
+        return self._live[number]
+
+    def take(self, rows: Ints) -> Floats:
+        """Vectors of some rows (k,), in the order asked for, as float32 (k, d)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < self.count):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.count}")
+        found = np.empty((len(rows), self.dim), np.float32)
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], self.starts)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            where = order[bounds[number] : bounds[number + 1]]
+            within, live = rows[where] - self.starts[number], self.live(number)
+            found[where] = _decoded(self.stored(number), within if live is None else live[within], self.dtype)
+        return found
+
+    def load(self) -> Rows:
+        """Every row, in memory: 4 · count · dim bytes and the strings."""
+        columns = [Rows(np.empty((n, 0), np.float32), *self._live_columns(i)) for i, n in enumerate(self._lives)]
+        joined = concatenate(columns, 0)
+        return Rows(self.embeddings(), joined.ids, joined.labels, joined.payload)
+
+    def embeddings(self) -> Floats:
+        """Every vector (count, dim) float32, in memory."""
+        found = np.empty((self.count, self.dim), np.float32)
+        for number, start in enumerate(self.starts[:-1]):
+            found[start : self.starts[number + 1]] = self.vectors(number)
+        return found
+
+    def read_stored(self, number: int, where: slice) -> "Part":
+        """Some live rows of one shard as they are stored."""
+        live = self.live(number)
+        rows = np.arange(self.shards[number]["rows"])[where] if live is None else live[where]
+        columns = Rows(np.empty((len(rows), 0), np.float32), *self._read(number, read_columns, rows))
+        return Part(columns, _rows(self.stored(number), rows), self._read(number, read_column, "norms")[rows])
+
+    def between(self, start: int, stop: int) -> Rows:
+        """Rows start:stop, whatever shards they are in."""
+        parts = []
+        for number in range(len(self.shards)):
+            first, end = int(self.starts[number]), int(self.starts[number + 1])
+            if first < stop and start < end:
+                part = self.read(number)
+                whole = start <= first and end <= stop
+                parts.append(part if whole else part[max(start - first, 0) : stop - first])
+        return concatenate(parts, self.dim)
+
+    def require_unit_vectors(self) -> None:
+        """Raise UserError for vectors that cosines cannot be read off as inner products."""
+        if not self.manifest["normalized"]:
+            raise UserError(f"{self.folder}: its vectors are not of unit length; import them with --normalize")
+
+    def ids(self, number: int) -> Ids:
+        """The ids of one shard's live rows."""
+        return self.column(number, "ids")  # type: ignore[no-any-return]
+
+    def column(self, number: int, name: str) -> Any:
+        """One column of one shard's live rows by its path in the file: "ids", "labels", "norms", "payload/text"."""
+        column, live = self._read(number, read_column, name), self.live(number)
+        if live is None:
+            return column
+        return column[live] if isinstance(column, np.ndarray) else [column[row] for row in live.tolist()]
+
+    def _live_columns(self, number: int) -> tuple[Ids, list[str] | None, dict[str, list[str]]]:
+        live = self.live(number)
+        columns: tuple[Ids, list[str] | None, dict[str, list[str]]] = self._read(
+            number, read_columns, slice(None) if live is None else live
+        )
+        return columns
+
+    def _read(self, number: int, how: Any, *args: Any) -> Any:
+        with self._open(self.shards[number]["name"]) as file:
+            return how(file, *args)
+
+    def _open(self, name: str) -> BinaryIO:
+        """A file of the folder that was opened, even if another stands under its name by now."""
+        path = self.folder / name
+        try:
+            return open(path, "rb", opener=lambda _, flags: os.open(name, flags, dir_fd=self._descriptor))
+        except FileNotFoundError:
+            raise UserError(f"{path}: is gone; was the store replaced meanwhile? Open it again") from None
+
+    def verify(self) -> None:
+        """Hash every file of this generation; raises UserError at the first that differs."""
+        verify_files(self.folder, self.manifest)
+
+
+def _rows(stored: Encoded, rows: Ints) -> Encoded:
+    return Encoded(stored.data[rows], None if stored.scales is None else stored.scales[rows])
+
+
+def _decoded(stored: Encoded, rows: Ints, dtype: str) -> Floats:
+    picked = _rows(stored, rows)
+    return picked.data if dtype == "float32" else decode(picked, dtype)
+
+
+def open_store(folder: Path, *, check: bool = False) -> Store:
+    """Open a store; its files are checked as the manifest states them, with `check` by every hash whatever the size."""
+    return Store(folder, check=check)

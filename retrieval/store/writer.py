@@ -1,0 +1,351 @@
+"""Changing a store: every change writes new files, then one new manifest, and only then removes what nobody needs.
+
+Until the new manifest is renamed into place the old generation stands, whole. A killed change leaves shards and a journal,
+and the same change called again goes on from there.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from retrieval.artifact import MANIFEST, Manifest, creating, seal, sha256_json, write_atomically
+from retrieval.errors import UserError
+from retrieval.locks import LOCK, nobody_reading, sole_writer
+
+from .ids import Place, find, first_repeated, listed, named
+from .journal import JOURNAL, Entry, Shards, read_journal
+from .reader import KIND, Store
+from .shard import Ids, Rows, shard_name, write_shard
+
+SHARD_ROWS = 4096
+METRICS = ("cosine", "inner_product", "euclidean")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all rows of a store share. metric: one of METRICS. encoder: {"name", "fingerprint"}, None for foreign vectors.
+    shard_rows: how many are in a full shard."""
+
+    dim: int
+    dtype: str = "float32"
+    metric: str = "cosine"
+    normalized: bool = True
+    modality: str | None = None
+    encoder: dict[str, Any] | None = None
+    shard_rows: int = SHARD_ROWS
+
+
+class Source(Protocol):
+    """Rows to be stored, asked for a shard at a time, in any order.
+
+    fingerprint names the content. columns: "labels", "payload/NAME". ids(start, stop) is None where rows have none: they
+    are numbered then.
+    """
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def columns(self) -> list[str]: ...
+    def ids(self, start: int, stop: int) -> Ids | None: ...
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source of rows that are in memory."""
+
+    held: Rows
+
+    @property
+    def count(self) -> int:
+        return len(self.held)
+
+    @property
+    def columns(self) -> list[str]:
+        return [*(["labels"] if self.held.labels is not None else []), *(f"payload/{n}" for n in self.held.payload)]
+
+    @property
+    def fingerprint(self) -> str:
+        vectors = hashlib.sha256(np.ascontiguousarray(self.held.embeddings).data).hexdigest()
+        return sha256_json([vectors, listed(self.held.ids), self.held.labels, self.held.payload])
+
+    def ids(self, start: int, stop: int) -> Ids:
+        return self.held.ids[start:stop]
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        return self.held[start:stop]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The shards of one change that are still to be written, and what is needed to write them, in any order, anywhere."""
+
+    source: Source
+    kind: Kind
+    shards: Shards
+    first_id: int
+
+    @property
+    def todo(self) -> list[int]:
+        count = shards_of(self.source.count, self.kind.shard_rows)
+        return [number for number in range(count) if number not in self.shards.done]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Which of the source's rows are in a shard: start, stop."""
+        start = number * self.kind.shard_rows
+        return start, min(start + self.kind.shard_rows, self.source.count)
+
+    def numbers(self, number: int) -> Ids:
+        """The ids of a shard whose rows have none of their own."""
+        return np.arange(*self.span(number)) + self.first_id
+
+
+Runner = Callable[[Job], None]
+
+
+def write_in_turn(job: Job) -> None:
+    """The simplest runner: one shard after the other."""
+    for number in job.todo:
+        own = job.source.ids(*job.span(number))
+        rows = job.source.rows(*job.span(number), job.numbers(number) if own is None else own)
+        job.shards.add(number, write_rows(job.shards.path(number), rows, job.kind))
+
+
+def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:
+    entry = write_shard(path, rows, kind.dtype, zero=kind.metric != "cosine")
+    last = int(rows.ids.max()) if isinstance(rows.ids, np.ndarray) and len(rows) else -1
+    return {**entry, "last_id": last}
+
+
+@dataclass(frozen=True)
+class IdBlocks:
+    """The ids of a source, so many rows at a time, as often as one likes."""
+
+    source: Source
+    rows: int
+
+    def __iter__(self) -> Iterator[Ids]:
+        for start in range(0, self.source.count, self.rows):
+            ids = self.source.ids(start, min(start + self.rows, self.source.count))
+            assert ids is not None
+            yield ids
+
+
+def shards_of(rows: int, shard_rows: int) -> int:
+    return -(-rows // shard_rows)
+
+
+def _ids_of(source: Source, kind: Kind) -> IdBlocks | None:
+    """The ids of a source, None if it has none."""
+    first = source.ids(0, min(kind.shard_rows, source.count))
+    return None if first is None else IdBlocks(source, kind.shard_rows)
+
+
+def _id_type(source: Source, kind: Kind) -> str:
+    first = source.ids(0, min(kind.shard_rows, source.count))
+    return "string" if isinstance(first, list) else "integer"
+
+
+def create(
+    output: Path,
+    source: Source,
+    kind: Kind,
+    *,
+    settings: Any = None,
+    notes: Manifest | None = None,
+    overwrite: bool = False,
+    run: Runner = write_in_turn,
+) -> Store:
+    """Write a new store. `settings`: whatever else decides its bytes; `notes`: further manifest fields.
+
+    It stands under `output` only when it is whole. A call that was killed is taken up by the same call; a store that the
+    same call made is left as it is.
+    """
+    plan = plan_of("create", source, kind, settings)
+    if _made_by(output, plan):
+        return Store(output)
+    _refuse_repeated(source, kind)
+    with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
+        shards = Shards(folder, plan, 0)
+        _remove_all_but(folder, {JOURNAL, *(shards.name(number) for number in shards.done)})
+        manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
+        run(Job(source, kind, shards, 0))
+        _enter_all(manifest, shards)
+        (folder / JOURNAL).unlink()
+    return Store(output)
+
+
+def append(
+    folder: Path,
+    source: Source,
+    kind: Kind,
+    *,
+    settings: Any = None,
+    replace: bool = False,
+    run: Runner = write_in_turn,
+) -> Store:
+    """Add rows to a store. Ids that it has already are refused, or with `replace` their old rows are deleted.
+
+    The same call twice in a row adds nothing the second time.
+    """
+    with changing(folder) as (store, manifest):
+        plan = plan_of("replace" if replace else "append", source, kind, settings)
+        if manifest["plan"] != plan:
+            _refuse_other_rows(store, source, kind)
+            kind = Kind(**{**asdict(kind), "shard_rows": store.manifest["shard_rows"]})
+            _refuse_repeated(source, kind)
+            ids = _ids_of(source, kind)
+            known = find(store, ids) if ids is not None else {}
+            if known and not replace:
+                raise UserError(
+                    f"{folder}: {named(known)} of the new ids are there already; replace their rows with --replace"
+                )
+            first_id = manifest["next_id"]
+            shards = Shards(folder, sha256_json([plan, first_id]), manifest["next_part"])
+            run(Job(source, kind, shards, first_id))
+            _bury(folder, manifest, list(known.values()))
+            _enter_all(manifest, shards)
+            manifest["plan"] = plan
+    return Store(folder)
+
+
+def delete(folder: Path, ids: Ids) -> Store:
+    """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
+    plan = sha256_json(["delete", sorted(map(str, listed(ids)))])
+    with changing(folder) as (store, manifest):
+        if manifest["plan"] != plan:
+            known = find(store, [ids])
+            missing = [i for i in listed(ids) if i not in known]
+            if missing:
+                raise UserError(f"{folder}: does not have {named(missing)} of these ids; nothing was deleted")
+            _bury(folder, manifest, list(known.values()))
+            manifest["plan"] = plan
+    return Store(folder)
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[tuple[Store, Manifest]]:
+    """Change a store: yields its present generation, and the fields of the next, committed when the block ends if changed."""
+    if not (folder / MANIFEST).is_file():
+        Store(folder)  # says what is wrong with it, before a lock file is left in a folder that is not ours
+    with sole_writer(folder):
+        with Store(folder) as store:
+            manifest = {k: v for k, v in store.manifest.items() if k not in ("kind", "format", "made_by")}
+            manifest["shards"] = [dict(shard) for shard in store.shards]
+            manifest["files"] = dict(manifest["files"])
+            before = sha256_json(manifest)
+            yield store, manifest
+        if sha256_json(manifest) != before:
+            manifest["generation"] += 1
+            seal(folder, KIND, manifest)
+        _drop_superseded(folder, manifest)
+
+
+def _drop_superseded(folder: Path, manifest: Manifest) -> None:
+    """Remove the files that only older generations need, unless somebody still reads one of those; they go another time.
+
+    Shards of an interrupted change that may still go on are kept.
+    """
+    needed = {MANIFEST, *manifest["files"]}
+    head, pending = read_journal(folder)
+    if head.get("first", -1) >= manifest["next_part"]:
+        needed |= {JOURNAL, *(shard_name(head["first"] + number) for number in pending)}
+    with nobody_reading(folder) as alone:
+        if alone:
+            _remove_all_but(folder, needed)
+        elif JOURNAL not in needed:
+            (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _remove_all_but(folder: Path, names: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in names and path.name != LOCK and path.is_file():
+            path.unlink()
+
+
+def plan_of(change: str, source: Source, kind: Kind, settings: Any) -> str:
+    """Names a change: the same plan writes the same bytes."""
+    return sha256_json([change, source.fingerprint, asdict(kind), settings])
+
+
+def _made_by(folder: Path, plan: str) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        return bool(Store(folder).manifest["plan"] == plan)
+    except UserError:
+        return False
+
+
+def _without_rows(kind: Kind, source: Source) -> Manifest:
+    return {
+        "generation": 1,
+        "count": 0,
+        **asdict(kind),
+        "ids": _id_type(source, kind),
+        "columns": source.columns,
+        "next_id": 0,
+        "next_part": 0,
+        "shards": [],
+        "files": {},
+    }
+
+
+def _enter_all(manifest: Manifest, shards: Shards) -> None:
+    """Enter the shards of a finished change into the manifest, in order."""
+    for number in sorted(shards.done):
+        enter(manifest, shards, number)
+        manifest["count"] += shards.done[number]["rows"]
+        manifest["next_id"] = max(manifest["next_id"], shards.done[number]["last_id"] + 1)
+    manifest["next_part"] += max(1, len(shards.done))  # so that the journal of every change is recognised as past
+
+
+def enter(manifest: Manifest, shards: Shards, number: int) -> None:
+    name, entry = shards.name(number), shards.done[number]
+    manifest["files"][name] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+    manifest["shards"].append({"name": name, "rows": entry["rows"], "live": entry["rows"], "offset": entry["offset"]})
+
+
+def _bury(folder: Path, manifest: Manifest, places: list[Place]) -> None:
+    """Write tombstones and enter them into the next generation."""
+    for number in sorted({shard for shard, _ in places}):
+        shard = manifest["shards"][number]
+        gone = np.array(sorted(row for s, row in places if s == number), np.int64)
+        if "deleted" in shard:
+            gone = np.union1d(gone, np.load(folder / shard["deleted"], allow_pickle=False))
+            del manifest["files"][shard["deleted"]]
+        composed = io.BytesIO()
+        np.save(composed, gone, allow_pickle=False)
+        content = composed.getvalue()
+        shard["deleted"] = f"{shard['name'].removesuffix('.h5')}.deleted-{manifest['generation'] + 1}.npy"
+        write_atomically(folder / shard["deleted"], content)
+        manifest["files"][shard["deleted"]] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        manifest["count"] += shard["rows"] - len(gone) - shard["live"]
+        shard["live"] = shard["rows"] - len(gone)
+
+
+def _refuse_repeated(source: Source, kind: Kind) -> None:
+    ids = _ids_of(source, kind)
+    repeated = first_repeated(ids) if ids is not None else None
+    if repeated is not None:
+        raise UserError(f"id {repeated!r} stands more than once among the new rows; ids must be unique")
+
+
+def _refuse_other_rows(store: Store, source: Source, kind: Kind) -> None:
+    """Raise UserError unless the new rows are of the store's kind and have its columns."""
+    new = {**asdict(kind), "ids": _id_type(source, kind), "columns": source.columns}
+    del new["shard_rows"]
+    for name, value in new.items():
+        found = store.manifest[name]
+        if name == "encoder":
+            found, value = ((v or {}).get("fingerprint") for v in (found, value))
+        if found != value:
+            raise UserError(f"{store.folder}: its {name} is {found}, of the new rows {value}; they cannot go together")
