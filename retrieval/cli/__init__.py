@@ -11,6 +11,7 @@ from .evaluate import evaluate
 from .index import index
 from .options import Commands
 from .search import search
+from .store import store
 from .train import train
 
 
@@ -24,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in (train, embed, index, search, evaluate, doctor, demo):
+for command in (train, embed, store, index, search, evaluate, doctor, demo):
     cli.add_command(command)
 
 

@@ -111,12 +111,13 @@ class Job:
 Runner = Callable[[Job], None]
 
 
-def write_in_turn(job: Job) -> None:
-    """The simplest runner: one shard after the other."""
+def write_in_turn(job: Job, progress: Callable[[int], None] = lambda rows: None) -> None:
+    """The simplest runner: one shard after the other. `progress` is told the rows of each."""
     for number in job.todo:
         own = job.source.ids(*job.span(number))
         rows = job.source.rows(*job.span(number), job.numbers(number) if own is None else own)
         job.shards.add(number, write_rows(job.shards.path(number), rows, job.kind))
+        progress(len(rows))
 
 
 def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:

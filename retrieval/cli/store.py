@@ -1,0 +1,286 @@
+"""`retrieval store info | verify | import | export | delete | compact`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .options import common, emit, existing, pick_device, progress, say, uses_device, writes
+
+if TYPE_CHECKING:
+    from retrieval.formats import Opened
+    from retrieval.store import Ids, Store
+
+store_argument = click.argument("folder", metavar="STORE", type=existing("folder"))
+
+
+@click.group()
+def store() -> None:
+    """Look at, check and change embedding stores, and exchange them with other tools."""
+
+
+@store.command()
+@store_argument
+@click.option("--check", is_flag=True, help="Hash every file against the manifest.")
+@common
+def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
+    """Say what the store STORE holds, and who made it.
+
+    \b
+    Example:
+      retrieval store info store
+    """
+    from retrieval.store import open_store
+    from retrieval.store.journal import rows_left
+
+    opened = open_store(folder, check=check)
+    made, shards = opened.manifest, opened.shards
+    encoder = made["encoder"] or {"name": "unknown", "fingerprint": "imported vectors"}
+    deleted = sum(shard["rows"] - shard["live"] for shard in shards)
+    size = sum(part["bytes"] for part in made["files"].values())
+    pending = rows_left(folder)
+    result = {
+        **{k: v for k, v in made.items() if k not in ("files", "shards")},
+        **{"shards": len(shards), "deleted": deleted, "bytes": size, "pending": pending},
+    }
+    lines = [
+        f"{folder}: {opened.count:,} {made['modality'] or 'item'}s × {opened.dim} in {opened.dtype}, {made['metric']}, "
+        f"generation {made['generation']}",
+        f"  ids are {made['ids']}s; columns {', '.join(made['columns']) or 'none'}",
+        f"  {len(shards):,} shards, {size / 1e6:,.1f} MB, {deleted:,} deleted rows"
+        + ("; `retrieval store compact` removes them" if deleted else ""),
+        f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
+    ]
+    lines += [f"  an interrupted change left {pending:,} rows; the same command again goes on"] if pending else []
+    lines += ["  every file matches its hash"] if check else []
+    emit(result, as_json, lines)
+
+
+@store.command()
+@store_argument
+@common
+def verify(folder: Path, seed: int, as_json: bool) -> None:
+    """Hash every file of STORE against its manifest. Exit code 2 and the name of the file if one differs.
+
+    \b
+    Example:
+      retrieval store verify store
+    """
+    from retrieval.store import open_store
+
+    opened = open_store(folder, check=True)
+    count = len(opened.manifest["files"])
+    emit({"store": str(folder), "files": count, "intact": True}, as_json, [f"{folder}: all {count:,} files are intact"])
+
+
+@store.command("import")
+@click.argument("path", metavar="FILE", type=existing("file"))
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine", "inner_product", "euclidean"]),
+    help="How the vectors are compared.  [needed unless the file says]",
+)
+@click.option("--normalize", is_flag=True, help="Divide every vector by its length.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How vectors are stored.",
+)
+@click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's, else numbers]")
+@click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
+@click.option(
+    "--part",
+    type=click.Choice(["train", "test"]),
+    default="train",
+    show_default=True,
+    help="Of an ann-benchmarks file.",
+)
+@click.option("--append", "add", is_flag=True, help="Add to the store that --output is; its ids must be new.")
+@click.option("--replace", is_flag=True, help="Likewise, but rows whose ids are there replace the old ones.")
+@writes
+@common
+def import_(
+    path: Path,
+    metric: str | None,
+    normalize: bool,
+    dtype: str,
+    ids_path: Path | None,
+    labels_path: Path | None,
+    part: str,
+    add: bool,
+    replace: bool,
+    output: Path,
+    overwrite: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Make a store of the vectors in FILE, or add them to one.
+
+    FILE is read by its ending: .npy, .fvecs, .bvecs, .ivecs, .fbin, .f16bin, .ibin, .u8bin, .i8bin, .parquet (a column
+    embedding, and perhaps id, label and others), .hdf5 of ann-benchmarks.
+
+    \b
+    Example:
+      retrieval store import vectors.npy --metric cosine --normalize --ids ids.txt --output store
+    """
+    from retrieval.formats import Imported, open_vectors, read_lines
+    from retrieval.store import Job, Kind, append, create
+    from retrieval.store.writer import write_in_turn
+
+    if add + replace + overwrite > 1:
+        raise UserError("give one of --append, --replace and --overwrite")
+    opened = open_vectors(path, part)
+    metric = _metric(opened, metric)
+    ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
+    labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
+    source = Imported(opened, metric, normalize, ids, labels)
+    kind = Kind(opened.dim, dtype, metric, normalized=normalize or metric == "cosine")
+    with progress("import", opened.count) as advance:
+
+        def run(job: Job) -> None:
+            advance(job.shards.rows)
+            write_in_turn(job, advance)
+
+        if add or replace:
+            made = append(output, source, kind, replace=replace, run=run)
+        else:
+            made = create(output, source, kind, overwrite=overwrite, run=run)
+    result = {"output": str(output), "count": made.count, "dim": made.dim, "dtype": made.dtype, "metric": metric}
+    emit(result, as_json, [f"{output}: {made.count:,} × {made.dim} vectors in {made.dtype}, {metric}"])
+
+
+def _metric(opened: "Opened", asked: str | None) -> str:
+    if asked is None and opened.metric is None:
+        raise UserError(f"{opened.path}: does not say how its vectors are compared; give --metric")
+    if asked is not None and opened.metric not in (None, asked):
+        raise UserError(f"{opened.path}: says {opened.metric}, --metric says {asked}; leave --metric out")
+    return asked or opened.metric or ""
+
+
+def _one_a_row(path: Path, lines: list[str], count: int) -> list[str]:
+    if len(lines) != count:
+        raise UserError(f"{path}: has {len(lines):,} lines for {count:,} vectors; give one a vector")
+    return lines
+
+
+@store.command()
+@store_argument
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write, by its ending."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option(
+    "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
+)
+@click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5.")
+@click.option(
+    "-k", type=click.IntRange(min=1), default=100, show_default=True, help="Neighbours of each query, for .hdf5."
+)
+@uses_device
+@common
+def export(
+    folder: Path,
+    output: Path,
+    overwrite: bool,
+    ids_path: Path | None,
+    queries: Path | None,
+    k: int,
+    device: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Write the vectors of STORE to a file that other tools read.
+
+    By the ending of --output: .npy, .fvecs, .bvecs, .ivecs, .fbin, .f16bin, .ibin, .u8bin, .i8bin (vectors alone), .parquet
+    (everything), .hdf5 (ann-benchmarks: with --queries and their exact neighbours).
+
+    \b
+    Example:
+      retrieval store export store --output vectors.fbin --ids ids.txt
+    """
+    from retrieval.formats import export as export_store
+    from retrieval.formats import write_lines
+    from retrieval.store import open_store
+
+    for path in (output, ids_path):
+        if path is not None and path.exists() and not overwrite:
+            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
+    with open_store(folder) as opened:
+        device = pick_device(device) if queries else "cpu"
+        if ids_path is not None:
+            write_lines(ids_path, [i for number in range(len(opened.shards)) for i in opened.ids(number)])
+        export_store(opened, output, queries=open_store(queries) if queries else None, k=k, device=device)
+        kept = [c for c in ("ids", *opened.manifest["columns"]) if not (c == "ids" and ids_path)]
+        if output.suffix.lower() != ".parquet" and (opened.manifest["ids"] == "string" or len(kept) > 1):
+            say(f"Note: {output.suffix} holds vectors alone, not {', '.join(kept)}; .parquet has all")
+        result = {"output": str(output), "count": opened.count, "dim": opened.dim}
+    emit(result, as_json, [f"{output}: {result['count']:,} × {result['dim']}"])
+
+
+@store.command()
+@store_argument
+@click.option("--id", "named", multiple=True, help="An id; may be given several times.")
+@click.option("--ids", "ids_path", type=existing("file"), help="A file of ids, one a line.")
+@common
+def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: int, as_json: bool) -> None:
+    """Delete rows of STORE by id. The space comes back with `retrieval store compact`.
+
+    \b
+    Example:
+      retrieval store delete store --id doc-17 --id doc-18
+    """
+    from retrieval.formats import read_lines
+    from retrieval.store import delete as delete_rows
+    from retrieval.store import open_store
+
+    ids = list(dict.fromkeys([*named, *(read_lines(ids_path) if ids_path else [])]))
+    if not ids:
+        raise UserError("give --id ID or --ids FILE")
+    with open_store(folder) as opened:
+        typed = _typed(opened, ids)
+    left = delete_rows(folder, typed)
+    result = {"store": str(folder), "deleted": len(ids), "count": left.count, "generation": left.manifest["generation"]}
+    emit(result, as_json, [f"{folder}: {len(ids):,} deleted, {left.count:,} left"])
+
+
+def _typed(opened: "Store", ids: list[str]) -> "Ids":
+    if opened.manifest["ids"] == "string":
+        return ids
+    import numpy as np
+
+    try:
+        return np.array([int(i) for i in ids], np.int64)
+    except (ValueError, OverflowError):
+        bad = next(i for i in ids if not i.strip().lstrip("-").isdigit())
+        raise UserError(f"{opened.folder}: its ids are integers, {bad!r} is none") from None
+
+
+@store.command()
+@store_argument
+@common
+def compact(folder: Path, seed: int, as_json: bool) -> None:
+    """Remove deleted rows of STORE from disk and merge small shards. Readers of the old generation go on undisturbed.
+
+    \b
+    Example:
+      retrieval store compact store
+    """
+    from retrieval.store import compact as compact_store
+
+    before = _bytes(folder)
+    made = compact_store(folder)
+    after = _bytes(folder)
+    result: dict[str, Any] = {"store": str(folder), "count": made.count, "shards": len(made.shards)}
+    result |= {"bytes_before": before, "bytes": after}
+    lines = [
+        f"{folder}: {made.count:,} rows in {len(made.shards):,} shards, {before / 1e6:,.1f} → {after / 1e6:,.1f} MB"
+    ]
+    emit(result, as_json, lines)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

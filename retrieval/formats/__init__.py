@@ -1,0 +1,153 @@
+"""Vectors as other tools keep them, into a store and out of one.
+
+arrays.py    .npy, .fvecs and its like, .fbin and its like
+tables.py    .parquet
+hdf5.py      .hdf5 of ann-benchmarks
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from retrieval.artifact import sha256_file, sha256_json, writing_atomically
+from retrieval.errors import UserError
+from retrieval.store import Ids, Rows, Store
+
+from .arrays import BINS, RECORDS, open_array, write_array
+
+ARRAYS = (".npy", *RECORDS, *BINS)
+HDF5 = (".hdf5", ".h5")
+ENDINGS = (*ARRAYS, ".parquet", *HDF5)
+UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
+
+
+class Opened(Protocol):
+    """A foreign file. metric: what the file says, else None; ids: None where it has none."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def metric(self) -> str | None: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    def ids(self, start: int, stop: int) -> Ids | None: ...
+    def rows(self, start: int, stop: int) -> Rows: ...
+
+
+def open_vectors(path: Path, part: str = "train") -> Opened:
+    """Open a file by its ending; `part` is for ann-benchmarks' files. Raises UserError for what cannot be read."""
+    ending = _ending(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give one of vectors ({', '.join(ENDINGS)})")
+    if ending in ARRAYS:
+        return open_array(path)
+    if ending in HDF5:
+        from .hdf5 import open_ann_benchmarks
+
+        return open_ann_benchmarks(path, part)
+    from .tables import open_parquet
+
+    return open_parquet(path)
+
+
+def _ending(path: Path) -> str:
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{path}: cannot tell the format by its ending; use one of {', '.join(ENDINGS)}")
+    return ending
+
+
+@dataclass
+class Imported:
+    """A foreign file as a store's source: its own ids and labels or those of other files, lengths made 1 or checked.
+
+    own_ids: n strings or integers, or None; labels: n strings, or None. metric: "cosine" demands unit vectors.
+    """
+
+    opened: Opened
+    metric: str
+    normalize: bool
+    own_ids: Ids | None = None
+    labels: list[str] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.opened.count
+
+    @property
+    def fingerprint(self) -> str:
+        ids = None if self.own_ids is None else [str(i) for i in self.own_ids]
+        return sha256_json([sha256_file(self.opened.path), self.normalize, ids, self.labels])
+
+    @property
+    def columns(self) -> list[str]:
+        kept = [name for name in self.opened.columns if name != "labels" or self.labels is None]
+        return [*(["labels"] if self.labels is not None else []), *kept]
+
+    def ids(self, start: int, stop: int) -> Ids | None:
+        return self.opened.ids(start, stop) if self.own_ids is None else self.own_ids[start:stop]
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        rows = self.opened.rows(start, stop)
+        labels = rows.labels if self.labels is None else self.labels[start:stop]
+        vectors = rows.embeddings
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if self.normalize:
+            vectors = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+        elif self.metric == "cosine" and (np.abs(lengths - 1) > UNIT).any():
+            bad = int((np.abs(lengths - 1) > UNIT).argmax())
+            if np.isfinite(lengths[bad]) and lengths[bad] > 0:  # else the store says what is wrong with it
+                raise UserError(
+                    f"{self.opened.path}: row {start + bad} has length {lengths[bad]:.4g}, which cosine needs to be 1; "
+                    f"add --normalize, or say --metric inner_product or euclidean"
+                )
+        return Rows(vectors, ids, labels, rows.payload)
+
+
+def export(store: Store, path: Path, *, queries: Store | None = None, k: int = 100, device: str = "cpu") -> None:
+    """Write a store to a foreign file, by its ending, atomically. `queries` and `k` are for ann-benchmarks' files."""
+    ending = _ending(path)
+    if (queries is not None) != (ending in HDF5):
+        raise UserError(
+            f"{path}: {'takes no' if queries is not None else 'needs'} --queries, which {' and '.join(HDF5)} hold"
+        )
+
+    def write(file: BinaryIO) -> None:
+        if queries is not None:
+            from .hdf5 import write_ann_benchmarks
+
+            write_ann_benchmarks(file, store, queries, k, device)
+        elif ending == ".parquet":
+            from .tables import write_parquet
+
+            write_parquet(file, store)
+        else:
+            write_array(file, ending, store)
+
+    with writing_atomically(path) as file:
+        write(file)
+
+
+def read_lines(path: Path) -> list[str]:
+    """One string a line: ids or labels."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
+
+
+def write_lines(path: Path, ids: Ids) -> None:
+    """The reverse. Raises UserError for a string of several lines."""
+    lines = [str(i) for i in ids]
+    bad = next((line for line in lines if line.splitlines() != [line]), None)
+    if bad is not None:
+        raise UserError(f"{path}: id {bad!r} is no single line of text; export to .parquet instead")
+    with writing_atomically(path) as file:
+        file.write("".join(f"{line}{os.linesep}" for line in lines).encode())

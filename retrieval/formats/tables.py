@@ -1,0 +1,160 @@
+"""Parquet: a column of vectors, and ids, labels and whatever else beside them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval.data import ID_COLUMNS, LABEL_COLUMNS
+from retrieval.errors import UserError
+from retrieval.store import Ids, Rows, Store
+
+VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
+SMALL = 1024  # rows read at a time
+
+
+@dataclass
+class ParquetFile:
+    """A table whose columns were told apart by name and type. Rows are best asked for in order: going back reads again."""
+
+    path: Path
+    file: Any
+    vectors: str
+    id: str | None
+    label: str | None
+    others: list[str]
+    dim: int
+    metric: None = None
+    _cursors: dict[tuple[str, ...], tuple[int, Any, Iterator[Any]]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return int(self.file.metadata.num_rows)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*(["labels"] if self.label else []), *(f"payload/{name}" for name in self.others))
+
+    def ids(self, start: int, stop: int) -> Ids | None:
+        return None if self.id is None else self._ids(self._read((self.id,), start, stop), start)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start:stop; numbered from start if the table has no ids."""
+        wanted = (self.vectors, *([self.id] if self.id else []), *([self.label] if self.label else []), *self.others)
+        table = self._read(wanted, start, stop)
+        ids = np.arange(start, stop) if self.id is None else self._ids(table, start)
+        labels = self._strings(table, self.label, start, required=True) if self.label else None
+        return Rows(self._vectors(table, start), ids, labels, {n: self._strings(table, n, start) for n in self.others})
+
+    def _vectors(self, table: Any, start: int) -> Any:
+        column = table[self.vectors].combine_chunks()
+        values = pa.array([]) if not len(column) else column.flatten()
+        lengths = np.diff(column.offsets) if pa.types.is_list(column.type) else np.full(len(column), self.dim)
+        bad = column.is_null().to_numpy(zero_copy_only=False) | (lengths != self.dim)
+        if bad.any() or values.null_count:
+            row = start + (int(bad.argmax()) if bad.any() else values.is_null().to_pylist().index(True) // self.dim)
+            raise UserError(
+                f"{self.path}: row {row} of {self.vectors!r} is not a vector of {self.dim} numbers; mend it"
+            )
+        return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), self.dim)
+
+    def _ids(self, table: Any, start: int) -> Ids:
+        column = table[self.id]
+        if column.null_count:
+            row = start + column.is_null().to_pylist().index(True)
+            raise UserError(f"{self.path}: row {row} has no {self.id!r}; give every row one, or rename the column")
+        if pa.types.is_integer(column.type):
+            return np.asarray(column.to_numpy(), dtype=np.int64)
+        return [str(i) for i in column.to_pylist()]
+
+    def _strings(self, table: Any, name: str, start: int, *, required: bool = False) -> list[str]:
+        values = table[name].to_pylist()
+        if required and None in values:
+            raise UserError(f"{self.path}: row {start + values.index(None)} has no {name!r}; give every row a label")
+        return [_as_text(value) for value in values]
+
+    def _read(self, columns: tuple[str, ...], start: int, stop: int) -> Any:
+        """Some columns of rows start:stop, going on from where the last call for these columns ended."""
+        at, rest, batches = self._cursors.get(columns, (0, None, iter(())))
+        if at > start or columns not in self._cursors:
+            at, rest = 0, None
+            batches = self.file.iter_batches(batch_size=SMALL, columns=list(columns))
+        parts = []
+        while at < stop:
+            if rest is None:
+                rest = pa.Table.from_batches([next(batches)])
+            skip = max(0, min(start - at, len(rest)))
+            take = rest.slice(skip, stop - max(at, start))
+            parts.append(take)
+            used = skip + len(take)
+            at, rest = at + used, rest.slice(used) if used < len(rest) else None
+        self._cursors[columns] = (at, rest, batches)
+        schema = pa.schema([self.file.schema_arrow.field(name) for name in columns])
+        return pa.concat_tables(parts) if parts else schema.empty_table()
+
+
+def open_parquet(path: Path) -> ParquetFile:
+    """Open a table with a column of vectors. Raises UserError naming what was found."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    schema = file.schema_arrow
+    lists = [f.name for f in schema if _is_vector(f.type)]
+    named = [name for name in lists if name.lower() in VECTOR_COLUMNS]
+    if len(named or lists) != 1:
+        found = ", ".join(lists) or f"none among {', '.join(schema.names)}"
+        raise UserError(f"{path}: cannot tell the column of vectors (lists of numbers: {found}); call it embedding")
+    vectors = (named or lists)[0]
+    plain = [name for name in schema.names if name != vectors and not pa.types.is_nested(schema.field(name).type)]
+    identifier = next((name for choice in ID_COLUMNS for name in plain if name.lower() == choice), None)
+    label = next((name for choice in LABEL_COLUMNS for name in plain if name.lower() == choice), None)
+    others = [name for name in schema.names if name not in (vectors, identifier, label)]
+    if any("/" in name or name in (".", "") for name in others):
+        raise UserError(f"{path}: a column's name is empty or has a slash ({', '.join(others)}); rename it")
+    opened = ParquetFile(path, file, vectors, identifier, label, others, 0)
+    opened.dim = _dimension(opened, schema.field(vectors).type)
+    return opened
+
+
+def _is_vector(kind: Any) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return bool(pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _dimension(opened: ParquetFile, kind: Any) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    first = opened._read((opened.vectors,), 0, min(1, opened.count))[opened.vectors].to_pylist()
+    if not first or not first[0]:
+        raise UserError(f"{opened.path}: its first row has no vector in {opened.vectors!r}; give every row one")
+    return len(first[0])
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+
+
+def write_parquet(file: BinaryIO, store: Store) -> None:
+    """Everything in a store: columns id, label, the payload's, and embedding (float16 stores as halffloat, else float)."""
+    half = store.dtype == "float16"
+    value = pa.float16() if half else pa.float32()
+    fields = [("id", pa.int64() if store.manifest["ids"] == "integer" else pa.string())]
+    if "labels" in store.manifest["columns"]:
+        fields.append(("label", pa.string()))
+    payload = [name.removeprefix("payload/") for name in store.manifest["columns"] if name != "labels"]
+    fields += [(name, pa.string()) for name in payload]
+    schema = pa.schema([*fields, ("embedding", pa.list_(value, store.dim))])
+    with pq.ParquetWriter(file, schema) as writer:
+        for rows in store:
+            flat = pa.array(rows.embeddings.astype(np.float16 if half else np.float32).ravel())
+            columns = [rows.ids, *([rows.labels] if rows.labels is not None else []), *rows.payload.values()]
+            vectors = pa.FixedSizeListArray.from_arrays(flat, store.dim)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
+            writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))

@@ -1,0 +1,263 @@
+"""Foreign files: there and back by hypothesis, their conventions, and what each cannot hold."""
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from retrieval.errors import UserError, is_disk_full
+from retrieval.formats import ARRAYS, Imported, export, open_vectors, read_lines, write_lines
+from retrieval.store import Held, Kind, Rows, append, create, delete, open_store
+
+ANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+plain = Kind(5, metric="inner_product", normalized=False, shard_rows=4)
+
+
+@st.composite
+def stores(draw, folder, whole=False):
+    """A store of any dtype, ids, columns, with some rows deleted; vectors of whole numbers if asked."""
+    count, dim = draw(st.integers(0, 17)), draw(st.integers(1, 7))
+    values = st.integers(1, 100).map(float) if whole else st.floats(-50, 50, width=16).filter(lambda v: abs(v) > 0.1)
+    integer = draw(st.booleans())
+    ids = np.arange(count) * 3 - 7 if integer else draw(st.lists(names, min_size=count, max_size=count, unique=True))
+    column = st.lists(names, min_size=count, max_size=count)
+    payload = draw(st.dictionaries(st.sampled_from(["text", "path", "título"]), column, max_size=2))
+    rows = Rows(draw(arrays(np.float32, (count, dim), elements=values)), ids, draw(st.none() | column), payload)
+    dtype = "float32" if whole else draw(st.sampled_from(["float32", "float16", "bfloat16", "int8"]))
+    create(folder, Held(rows), Kind(dim, dtype, "inner_product", False, shard_rows=4))
+    if count > 2:
+        delete(folder, ids[1:2])
+    return open_store(folder)
+
+
+def back(path, folder, kind=None, **options):
+    opened = open_vectors(path)
+    return create(
+        folder,
+        Imported(opened, "inner_product", False, **options),
+        kind or Kind(opened.dim, metric="inner_product", normalized=False),
+    )
+
+
+@pytest.mark.parametrize("ending", ARRAYS)
+@ANY
+@given(st.data())
+def test_arrays_there_and_back(tmp_path_factory, ending, data):
+    folder = tmp_path_factory.mktemp("any")
+    store = data.draw(stores(folder / "s", whole=ending not in (".npy", ".fvecs", ".fbin")))
+    if not store.count and ending.endswith("vecs"):
+        export(store, folder / f"x{ending}")
+        with pytest.raises(UserError, match="no whole number of rows"):
+            open_vectors(folder / f"x{ending}")
+        return
+    export(store, folder / f"x{ending}")
+    write_lines(folder / "ids", list(range(store.count)))
+    ids = read_lines(folder / "ids")
+    again = back(folder / f"x{ending}", folder / "t", own_ids=ids).load()
+    assert (again.embeddings == store.embeddings()).all() and (not store.count or again.ids == ids)
+
+
+@ANY
+@given(st.data())
+def test_parquet_there_and_back_is_the_same_store(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("any")
+    store = data.draw(stores(folder / "s"))
+    export(store, folder / "x.parquet")
+    opened = open_vectors(folder / "x.parquet")
+    kind = Kind(opened.dim, "float16" if store.dtype == "float16" else "float32", "inner_product", False, shard_rows=3)
+    again, before = create(folder / "t", Imported(opened, "inner_product", False), kind).load(), store.load()
+    assert (again.embeddings == before.embeddings).all() and (again.labels, again.payload) == (
+        before.labels,
+        before.payload,
+    )
+    assert list(again.ids) == list(before.ids) and type(again.ids) is type(before.ids)
+
+
+def test_numpy_and_faiss_read_what_we_write(tmp_path):
+    from faiss.contrib.vecs_io import fvecs_read
+
+    x = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    store = create(tmp_path / "s", Held(Rows(x, np.arange(10))), plain)
+    for ending in (".npy", ".fvecs", ".fbin"):
+        export(store, tmp_path / f"x{ending}")
+    assert (np.load(tmp_path / "x.npy") == x).all() and (fvecs_read(str(tmp_path / "x.fvecs")) == x).all()
+    raw = (tmp_path / "x.fbin").read_bytes()
+    assert (
+        np.frombuffer(raw[:8], "<u4").tolist() == [10, 5] and (np.frombuffer(raw[8:], "<f4").reshape(10, 5) == x).all()
+    )
+
+
+@pytest.mark.parametrize("metric,distance", [("euclidean", "euclidean"), ("cosine", "angular")])
+def test_ann_benchmarks_conventions(tmp_path, metric, distance):
+    rng = np.random.default_rng(0)
+    base, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (60, 7))
+    if metric == "cosine":
+        base, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (base, queries))
+    kind = Kind(5, metric=metric, normalized=metric == "cosine")
+    stores = [create(tmp_path / n, Held(Rows(x, np.arange(len(x)))), kind) for n, x in (("b", base), ("q", queries))]
+    export(stores[0], tmp_path / "x.hdf5", queries=stores[1], k=9)
+    difference = np.linalg.norm(queries[:, None] - base[None], axis=2)
+    want = difference if metric == "euclidean" else 1 - queries @ base.T
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert dict(file.attrs) == {"type": "dense", "distance": distance, "dimension": 5, "point_type": "float"}
+        assert (file["neighbors"][:] == np.argsort(want, axis=1)[:, :9]).all()
+        assert np.allclose(file["distances"][:], np.sort(want, axis=1)[:, :9], atol=1e-6)
+        assert not np.allclose(file["distances"][:], np.sort(difference**2, axis=1)[:, :9], atol=1e-3)
+    for part, x in (("train", base), ("test", queries)):
+        opened = open_vectors(tmp_path / "x.hdf5", part)
+        assert opened.metric == metric
+        again = create(tmp_path / f"again-{part}", Imported(opened, metric, False), kind)
+        assert (again.embeddings() == x).all()
+
+
+def test_cosine_wants_unit_vectors_or_makes_them(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(UserError, match="row 0 has length .* --normalize"):
+        create(tmp_path / "s", Imported(open_vectors(tmp_path / "x.npy"), "cosine", False), Kind(5))
+    store = create(tmp_path / "s", Imported(open_vectors(tmp_path / "x.npy"), "cosine", True), Kind(5))
+    assert np.allclose(store.embeddings(), x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-7)
+
+
+def test_a_table_of_ones_own(tmp_path):
+    vectors = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    table = pa.table({"_id": ["a", "b", "c"], "Vector": vectors, "year": [1, None, 3], "title": ["x", "é", None]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    rows = back(tmp_path / "t.parquet", tmp_path / "s").load()
+    assert rows.ids == ["a", "b", "c"] and rows.embeddings.tolist() == vectors and rows.labels is None
+    assert rows.payload == {"year": ["1", "", "3"], "title": ["x", "é", ""]}
+
+
+def test_rows_of_a_table_in_any_order(tmp_path):
+    x = np.arange(60, dtype=np.float32).reshape(20, 3) + 1
+    pq.write_table(pa.table({"embedding": list(x), "id": list(range(20))}), tmp_path / "t.parquet", row_group_size=6)
+    opened = open_vectors(tmp_path / "t.parquet")
+    for start, stop in ((0, 4), (4, 9), (15, 20), (2, 3), (0, 20), (20, 20)):
+        assert (opened.rows(start, stop).embeddings == x[start:stop]).all()
+
+
+def bad_parquet(path, **columns):
+    pq.write_table(pa.table(columns), path)
+
+
+def records(path):
+    path.write_bytes(np.array([2, 0, 0, 3, 0, 0], "<i4").tobytes())
+
+
+@pytest.mark.parametrize(
+    "name,make,word",
+    [
+        ("x.npy", lambda p: p.write_bytes(b"nonsense"), "not an .npy file"),
+        ("x.npy", lambda p: np.save(p, np.array([{}], dtype=object), allow_pickle=True), "not an .npy file"),
+        ("x.npy", lambda p: np.save(p, np.zeros(3)), "shape .3,"),
+        ("x.npy", lambda p: np.save(p, np.full((2, 3), 2**24 + 1)), "row 0 has integers that float32"),
+        ("x.npy", lambda p: np.save(p, np.full((2, 3), 1e300)), "not finite"),
+        ("x.fvecs", lambda p: p.write_bytes(b"\4\0\0\0abc"), "no whole number of rows of 4"),
+        ("x.fvecs", lambda p: p.write_bytes(b""), "no whole number of rows"),
+        ("x.fvecs", records, "row 1 says that it has 3 values, row 0 2"),
+        ("x.fbin", lambda p: p.write_bytes(b"\2\0\0\0\3\0\0\0abc"), "not those of the 2 × 3"),
+        ("x.parquet", lambda p: p.write_bytes(b"nonsense"), "not a Parquet file"),
+        ("x.parquet", lambda p: bad_parquet(p, id=[1], text=["a"]), "none among id, text"),
+        ("x.parquet", lambda p: bad_parquet(p, a=[[1.0]], b=[[1.0]]), "lists of numbers: a, b"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], [1.0, 2.0]]), "row 1 of 'emb' is not a vector of 1"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], None]), "row 1 of 'emb'"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], [None]]), "row 1 of 'emb'"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], [1.0]], id=["a", None]), "row 1 has no 'id'"),
+        ("x.hdf5", lambda p: p.write_bytes(b"nonsense"), "not an HDF5 file"),
+        ("x.hdf5", lambda p: h5py.File(p, "w").close(), "no vectors in 'train' .found: nothing"),
+        ("x.csv", lambda p: p.write_text("a"), "cannot tell the format"),
+    ],
+)
+def test_what_is_not_what_its_ending_says_is_named(tmp_path, name, make, word):
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=word) as caught:
+        back(tmp_path / name, tmp_path / "s")
+    assert "\n" not in str(caught.value) and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "value,ending,word",
+    [
+        (0.5, ".ibin", "row 3 is not of whole numbers"),
+        (300, ".u8bin", "fit uint8"),
+        (1e6, ".f16bin", "overflows float16"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(tmp_path, value, ending, word):
+    x = np.ones((6, 5), np.float32)
+    x[3] = value
+    store = create(tmp_path / "s", Held(Rows(x, np.arange(6))), plain)
+    with pytest.raises(UserError, match=word):
+        export(store, tmp_path / f"x{ending}")
+    assert not list(tmp_path.glob("*x*"))
+
+
+def test_ids_of_several_lines_want_parquet(tmp_path):
+    with pytest.raises(UserError, match="no single line"):
+        write_lines(tmp_path / "ids", ["a", "b\nc"])
+    assert not (tmp_path / "ids").exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet", ".hdf5"])
+def test_a_full_disk_while_exporting(tmp_path, small_disk, ending):
+    x = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+    kind = Kind(16, metric="euclidean", normalized=False)
+    store = create(tmp_path / "s", Held(Rows(x, np.arange(4000))), kind)
+    queries = create(tmp_path / "q", Held(Rows(x[:5], np.arange(5))), kind) if ending == ".hdf5" else None
+    with pytest.raises(OSError) as caught:
+        export(store, small_disk / f"x{ending}", queries=queries)
+    assert is_disk_full(caught.value) and not list(small_disk.iterdir())
+
+
+def test_the_commands(run_cli, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "ids").write_text("".join(f"doc-{i}\n" for i in range(30)))
+    words = [
+        "store",
+        "import",
+        tmp_path / "x.npy",
+        "--normalize",
+        "--ids",
+        tmp_path / "ids",
+        "--output",
+        tmp_path / "s",
+    ]
+    assert "give --metric" in run_cli(*words, code=2).stderr
+    assert "30 × 5 vectors in float16, cosine" in run_cli(*words, "--metric", "cosine", "--dtype", "float16").stdout
+    assert "generation 1" in run_cli("store", "info", tmp_path / "s", "--check").stdout
+    assert "all 1 files are intact" in run_cli("store", "verify", tmp_path / "s").stdout
+    words = ["store", "delete", tmp_path / "s", "--id", "doc-3", "--id"]
+    assert "does not have 1 (nosuch)" in run_cli(*words, "nosuch", code=2).stderr
+    assert "2 deleted, 28 left" in run_cli(*words, "doc-4").stdout
+    assert "2 deleted rows" in run_cli("store", "info", tmp_path / "s").stdout
+    assert "28 rows in 1 shards" in run_cli("store", "compact", tmp_path / "s").stdout
+    out = run_cli("store", "export", tmp_path / "s", "--output", tmp_path / "y.fbin", "--ids", tmp_path / "out-ids")
+    assert "28 × 5" in out.stdout and read_lines(tmp_path / "out-ids")[3] == "doc-5"
+    assert (
+        "already exists" in run_cli("store", "export", tmp_path / "s", "--output", tmp_path / "y.fbin", code=2).stderr
+    )
+    assert (
+        "needs --queries" in run_cli("store", "export", tmp_path / "s", "--output", tmp_path / "y.hdf5", code=2).stderr
+    )
+    words = ["store", "import", tmp_path / "y.fbin", "--metric", "cosine", "--normalize", "--dtype", "float16"]
+    words += ["--ids", tmp_path / "out-ids", "--output", tmp_path / "s"]
+    assert "28 (doc-0, doc-1, doc-2) of the new ids are there" in run_cli(*words, "--append", code=2).stderr
+    assert "28 × 5" in run_cli(*words, "--replace").stdout
+    run_cli("index", "build", tmp_path / "s", "--output", tmp_path / "i")
+    found = run_cli("search", tmp_path / "i", "--store", tmp_path / "s", "-k", "1", "--json").stdout
+    assert '"id": "doc-0"' in found
+    assert "imported vectors" in run_cli("search", tmp_path / "i", "--query", "x", code=2).stderr
+    append(tmp_path / "s", Held(Rows(np.eye(5, dtype=np.float32), [f"e{i}" for i in range(5)])), Kind(5, "float16"))
+
+
+def test_vectors_of_any_length_are_not_taken_for_cosines(run_cli, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)))
+    run_cli("store", "import", tmp_path / "x.npy", "--metric", "euclidean", "--output", tmp_path / "s")
+    result = run_cli("index", "build", tmp_path / "s", "--output", tmp_path / "i", code=2)
+    assert "not of unit length" in result.stderr
