@@ -13,10 +13,11 @@ from retrieval.artifact import sha256_json, staging_folder
 from retrieval.data import TextFile, Texts
 from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of
 from retrieval.encoder import Encoder
+from retrieval.heads import Headed, head_over
 from retrieval.images import Images
 from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
 from retrieval.store.journal import Entry, rows_left
-from retrieval.store.writer import write_rows
+from retrieval.store.writer import write_in_turn, write_rows
 from retrieval.workers import run_on_devices
 
 Data = Texts | TextFile | Images
@@ -75,7 +76,7 @@ def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
 
 def embed(
     encoder: Encoder,
-    data: Data,
+    data: Data | Store,
     output: Path,
     *,
     dtype: str = "float32",
@@ -91,36 +92,40 @@ def embed(
 ) -> Store:
     """Encode every row of `data` into a new store, or with `add` or `replace` (rows whose ids are there) into one that exists.
 
+    A store can be the data too, where `encoder` is the one that made it with a head on top: only the head runs then.
+
     `resumed` is told how many rows of an interrupted call are kept, `progress` the rows done since it was last called.
     dtype: as stored. compute: the type the encoder runs in. devices: more than one are used by a process each.
 
     A call that was killed is taken up where it stopped, if encoder and data are the same: its whole shards are kept. Batches
     never cross shards, so the result is bit for bit that of an unbroken call.
     """
-    encoder.require("image" if isinstance(data, Images) else "text")
     mark = sha256_json([encoder.fingerprint, compute])  # before the encoder changes its type
     settings: dict[str, Any] = {"compute": compute, "batch_size": batch_size}
-    corpus = Corpus(data, mark, Encoding(encoder.model, **settings))
-    kind = Kind(
-        encoder.dim,
-        dtype,
-        modality="image" if isinstance(data, Images) else "text",
-        encoder={"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint},
-        shard_rows=shard_rows,
-    )
+    modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
+    encoder.require(modality)
+    made_by = {"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint}
+    kind = Kind(encoder.dim, dtype, modality=modality, encoder=made_by, shard_rows=shard_rows)
+    source: Corpus | Headed
+    if isinstance(data, Store):
+        source = Headed(data, head_over(encoder, data), mark)
+    else:
+        source = Corpus(data, mark, Encoding(encoder.model, **settings))
 
     def run(job: Job) -> None:
         resumed(job.shards.rows)
         progress(job.shards.rows)
-        if devices and len(devices) > 1:
+        if isinstance(source, Headed):
+            write_in_turn(job, progress)
+        elif devices and len(devices) > 1:
             run_on_devices(encoder.name, devices, settings, job, progress)
         else:
-            overlapped(corpus, job, job.todo, job.shards.add, progress)
+            overlapped(source, job, job.todo, job.shards.add, progress)
 
     if add or replace:
-        return append(output, corpus, kind, settings=batch_size, replace=replace, run=run)
+        return append(output, source, kind, settings=batch_size, replace=replace, run=run)
     skipped = [str(path) for path in data.skipped] if isinstance(data, Images) else []
-    return create(output, corpus, kind, settings=batch_size, notes={"skipped": skipped}, overwrite=overwrite, run=run)
+    return create(output, source, kind, settings=batch_size, notes={"skipped": skipped}, overwrite=overwrite, run=run)
 
 
 def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, progress: Progress) -> None:

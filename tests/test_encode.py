@@ -267,6 +267,27 @@ def test_pictures_are_decoded_ahead_and_kept_in_order(pictures, tmp_path):
     assert isinstance(data.part(3, 5), Images)
 
 
+def test_only_the_head_runs_over_a_store_of_its_base(minilm, docs, tmp_path):
+    from retrieval.encoder import load_encoder
+    from retrieval.train.head import append_head
+
+    data = Texts({"text": docs}, None, [f"d{i}" for i in range(len(docs))], "")
+    base = embed(minilm, data, tmp_path / "base", shard_rows=40)
+    headed = load_encoder(MINILM, "cpu").model
+    append_head(headed, torch.nn.Linear(384, 384))
+    encoder = Encoder(headed, "headed")
+    whole = embed(encoder, data, tmp_path / "whole", shard_rows=40)
+    again = embed(encoder, base, tmp_path / "again", shard_rows=40)
+    one, other = whole.load(), again.load()
+    assert (
+        np.abs(one.embeddings - other.embeddings).max() < 1e-5
+        and np.abs(base.embeddings() - one.embeddings).max() > 0.1
+    )
+    assert (one.ids, one.payload, whole.manifest["encoder"]) == (other.ids, other.payload, again.manifest["encoder"])
+    with pytest.raises(UserError, match="which headed is not a head over"):
+        embed(encoder, whole, tmp_path / "x")
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_store(minilm, docs, tmp_path):
     data = Texts({"text": docs}, None, None, "")

@@ -17,7 +17,7 @@ HOMES = {
     "faiss": ["index/backend.py"],
     "h5py": ["retrieval/store/shard.py", "retrieval/formats/hdf5.py"],
     "pyarrow": ["retrieval/formats/tables.py"],
-    "sentence_transformers": ["retrieval/encoder.py", "retrieval/encode.py", "train/"],
+    "sentence_transformers": ["retrieval/encoder.py", "retrieval/encode.py", "retrieval/heads.py", "train/"],
     "transformers": ["train/", "retrieval/cli/options.py"],
     "huggingface_hub": ["retrieval/encoder.py"],
     "triton": ["train/loss/kernels.py"],

@@ -1,5 +1,6 @@
 """`retrieval embed`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from .options import common, emit, pick_device, progress, quiet_libraries, say, 
 if TYPE_CHECKING:
     from retrieval.data import TextFile
     from retrieval.images import Images
+    from retrieval.store import Store
 
 
 @click.command()
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     "path",
     type=click.Path(path_type=Path),
     required=True,
-    help="Texts or images, as for train.",
+    help="Texts or images, as for train; or a store by this encoder without its head.",
 )
 @click.option(
     "--dtype",
@@ -77,7 +79,7 @@ def embed(
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber, stated_kind
     from retrieval.embed import embed as embed_data
-    from retrieval.embed import forget_if_empty, left_behind
+    from retrieval.embed import forget_if_empty
     from retrieval.encode import usable_cpus
     from retrieval.encoder import load_encoder
     from retrieval.store import KIND, SHARD_ROWS, open_store
@@ -91,21 +93,10 @@ def embed(
     elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
         refuse_to_clobber(output, KIND, overwrite)
     data = _read(path, skip_bad, shard_rows)
-    say(f"{path}: {data.origin}")
     devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
     _use_cpus(usable_cpus())
     encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")
-    left = left_behind(output)
-    new = False
-
-    def resumed(rows: int) -> None:
-        nonlocal new
-        new = True
-        if rows:
-            say(f"{output}: {rows:,} rows of an interrupted run are kept")
-        elif left:
-            say(f"{output}: an interrupted run left {left:,} rows of another encoder or other data; they are made anew")
-
+    resumed, ran = _told(output)
     with progress("embed", len(data)) as advance:
         try:
             store = embed_data(
@@ -126,7 +117,7 @@ def embed(
         except BaseException:
             forget_if_empty(output)
             raise
-    if not new:
+    if not ran:
         say(f"{output}: is already what this command makes; nothing was encoded")
     skipped = store.manifest.get("skipped", [])
     if skipped:
@@ -143,13 +134,37 @@ def embed(
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
 
 
-def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Images":
+def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Images | Store":
+    from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
     from retrieval.images import is_image_data, read_images
+    from retrieval.store import KIND, open_store
 
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give texts or images")
-    return read_images(path, skip_bad=skip_bad) if is_image_data(path) else scan_texts(path, shard_rows)
+    if stated_kind(path) == KIND:
+        store = open_store(path)
+        say(f"{path}: {store.count:,} embeddings")
+        return store
+    data = read_images(path, skip_bad=skip_bad) if is_image_data(path) else scan_texts(path, shard_rows)
+    say(f"{path}: {data.origin}")
+    return data
+
+
+def _told(output: Path) -> tuple[Callable[[int], None], list[int]]:
+    """What says how much of an interrupted run is kept, and a list that is empty as long as nothing had to be done."""
+    from retrieval.embed import left_behind
+
+    left, ran = left_behind(output), []
+
+    def resumed(rows: int) -> None:
+        ran.append(rows)
+        if rows:
+            say(f"{output}: {rows:,} rows of an interrupted run are kept")
+        elif left:
+            say(f"{output}: an interrupted run left {left:,} rows of another encoder or other data; they are made anew")
+
+    return resumed, ran
 
 
 def _use_cpus(count: int) -> None:

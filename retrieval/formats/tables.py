@@ -154,7 +154,11 @@ def write_parquet(file: BinaryIO, store: Store) -> None:
     with pq.ParquetWriter(file, schema) as writer:
         for rows in store:
             flat = pa.array(rows.embeddings.astype(np.float16 if half else np.float32).ravel())
-            columns = [rows.ids, *([rows.labels] if rows.labels is not None else []), *rows.payload.values()]
+            columns = [
+                rows.ids,
+                *([rows.labels] if rows.labels is not None else []),
+                *(rows.payload[name] for name in payload),
+            ]
             vectors = pa.FixedSizeListArray.from_arrays(flat, store.dim)
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
             writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))

@@ -20,10 +20,10 @@ from retrieval.errors import UserError
 from retrieval.locks import start_reading
 
 from .dtypes import STORED_AS, Encoded, Floats, decode
-from .shard import Ids, Ints, Rows, concatenate, map_embeddings, read_column, read_columns
+from .maps import map_shards
+from .shard import Ids, Ints, Rows, concatenate, read_column, read_columns
 
 KIND = "store"
-MAPPED_AT_ONCE = 16_384  # shards kept mapped: a process may hold some 65,000 maps
 
 
 class Part(NamedTuple):
@@ -44,8 +44,6 @@ class Store:
         self._descriptor = start_reading(folder)
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
         self.manifest: Manifest = read_manifest(folder, KIND, check=check)
-        self._maps: dict[int, NDArray[Any]] = {}
-        self._scales: dict[int, Floats] = {}
         self._live: dict[int, Ints | None] = {}
 
     def close(self) -> None:
@@ -110,20 +108,53 @@ class Store:
     def vectors(self, number: int) -> Floats:
         """The live vectors of one shard, float32, in new memory."""
         stored, live = self.stored(number), self.live(number)
-        return decode(stored, self.dtype) if live is None else _decoded(stored, live, self.dtype)
+        return decode(stored if live is None else _rows(stored, live), self.dtype)
 
     def stored(self, number: int) -> Encoded:
         """One shard's vectors as stored, deleted ones too: a read-only map (rows, d), with scales for int8."""
-        if number not in self._maps:
-            if len(self._maps) >= MAPPED_AT_ONCE:
-                self._maps.clear()
-            shard = self.shards[number]
-            shape = (int(shard["rows"]), self.dim)
+        first = int(self._firsts[number])
+        here = slice(first, first + self.shards[number]["rows"])
+        return Encoded(self._table[here], None if self._scales is None else self._scales[here])
+
+    @cached_property
+    def _mapped(self) -> tuple[NDArray[Any], Ints]:
+        shards = self.shards
+        rows, offsets = ([int(shard[what]) for shard in shards] for what in ("rows", "offset"))
+        return map_shards(self._files(), rows, offsets, self.dim, STORED_AS[self.dtype])
+
+    @property
+    def _table(self) -> NDArray[Any]:
+        """Every shard's rows, at places in one array."""
+        return self._mapped[0]
+
+    @property
+    def _firsts(self) -> Ints:
+        """The place of each shard's first row."""
+        return self._mapped[1]
+
+    @cached_property
+    def _scales(self) -> Floats | None:
+        """The scale of each place."""
+        if self.dtype != "int8":
+            return None
+        scales = np.zeros(len(self._table), np.float32)
+        for first, file in zip(self._firsts, self._files(), strict=True):
+            found = read_column(file, "scales")
+            scales[first : first + len(found)] = found
+        return scales
+
+    @cached_property
+    def _places(self) -> Ints | None:
+        """The place of each live row; None where that is its number."""
+        lives = [self.live(number) for number in range(len(self.shards))]
+        held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
+        found = np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(self._firsts, held, strict=True))])
+        return None if np.array_equal(found, np.arange(len(found))) else found
+
+    def _files(self) -> Iterator[BinaryIO]:
+        for shard in self.shards:
             with self._open(shard["name"]) as file:
-                self._maps[number] = map_embeddings(file, shard["offset"], shape, STORED_AS[self.dtype])
-                if self.dtype == "int8" and number not in self._scales:
-                    self._scales[number] = read_column(file, "scales")
-        return Encoded(self._maps[number], self._scales.get(number))
+                yield file
 
     def live(self, number: int) -> Ints | None:
         """Which rows of a shard are not deleted, in rising order; None if all are there."""
@@ -138,18 +169,12 @@ class Store:
         return self._live[number]
 
     def take(self, rows: Ints) -> Floats:
-        """Vectors of some rows (k,), in the order asked for, as float32 (k, d)."""
+        """Vectors of some rows (k,), in the order asked for, as float32 (k, d). Raises IndexError for what is no row."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.count):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.count}")
-        found = np.empty((len(rows), self.dim), np.float32)
-        order = np.argsort(rows, kind="stable")
-        bounds = np.searchsorted(rows[order], self.starts)
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
-            where = order[bounds[number] : bounds[number + 1]]
-            within, live = rows[where] - self.starts[number], self.live(number)
-            found[where] = _decoded(self.stored(number), within if live is None else live[within], self.dtype)
-        return found
+        picked = _rows(Encoded(self._table, self._scales), rows if self._places is None else self._places[rows])
+        return picked.data if self.dtype == "float32" else decode(picked, self.dtype)
 
     def load(self) -> Rows:
         """Every row, in memory: 4 · count · dim bytes and the strings."""
@@ -174,13 +199,24 @@ class Store:
     def between(self, start: int, stop: int) -> Rows:
         """Rows start:stop, whatever shards they are in."""
         parts = []
+        for number, where in self._overlaps(start, stop):
+            part = self.read(number)
+            parts.append(part if where == slice(0, len(part)) else part[where])
+        return concatenate(parts, self.dim)
+
+    def ids_between(self, start: int, stop: int) -> Ids:
+        """The ids of rows start:stop."""
+        parts = [self.ids(number)[where] for number, where in self._overlaps(start, stop)]
+        if not parts or isinstance(parts[0], np.ndarray):
+            return np.concatenate([np.empty(0, np.int64), *parts])
+        return [i for part in parts for i in part]
+
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The shards that hold some of the rows start:stop, and which of their live rows those are."""
         for number in range(len(self.shards)):
             first, end = int(self.starts[number]), int(self.starts[number + 1])
             if first < stop and start < end:
-                part = self.read(number)
-                whole = start <= first and end <= stop
-                parts.append(part if whole else part[max(start - first, 0) : stop - first])
-        return concatenate(parts, self.dim)
+                yield number, slice(max(start - first, 0), min(stop, end) - first)
 
     def require_unit_vectors(self) -> None:
         """Raise UserError for vectors that cosines cannot be read off as inner products."""
@@ -224,11 +260,6 @@ class Store:
 
 def _rows(stored: Encoded, rows: Ints) -> Encoded:
     return Encoded(stored.data[rows], None if stored.scales is None else stored.scales[rows])
-
-
-def _decoded(stored: Encoded, rows: Ints, dtype: str) -> Floats:
-    picked = _rows(stored, rows)
-    return picked.data if dtype == "float32" else decode(picked, dtype)
 
 
 def open_store(folder: Path, *, check: bool = False) -> Store:

@@ -10,7 +10,6 @@ payload/NAME   (n,) strings: text, path, whatever helps to show a result
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from .dtypes import Encoded, Floats, refuse_bad_vectors
 
 Ints = NDArray[np.int64]
 Ids = list[str] | Ints
-ALIGNMENT = 4096  # bytes: embeddings begin on a page
+PAGE, LARGE_PAGE, LARGE = 4096, 65_536, 1 << 20  # embeddings begin on a page; from 1 MiB on, on the largest there is
 _DAMAGED = (OSError, KeyError, RuntimeError, ValueError, AttributeError)  # what h5py raises on a damaged file
 
 
@@ -101,8 +100,9 @@ def write_columns(
     Composed in memory, then written in one piece: HDF5 itself crashes the process when the disk fills up under it.
     """
     composed = io.BytesIO()
-    offset = 0
-    with h5py.File(composed, "w", alignment_threshold=4 * ALIGNMENT, alignment_interval=ALIGNMENT) as file:
+    offset, size = 0, 1 if stored is None else max(1, stored.data.nbytes)
+    page = LARGE_PAGE if size >= LARGE else PAGE
+    with h5py.File(composed, "w", alignment_threshold=max(size, 4 * PAGE), alignment_interval=page) as file:
         if stored is not None:
             data = file.create_dataset("embeddings", data=stored.data)
             data.attrs["dtype"] = dtype
@@ -113,7 +113,7 @@ def write_columns(
         _write_strings(file, "ids", rows.ids, rows)
         if rows.labels is not None:
             _write_strings(file, "labels", rows.labels, rows)
-        payload = file.create_group("payload")
+        payload = file.create_group("payload", track_order=True)
         for name, column in rows.payload.items():
             _write_strings(payload, name, column, rows)
     with composed.getbuffer() as content:  # released before its owner goes, which Python 3.13 insists on
@@ -181,11 +181,3 @@ def _reading(source: Path | BinaryIO) -> Iterator[Any]:
     except _DAMAGED as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise UserError(f"{name}: damaged ({reason}); make it again") from None
-
-
-def map_embeddings(file: BinaryIO, offset: int, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
-    """The embeddings of an open shard as a read-only memory map, which outlives the file's name and handle."""
-    if os.fstat(file.fileno()).st_size < offset + int(np.prod(shape)) * np.dtype(dtype).itemsize:
-        raise UserError(f"{file.name}: damaged (shorter than its embeddings); make it again")
-    mapped: NDArray[Any] = np.memmap(file, dtype, "r", offset, shape).view(np.ndarray)
-    return mapped

@@ -1,0 +1,63 @@
+"""New embeddings from stored ones: where an encoder is that of a store with a head on top, only the head has to run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from torch import nn
+
+from retrieval.artifact import sha256_json
+from retrieval.encoder import Encoder, fingerprint
+from retrieval.errors import UserError
+from retrieval.store import Floats, Ids, Rows, Store
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A store's rows with their vectors sent through the head: a source of rows. `mark` names the encoder."""
+
+    store: Store
+    head: list[nn.Module]
+    mark: str
+
+    @property
+    def count(self) -> int:
+        return self.store.count
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256_json([self.mark, self.store.manifest_hash])
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.store.manifest["columns"])
+
+    def ids(self, start: int, stop: int) -> Ids:
+        return self.store.ids_between(start, stop)
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        rows = self.store.between(start, stop)
+        return Rows(self.vectors(rows.embeddings), ids, rows.labels, rows.payload)
+
+    def vectors(self, base: Floats) -> Floats:
+        with torch.inference_mode():
+            features: dict[str, Any] = {"sentence_embedding": torch.from_numpy(base)}
+            for module in self.head:
+                features = module(features)
+            return torch.nn.functional.normalize(features["sentence_embedding"], dim=1).numpy()
+
+
+def head_over(encoder: Encoder, store: Store) -> list[nn.Module]:
+    """The modules that an encoder has beyond the one that made the store."""
+    made_by = store.manifest["encoder"] or {"name": "an unknown encoder", "fingerprint": None}
+    modules = list(encoder.model)
+    for count in range(len(modules) - 1, 0, -1):
+        if not isinstance(modules[count], Dense | Normalize):
+            break
+        if fingerprint(encoder.model, count) == made_by["fingerprint"]:
+            return [module.cpu().float() for module in modules[count:]]
+    raise UserError(
+        f"{store.folder}: was made by {made_by['name']}, which {encoder.name} is not a head over; give --data the texts or "
+        f"images themselves"
+    )
