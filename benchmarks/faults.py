@@ -3,7 +3,7 @@
     python benchmarks/faults.py                 # some minutes; prints its counts and fails at the first lost row
 
 Each operation runs in a process of its own, on a disk that is made slow (writes in pieces with pauses), is killed with
-SIGKILL at instants spread evenly between its first and its last write, and is then run again. Checked every time: what was
+SIGKILL at instants spread evenly between its first write and its end, and is then run again. Checked every time: what was
 committed before is readable, and the final folder equals, byte for byte, the one of an unbroken run. Disks are filled for
 real: a small file system, one size after the other. Needs root for that part alone.
 """
@@ -124,6 +124,11 @@ class Clock:
     def read(self) -> tuple[float, float, int]:
         return self.LAYOUT.unpack(self.memory[:])  # type: ignore[return-value]
 
+    def end(self) -> None:
+        """The operation is over: what it removed after its last write counts too."""
+        first, _, inside = self.read()
+        self.memory[:] = self.LAYOUT.pack(first, time.monotonic(), inside)
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         first, last, _ = self.read()
@@ -181,6 +186,7 @@ def in_child(act: Callable[[], Any], clock: Clock) -> int:
         torch.set_num_threads(1)
         slow_disk(clock)
         act()
+        clock.end()
         os._exit(0)
     except BaseException as error:
         print(f"child: {error!r}", file=sys.stderr, flush=True)

@@ -158,11 +158,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
+def read_manifest(folder: Path, kind: str, *, check: bool = False, trusted: bool = False) -> Manifest:
     """The manifest of one of our folders, checked: kind, format, its own hash, every file present with its size.
 
-    Up to 1 GiB in all every file's content is checked too; beyond, only with `check`. Raises UserError, naming the file and the
-    remedy, for anything that does not match.
+    Up to 1 GiB in all every file's content is checked too, unless it is `trusted` as just written; beyond, only with `check`.
+    Raises UserError, naming the file and the remedy, for anything that does not match.
     """
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
@@ -189,19 +189,18 @@ def read_manifest(folder: Path, kind: str, *, check: bool = False) -> Manifest:
             raise UserError(
                 f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
             )
-    if check or sum(stated["bytes"] for stated in manifest["files"].values()) <= HASHED_ON_OPENING:
-        verify(folder, manifest)
+    size = sum(stated["bytes"] for stated in manifest["files"].values())
+    if check or (size <= HASHED_ON_OPENING and not trusted):
+        verify(folder, manifest["kind"], manifest["files"])
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
-    """Hash every file of an artifact; raises UserError at the first that differs from its manifest."""
-    for name, stated in manifest["files"].items():
+def verify(folder: Path, kind: str, files: dict[str, Any]) -> None:
+    """Hash files of an artifact; raises UserError at the first that differs from what its manifest says."""
+    for name, stated in files.items():
         part = member(folder, name)
         if sha256_file(part) != stated["sha256"]:
-            raise UserError(
-                f"{part}: its content does not match the manifest's hash; make the {manifest['kind']} again"
-            )
+            raise UserError(f"{part}: its content does not match the manifest's hash; make the {kind} again")
 
 
 def member(folder: Path, name: str) -> Path:

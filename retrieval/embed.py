@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import sha256_json, staging_folder
+from retrieval.artifact import Manifest, sha256_json, staging_folder
 from retrieval.data import TextFile, Texts
 from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of
 from retrieval.encoder import Encoder
+from retrieval.errors import UserError
 from retrieval.heads import Headed, head_over
 from retrieval.images import Images
+from retrieval.neighbors import exact_neighbors
 from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
 from retrieval.store.journal import Entry, rows_left
 from retrieval.store.writer import write_in_turn, write_rows
 from retrieval.workers import run_on_devices
 
+COST_ROWS = 512
+LEAST_COSINE = 0.99
 Data = Texts | TextFile | Images
 Progress = Callable[[int], None]
 Done = Callable[[int, Entry], None]
@@ -81,6 +85,7 @@ def embed(
     *,
     dtype: str = "float32",
     compute: str = "float32",
+    backend: str = "torch",
     batch_size: int = 64,
     shard_rows: int = SHARD_ROWS,
     add: bool = False,
@@ -95,22 +100,25 @@ def embed(
     A store can be the data too, where `encoder` is the one that made it with a head on top: only the head runs then.
 
     `resumed` is told how many rows of an interrupted call are kept, `progress` the rows done since it was last called.
-    dtype: as stored. compute: the type the encoder runs in. devices: more than one are used by a process each.
+    dtype: as stored. compute: the type the encoder runs in; backend: "torch" or "openvino"; what they cost against torch in
+    float32 is measured, and kept in the manifest. devices: more than one are used by a process each.
 
     A call that was killed is taken up where it stopped, if encoder and data are the same: its whole shards are kept. Batches
     never cross shards, so the result is bit for bit that of an unbroken call.
     """
-    mark = sha256_json([encoder.fingerprint, compute])  # before the encoder changes its type
-    settings: dict[str, Any] = {"compute": compute, "batch_size": batch_size}
+    mark = sha256_json([encoder.fingerprint, compute, backend])  # before the encoder changes its type
+    settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size}
     modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
     encoder.require(modality)
     made_by = {"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint}
     kind = Kind(encoder.dim, dtype, modality=modality, encoder=made_by, shard_rows=shard_rows)
     source: Corpus | Headed
+    notes: Manifest = {"skipped": [str(path) for path in data.skipped] if isinstance(data, Images) else []}
     if isinstance(data, Store):
         source = Headed(data, head_over(encoder, data), mark)
     else:
-        source = Corpus(data, mark, Encoding(encoder.model, **settings))
+        notes["computed"], encoding = _prepared(encoder, data, settings, shard_rows)
+        source = Corpus(data, mark, encoding)
 
     def run(job: Job) -> None:
         resumed(job.shards.rows)
@@ -124,8 +132,41 @@ def embed(
 
     if add or replace:
         return append(output, source, kind, settings=batch_size, replace=replace, run=run)
-    skipped = [str(path) for path in data.skipped] if isinstance(data, Images) else []
-    return create(output, source, kind, settings=batch_size, notes={"skipped": skipped}, overwrite=overwrite, run=run)
+    return create(output, source, kind, settings=batch_size, notes=notes, overwrite=overwrite, run=run)
+
+
+def _prepared(
+    encoder: Encoder, data: Data, settings: dict[str, Any], shard_rows: int
+) -> tuple[dict[str, Any], Encoding]:
+    """What runs the encoder, and how: for anything but torch in float32 with what that costs on the first rows."""
+    how = {name: settings[name] for name in ("backend", "compute")}
+    if how == {"backend": "torch", "compute": "float32"}:
+        return how, Encoding(encoder.model, **settings)
+    first = data.part(0, min(shard_rows, len(data)))
+    sample = first.part(0, min(COST_ROWS, len(first)))
+    plain = Encoding(encoder.model)
+    exact = plain.run(prepare(plain, sample))
+    encoding = Encoding(encoder.model, **settings)
+    cost = cost_of(exact, encoding.run(prepare(encoding, sample)))
+    if not cost["cosine_min"] >= LEAST_COSINE:
+        raise UserError(
+            f"--backend {how['backend']} --compute {how['compute']}: gives other vectors for {encoder.name} (cosine "
+            f"{cost['cosine_min']:.3f} with torch in float32); leave it out"
+        )
+    return how | cost, encoding
+
+
+def cost_of(exact: Floats, other: Floats) -> dict[str, float]:
+    """How far unit vectors (n, d) are from the exact ones: the least and the mean cosine, and the share of each row's ten
+    nearest neighbours that stay the same."""
+    cosines = np.einsum("nd,nd->n", exact, other, dtype=np.float64)
+    found = {"rows": len(exact), "cosine_min": cosines.min(), "cosine_mean": cosines.mean(), "neighbours_kept": 1}
+    depth = min(10, len(exact) - 1)
+    if depth:
+        itself = np.arange(len(exact))
+        one, two = (exact_neighbors(x, x, depth, self_rows=itself).ids for x in (exact, other))
+        found["neighbours_kept"] = (one[:, :, None] == two[:, None, :]).any(2).mean()
+    return {name: float(value) for name, value in found.items()}
 
 
 def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, progress: Progress) -> None:

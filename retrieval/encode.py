@@ -1,7 +1,7 @@
 """Running an encoder at the speed of its model.
 
 Texts are tokenised a block at a time, equal ones once, and batched by their number of tokens, so that almost nothing is
-padding; pictures are decoded ahead by threads. On a GPU batches are pinned and copied while the model runs, and nothing
+padding; pictures are decoded by threads. On a GPU batches are pinned and copied while the model runs, and nothing
 waits for results before the block ends.
 """
 
@@ -48,15 +48,20 @@ class Prepared:
 class Encoding:
     """How blocks of texts or pictures become unit vectors: `run(prepare(items))`, float32 on the CPU.
 
-    compute: the type in which the model runs; vectors are normalised in float32. Where a batch is too large for the
-    device it is halved, and later ones are made smaller.
+    compute: the type in which the model runs; vectors are normalised in float32. backend: "torch", or "openvino" on a CPU.
+    Where a batch is too large for the device it is halved, and later ones are made smaller.
     """
 
-    def __init__(self, model: SentenceTransformer, *, compute: str = "float32", batch_size: int = 64) -> None:
-        self.model = model.eval().to(COMPUTE[compute])
-        self.batch_size = batch_size
+    def __init__(
+        self, model: SentenceTransformer, *, compute: str = "float32", backend: str = "torch", batch_size: int = 64
+    ) -> None:
+        if backend == "openvino" and model.device.type != "cpu":
+            raise UserError(f"--backend openvino: runs on the CPU, not on {model.device}; add --device cpu")
+        self.model = model.eval().to(COMPUTE[compute if backend == "torch" else "float32"])
+        self.compute, self.backend, self.batch_size = compute, backend, batch_size
         self.tokens, self.enough = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
-        self.threads = max(1, usable_cpus() - 1)
+        self.threads = usable_cpus()
+        self._compiled: Callable[[Features], Tensor] | None = None
 
     def encode(self, items: Sequence[Any], progress: Callable[[int], None] = lambda rows: None) -> Floats:
         """Unit vectors (n, dim) of any number of texts or pictures, in blocks as `embed` makes them."""
@@ -112,12 +117,18 @@ class Encoding:
         return ordered[prepared.inverse]
 
     def _features(self, prepared: Prepared) -> Iterator[Features]:
-        """The batches' features on the device, made ahead by threads."""
-        pin = self.model.device.type == "cuda"
+        """The batches' features on the device. Threads make them, for a GPU while it runs, for a CPU before all its cores
+        run the model: the two would only take turns there, and be slower than one after the other."""
+        makers = [make for _, make in prepared.batches]
         with ThreadPoolExecutor(self.threads) as pool:
-            futures = (pool.submit(_pinned, make, pin) for _, make in prepared.batches)
-            for future in ahead_of(futures, AHEAD * self.threads):
-                yield self._on_device(future.result())
+            if self.model.device.type == "cpu":
+                for start in range(0, len(makers), self.threads):
+                    for features in list(pool.map(_made, makers[start : start + self.threads])):
+                        yield self._on_device(features)
+            else:
+                pin = self.model.device.type == "cuda"
+                for future in ahead_of((pool.submit(_made, make, pin) for make in makers), AHEAD * self.threads):
+                    yield self._on_device(future.result())
 
     def _on_device(self, features: Features) -> Features:
         device, dtype = self.model.device, self.model.dtype
@@ -129,9 +140,18 @@ class Encoding:
 
         return {name: move(value) for name, value in features.items()}
 
+    def _embeddings(self, features: Features) -> Tensor:
+        if self.backend == "torch":
+            return self.model(dict(features))["sentence_embedding"]  # type: ignore[no-any-return]
+        if self._compiled is None:
+            from retrieval.openvino import compile_encoder
+
+            self._compiled = compile_encoder(self.model, features, self.compute, torch.get_num_threads())
+        return self._compiled(features)
+
     def _forward(self, features: Features, count: int) -> Tensor:
         try:
-            vectors = self.model(dict(features))["sentence_embedding"]
+            vectors = self._embeddings(features)
         except torch.OutOfMemoryError:
             if count == 1:
                 raise UserError(
@@ -167,7 +187,7 @@ def _cut(features: Features, count: int, part: slice) -> tuple[Features, int]:
     return cut, len(range(count)[part])
 
 
-def _pinned(make: Callable[[], Features], pin: bool) -> Features:
+def _made(make: Callable[[], Features], pin: bool = False) -> Features:
     features = make()
     if not pin:
         return features

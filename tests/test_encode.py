@@ -149,6 +149,62 @@ def test_half_precision_is_near(docs, compute, most):
     assert half.dtype == np.float32 and 0 < np.abs(half - want).max() < most
 
 
+def test_openvino_gives_the_same_values(minilm, docs):
+    pytest.importorskip("openvino")
+    want = Encoding(minilm.model).encode(docs)
+    got = Encoding(minilm.model, backend="openvino").encode(docs)
+    assert 0 < np.abs(got - want).max() < 1e-5
+    half = Encoding(minilm.model, backend="openvino", compute="bfloat16").encode(docs)
+    assert 1e-5 < np.abs(half - want).max() < 0.02
+
+
+def test_openvino_takes_pictures(pictures):
+    pytest.importorskip("openvino")
+    from retrieval.images import read_images
+    from retrieval.train.vision import small_network
+
+    data, model = read_images(pictures).part(0, 30), small_network(8, "cpu", 0).eval()
+    got, want = (
+        encoding.run(encoding.prepare_pictures(data))
+        for encoding in (Encoding(model, backend="openvino", batch_size=7), Encoding(model, batch_size=7))
+    )
+    assert np.abs(got - want).max() < 1e-5
+
+
+def test_what_another_precision_costs_is_kept(minilm, docs, tmp_path, run_cli):
+    pytest.importorskip("openvino")
+    data = Texts({"text": docs}, None, None, "")
+    store = embed(minilm, data, tmp_path / "s", backend="openvino", compute="bfloat16")
+    cost = store.manifest["computed"]
+    assert 0.999 < cost["cosine_min"] < cost["cosine_mean"] < 1 and 0.9 < cost["neighbours_kept"] <= 1
+    assert cost["rows"] == 150 and cost["backend"] == "openvino"
+    assert "computed by openvino in bfloat16: cosine" in run_cli("store", "info", tmp_path / "s").stdout
+    plain = embed(minilm, data, tmp_path / "t").manifest["computed"]
+    assert plain == {"backend": "torch", "compute": "float32"}
+
+
+def test_a_backend_that_computes_something_else_is_refused(minilm, docs, tmp_path, monkeypatch):
+    class Wrong(Encoding):
+        def _embeddings(self, features):
+            return (
+                super()._embeddings(features).flip(1) if self.compute == "bfloat16" else super()._embeddings(features)
+            )
+
+    monkeypatch.setattr("retrieval.embed.Encoding", Wrong)
+    from retrieval.encoder import load_encoder
+
+    with pytest.raises(UserError, match="--compute bfloat16: gives other vectors"):
+        embed(load_encoder(MINILM, "cpu"), Texts({"text": docs}, None, None, ""), tmp_path / "s", compute="bfloat16")
+
+
+def test_openvino_that_is_missing_or_asked_too_much_is_said(minilm, monkeypatch):
+    with pytest.raises(UserError, match="OpenVINO runs float32 or bfloat16"):
+        Encoding(minilm.model, backend="openvino", compute="float16").encode(["a"])
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(UserError, match="is not installed; pip install"):
+        Encoding(minilm.model, backend="openvino").encode(["a"])
+
+
 def test_futures_run_ahead():
     drawn = []
     ahead = ahead_of((drawn.append(i) or i for i in range(6)), 2)

@@ -347,6 +347,16 @@ def test_a_damaged_shard_of_a_large_store_is_one_line_too(tmp_path, monkeypatch)
             store.verify()
 
 
+def test_compacting_does_not_bless_damage(tmp_path, monkeypatch):
+    create(tmp_path / "s", Held(rows(40)), PLAIN)
+    delete(tmp_path / "s", ["id-3"])
+    monkeypatch.setattr("retrieval.artifact.HASHED_ON_OPENING", 0)
+    path = tmp_path / "s" / shard_name(0)
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="part-00000.h5: its content does not match"):
+        compact(tmp_path / "s")
+
+
 def test_a_replaced_store_is_never_read_as_the_old_one(tmp_path):
     create(tmp_path / "s", Held(rows(40)), PLAIN)
     old = open_store(tmp_path / "s")

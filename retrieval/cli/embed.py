@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="How the encoder runs; half precision is for GPUs.",
+    help="How the encoder runs; half precision is for GPUs, and bfloat16 for openvino.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="openvino is twice as fast on a CPU.",
 )
 @click.option(
     "--batch-size",
@@ -57,6 +64,7 @@ def embed(
     path: Path,
     dtype: str,
     compute: str,
+    backend: str,
     batch_size: int,
     add: bool,
     replace: bool,
@@ -105,6 +113,7 @@ def embed(
                 output,
                 dtype=dtype,
                 compute=compute,
+                backend=backend,
                 batch_size=batch_size,
                 shard_rows=shard_rows,
                 add=add,

@@ -6,7 +6,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import common, emit, existing, say
+from .options import checks, common, emit, existing, say
 
 
 @click.group("eval")
@@ -16,8 +16,9 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("store", type=existing("folder"))
+@checks
 @common
-def clusters(store: Path, seed: int, as_json: bool) -> None:
+def clusters(store: Path, check: bool, seed: int, as_json: bool) -> None:
     """How tightly the classes of STORE cluster, by exact neighbours within it, each item itself left out.
 
     \b
@@ -27,7 +28,7 @@ def clusters(store: Path, seed: int, as_json: bool) -> None:
     from retrieval.eval.clusters import NAMES, cluster_metrics
     from retrieval.store import open_store
 
-    source = open_store(store)
+    source = open_store(store, check=check)
     source.require_unit_vectors()
     rows = source.load()
     if rows.labels is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import common, emit, existing, progress, writes
+from .options import checks, common, emit, existing, progress, writes
 
 
 @click.group()
@@ -18,8 +18,11 @@ def index() -> None:
     "--factory", help='FAISS factory string such as "IVF256,Flat" or "HNSW32".  [default: by size; exact up to 200,000]'
 )
 @writes
+@checks
 @common
-def build(store: Path, factory: str | None, output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
+def build(
+    store: Path, factory: str | None, output: Path, overwrite: bool, check: bool, seed: int, as_json: bool
+) -> None:
     """Build an index from the embedding store STORE.
 
     \b
@@ -29,7 +32,7 @@ def build(store: Path, factory: str | None, output: Path, overwrite: bool, seed:
     from retrieval.index.build import build as build_index
     from retrieval.store import open_store
 
-    source = open_store(store)
+    source = open_store(store, check=check)
     with progress("index", source.count) as advance:
         bundle = build_index(source, output, factory=factory, overwrite=overwrite, seed=seed, progress=advance)
     made = bundle.manifest
@@ -47,7 +50,7 @@ def build(store: Path, factory: str | None, output: Path, overwrite: bool, seed:
 
 @index.command()
 @click.argument("folder", metavar="INDEX", type=existing("folder"))
-@click.option("--check", is_flag=True, help="Hash every file against the manifest.")
+@checks
 @common
 def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     """Say what the index INDEX is, who made it, and how well it finds.

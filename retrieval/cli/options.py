@@ -154,6 +154,13 @@ def writes(command: F) -> F:
     return command
 
 
+def checks(command: F) -> F:
+    """`--check`, for what reads artifacts."""
+    return click.option("--check", is_flag=True, help="Hash every file first, also beyond the 1 GiB that always are.")(
+        command
+    )
+
+
 def uses_device(command: F) -> F:
     return click.option("--device", help="cpu, cuda, cuda:1, mps …  [default: a GPU if there is one]")(command)
 
@@ -204,12 +211,20 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         yield _lines(what, total)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
@@ -234,7 +249,8 @@ def _lines(what: str, total: int) -> Advance:
         first = first or (now, done)
         if now - last > SECONDS_A_LINE:
             last, since = now, done - first[1]
-            left = f", {(now - first[0]) / since * (total - done):.0f} s left" if since else ""
+            rate = since / (now - first[0]) if since else 0
+            left = f", {rate:,.4g}/s, {(total - done) / rate:.0f} s left" if rate else ""
             say(f"{what} {done:,}/{total:,}{left}  {note}".rstrip())
 
     return advance

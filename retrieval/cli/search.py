@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import common, emit, existing, pick_device, quiet_libraries, uses_device
+from .options import checks, common, emit, existing, pick_device, quiet_libraries, uses_device
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Bundle
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
 @click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results a query.")
+@checks
 @uses_device
 @common
 def search(
@@ -32,6 +33,7 @@ def search(
     store: Path | None,
     name: str | None,
     k: int,
+    check: bool,
     device: str | None,
     seed: int,
     as_json: bool,
@@ -49,9 +51,9 @@ def search(
     from retrieval.index.bundle import open_index
     from retrieval.index.search import search as search_index
 
-    bundle = open_index(index)
+    bundle = open_index(index, check=check)
     names, vectors = (
-        _store_queries(bundle, store) if store else _encoded_queries(bundle, queries, pictures, name, device)
+        _store_queries(bundle, store, check) if store else _encoded_queries(bundle, queries, pictures, name, device)
     )
     found = search_index(bundle, vectors, k)
     result = {
@@ -64,11 +66,11 @@ def search(
     emit(result, as_json, lines)
 
 
-def _store_queries(bundle: "Bundle", folder: Path) -> tuple[list[str], Any]:
+def _store_queries(bundle: "Bundle", folder: Path, check: bool) -> tuple[list[str], Any]:
     from retrieval.index.bundle import require_same_encoder
     from retrieval.store import open_store
 
-    store = open_store(folder)
+    store = open_store(folder, check=check)
     require_same_encoder(bundle.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
     if store.dim != bundle.manifest["dim"]:
         raise UserError(f"{folder}: has {store.dim} dimensions, the index {bundle.manifest['dim']}; embed it again")

@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import common, emit, existing, pick_device, progress, say, uses_device, writes
+from .options import checks, common, emit, existing, pick_device, progress, say, uses_device, writes
 
 if TYPE_CHECKING:
     from retrieval.formats import Opened
@@ -23,7 +23,7 @@ def store() -> None:
 
 @store.command()
 @store_argument
-@click.option("--check", is_flag=True, help="Hash every file against the manifest.")
+@checks
 @common
 def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     """Say what the store STORE holds, and who made it.
@@ -53,6 +53,13 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
         + ("; `retrieval store compact` removes them" if deleted else ""),
         f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
     ]
+    computed = made.get("computed")
+    if computed and "rows" in computed:
+        lines.append(
+            f"  computed by {computed['backend']} in {computed['compute']}: cosine with torch in float32 at least "
+            f"{computed['cosine_min']:.5f}, {computed['neighbours_kept']:.1%} of ten neighbours kept "
+            f"({computed['rows']:.0f} rows)"
+        )
     lines += [f"  an interrupted change left {pending:,} rows; the same command again goes on"] if pending else []
     lines += ["  every file matches its hash"] if check else []
     emit(result, as_json, lines)
@@ -180,6 +187,7 @@ def _one_a_row(path: Path, lines: list[str], count: int) -> list[str]:
 @click.option(
     "-k", type=click.IntRange(min=1), default=100, show_default=True, help="Neighbours of each query, for .hdf5."
 )
+@checks
 @uses_device
 @common
 def export(
@@ -189,6 +197,7 @@ def export(
     ids_path: Path | None,
     queries: Path | None,
     k: int,
+    check: bool,
     device: str | None,
     seed: int,
     as_json: bool,
@@ -209,11 +218,11 @@ def export(
     for path in (output, ids_path):
         if path is not None and path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
-    with open_store(folder) as opened:
+    with open_store(folder, check=check) as opened:
         device = pick_device(device) if queries else "cpu"
         if ids_path is not None:
             write_lines(ids_path, [i for number in range(len(opened.shards)) for i in opened.ids(number)])
-        export_store(opened, output, queries=open_store(queries) if queries else None, k=k, device=device)
+        export_store(opened, output, queries=open_store(queries, check=check) if queries else None, k=k, device=device)
         kept = [c for c in ("ids", *opened.manifest["columns"]) if not (c == "ids" and ids_path)]
         if output.suffix.lower() != ".parquet" and (opened.manifest["ids"] == "string" or len(kept) > 1):
             say(f"Note: {output.suffix} holds vectors alone, not {', '.join(kept)}; .parquet has all")

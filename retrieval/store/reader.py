@@ -6,7 +6,7 @@ is open.
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -37,13 +37,13 @@ class Part(NamedTuple):
 class Store:
     """One generation of a store, opened for reading. Rows are counted without the deleted ones."""
 
-    def __init__(self, folder: Path, *, check: bool = False) -> None:
+    def __init__(self, folder: Path, *, check: bool = False, trusted: bool = False) -> None:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; `retrieval embed` makes a store")
         self.folder = folder
         self._descriptor = start_reading(folder)
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        self.manifest: Manifest = read_manifest(folder, KIND, check=check)
+        self.manifest: Manifest = read_manifest(folder, KIND, check=check, trusted=trusted)
         self._live: dict[int, Ints | None] = {}
 
     def close(self) -> None:
@@ -253,9 +253,10 @@ class Store:
         except FileNotFoundError:
             raise UserError(f"{path}: is gone; was the store replaced meanwhile? Open it again") from None
 
-    def verify(self) -> None:
-        """Hash every file of this generation; raises UserError at the first that differs."""
-        verify_files(self.folder, self.manifest)
+    def verify(self, names: Collection[str] | None = None) -> None:
+        """Hash files of this generation, all unless named; raises UserError at the first that differs."""
+        files = self.manifest["files"]
+        verify_files(self.folder, KIND, {name: files[name] for name in (files if names is None else names)})
 
 
 def _rows(stored: Encoded, rows: Ints) -> Encoded:

@@ -181,7 +181,7 @@ def create(
         run(Job(source, kind, shards, 0))
         _enter_all(manifest, shards)
         (folder / JOURNAL).unlink()
-    return Store(output)
+    return Store(output, trusted=True)
 
 
 def append(
@@ -215,7 +215,7 @@ def append(
             _bury(folder, manifest, list(known.values()))
             _enter_all(manifest, shards)
             manifest["plan"] = plan
-    return Store(folder)
+    return Store(folder, trusted=True)
 
 
 def delete(folder: Path, ids: Ids) -> Store:
@@ -229,7 +229,7 @@ def delete(folder: Path, ids: Ids) -> Store:
                 raise UserError(f"{folder}: does not have {named(missing)} of these ids; nothing was deleted")
             _bury(folder, manifest, list(known.values()))
             manifest["plan"] = plan
-    return Store(folder)
+    return Store(folder, trusted=True)
 
 
 @contextmanager
