@@ -136,6 +136,11 @@ def texts_part(asked: argparse.Namespace) -> None:
                 names[0],
                 names[3],
             )
+            for label, way in others.items():
+                cost = cost_of(exact, way.encode(sample))
+                print(
+                    f"  {label}: cosine ≥ {cost['cosine_min']:.6f}, {cost['neighbours_kept']:.2%} of ten neighbours kept"
+                )
 
 
 def processes_part(asked: argparse.Namespace) -> None:
