@@ -34,7 +34,7 @@ from transformers import BertConfig, BertModel
 
 from retrieval.cli.options import quiet_libraries
 from retrieval.data import Texts
-from retrieval.embed import embed
+from retrieval.embed import cost_of, embed
 from retrieval.encode import Encoding, usable_cpus
 from retrieval.encoder import MINILM, Encoder, load_encoder
 from retrieval.images import Images, read_images

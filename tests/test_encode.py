@@ -1,6 +1,10 @@
 """Encoding: the values of SentenceTransformer.encode, whatever the batches; order, repeats, memory that runs out; embedding
 a corpus, interrupted and resumed, on one device and on several."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -370,3 +374,32 @@ def test_a_full_disk_is_one_line_on_the_command_line(tiny, small_disk, tmp_path,
     embed(tiny, words(20_000), tmp_path / "store")
     result = run_cli("index", "build", tmp_path / "store", "--output", small_disk / "index", code=2)
     assert "disk is full" in result.output and not list(small_disk.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_do_not_outlive_a_killed_parent(docs, tmp_path):
+    """They would write beside the run that takes the job up again."""
+    import psutil
+
+    (tmp_path / "a.txt").write_text("\n".join(f"{i} {text}" for i in range(100) for text in docs))
+    words = [
+        "embed",
+        "--encoder",
+        MINILM,
+        "--data",
+        tmp_path / "a.txt",
+        "--device",
+        "cpu,cpu",
+        "--output",
+        tmp_path / "s",
+    ]
+    parent = psutil.Popen([sys.executable, "-m", "retrieval", *map(str, words)], stderr=subprocess.DEVNULL)
+    staging, deadline = staging_folder(tmp_path / "s"), time.monotonic() + 120
+    while not (staging / "pending.jsonl").exists() or len(parent.children(recursive=True)) < 2:
+        assert parent.is_running() and time.monotonic() < deadline
+        time.sleep(0.1)
+    children = parent.children(recursive=True)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
