@@ -45,6 +45,9 @@ bench: $(BIN)/.installed
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/banking77.py
 	$(BIN)/python benchmarks/fashion.py
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/faults.py
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

@@ -47,7 +47,7 @@ from retrieval.store import Held, Kind, Rows, append, compact, create, delete, o
 from retrieval.store.journal import rows_left
 
 PIECE = 16_384  # bytes written between pauses
-PAUSE = 0.001  # seconds
+PAUSE = 0.002  # seconds
 ROWS, DIM = 3000, 64
 SHARD_ROWS = 512  # small, so that an operation writes many files
 

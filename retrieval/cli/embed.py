@@ -8,7 +8,18 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import common, emit, pick_device, progress, quiet_libraries, say, uses_device, writes
+from .options import (
+    common,
+    emit,
+    fills_store,
+    pick_device,
+    progress,
+    quiet_libraries,
+    refuse_two_ways,
+    say,
+    uses_device,
+    writes,
+)
 
 if TYPE_CHECKING:
     from retrieval.data import TextFile
@@ -24,13 +35,6 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     required=True,
     help="Texts or images, as for train; or a store by this encoder without its head.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    default="float32",
-    show_default=True,
-    help="How vectors are stored.",
 )
 @click.option(
     "--compute",
@@ -53,9 +57,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pictures at a time; texts go by length.",
 )
-@click.option("--append", "add", is_flag=True, help="Add to the store that --output is; its ids must be new.")
-@click.option("--replace", is_flag=True, help="Likewise, but rows whose ids are there replace the old ones.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
+@fills_store
 @writes
 @uses_device
 @common
@@ -92,8 +95,7 @@ def embed(
     from retrieval.encoder import load_encoder
     from retrieval.store import KIND, SHARD_ROWS, open_store
 
-    if add + replace + overwrite > 1:
-        raise UserError("give one of --append, --replace and --overwrite")
+    refuse_two_ways(add, replace, overwrite)
     shard_rows = SHARD_ROWS
     if add or replace:
         with open_store(output) as store:

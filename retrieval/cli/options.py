@@ -154,6 +154,29 @@ def writes(command: F) -> F:
     return command
 
 
+def fills_store(command: F) -> F:
+    """`--dtype`, `--append` and `--replace`, for what writes rows of a store."""
+    for option in (
+        click.option("--replace", is_flag=True, help="Likewise, but rows whose ids are there replace the old ones."),
+        click.option("--append", "add", is_flag=True, help="Add to the store that --output is; its ids must be new."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+            default="float32",
+            show_default=True,
+            help="How vectors are stored.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_two_ways(add: bool, replace: bool, overwrite: bool) -> None:
+    """Raise UserError where a store is to be changed in more than one way."""
+    if add + replace + overwrite > 1:
+        raise UserError("give one of --append, --replace and --overwrite")
+
+
 def checks(command: F) -> F:
     """`--check`, for what reads artifacts."""
     return click.option("--check", is_flag=True, help="Hash every file first, also beyond the 1 GiB that always are.")(

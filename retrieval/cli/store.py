@@ -7,7 +7,19 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, emit, existing, pick_device, progress, say, uses_device, writes
+from .options import (
+    checks,
+    common,
+    emit,
+    existing,
+    fills_store,
+    pick_device,
+    progress,
+    refuse_two_ways,
+    say,
+    uses_device,
+    writes,
+)
 
 if TYPE_CHECKING:
     from retrieval.formats import Opened
@@ -90,13 +102,6 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
     help="How the vectors are compared.  [needed unless the file says]",
 )
 @click.option("--normalize", is_flag=True, help="Divide every vector by its length.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-    default="float32",
-    show_default=True,
-    help="How vectors are stored.",
-)
 @click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's, else numbers]")
 @click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
 @click.option(
@@ -106,8 +111,7 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
     show_default=True,
     help="Of an ann-benchmarks file.",
 )
-@click.option("--append", "add", is_flag=True, help="Add to the store that --output is; its ids must be new.")
-@click.option("--replace", is_flag=True, help="Likewise, but rows whose ids are there replace the old ones.")
+@fills_store
 @writes
 @common
 def import_(
@@ -138,8 +142,7 @@ def import_(
     from retrieval.store import Job, Kind, append, create
     from retrieval.store.writer import write_in_turn
 
-    if add + replace + overwrite > 1:
-        raise UserError("give one of --append, --replace and --overwrite")
+    refuse_two_ways(add, replace, overwrite)
     opened = open_vectors(path, part)
     metric = _metric(opened, metric)
     ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
