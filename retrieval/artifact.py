@@ -88,6 +88,8 @@ def refuse_to_clobber(final: Path, kind: str, overwrite: bool) -> None:
     found = stated_kind(final)
     if found not in (None, kind):
         raise UserError(f"{final}: is of kind {found}, which --overwrite leaves alone; choose another --output")
+    with sole_writer(final):  # better now than after an hour's work
+        pass
 
 
 def stated_kind(folder: Path) -> str | None:
@@ -102,8 +104,9 @@ def _replace_folder(staging: Path, final: Path) -> None:
     if final.exists():  # rename(2) replaces only empty folders, so the old one steps aside first
         old = final.parent / f".{final.name}.old"
         shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        staging.rename(final)
+        with sole_writer(final):  # whoever is changing it would go on in the new one
+            final.rename(old)
+            staging.rename(final)
         shutil.rmtree(old)
     else:
         staging.rename(final)
@@ -164,6 +167,25 @@ def read_manifest(folder: Path, kind: str, *, check: bool = False, trusted: bool
     Up to 1 GiB in all every file's content is checked too, unless it is `trusted` as just written; beyond, only with `check`.
     Raises UserError, naming the file and the remedy, for anything that does not match.
     """
+    manifest = read_statement(folder, kind)
+    path = folder / MANIFEST
+    for name, stated in manifest["files"].items():
+        part = member(folder, name)
+        if not part.is_file():
+            raise UserError(f"{part}: missing, though {path} lists it; make the {kind} again")
+        if part.stat().st_size != stated["bytes"]:
+            found = part.stat().st_size
+            raise UserError(
+                f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
+            )
+    size = sum(stated["bytes"] for stated in manifest["files"].values())
+    if check or (size <= HASHED_ON_OPENING and not trusted):
+        verify(folder, manifest["kind"], manifest["files"])
+    return manifest
+
+
+def read_statement(folder: Path, kind: str) -> Manifest:
+    """The manifest alone, its files unseen: kind, format, its own hash."""
     path = folder / MANIFEST
     if not folder.is_dir() or not path.is_file():
         raise UserError(f"{folder}: not a retrieval {kind} (no {MANIFEST}); give a folder that `retrieval` made")
@@ -180,18 +202,6 @@ def read_manifest(folder: Path, kind: str, *, check: bool = False, trusted: bool
         raise UserError(
             f"{folder}: format {manifest['format']} is older than this program reads; make the {kind} again"
         )
-    for name, stated in manifest["files"].items():
-        part = member(folder, name)
-        if not part.is_file():
-            raise UserError(f"{part}: missing, though {path} lists it; make the {kind} again")
-        if part.stat().st_size != stated["bytes"]:
-            found = part.stat().st_size
-            raise UserError(
-                f"{part}: has {found} bytes where the manifest says {stated['bytes']}; make the {kind} again"
-            )
-    size = sum(stated["bytes"] for stated in manifest["files"].values())
-    if check or (size <= HASHED_ON_OPENING and not trusted):
-        verify(folder, manifest["kind"], manifest["files"])
     return manifest
 
 
@@ -201,6 +211,12 @@ def verify(folder: Path, kind: str, files: dict[str, Any]) -> None:
         part = member(folder, name)
         if sha256_file(part) != stated["sha256"]:
             raise UserError(f"{part}: its content does not match the manifest's hash; make the {kind} again")
+
+
+def damaged(folder: Path, files: dict[str, Any]) -> list[str]:
+    """The names of all files that are missing or differ from what the manifest says."""
+    parts = {name: member(folder, name) for name in files}
+    return [n for n, part in parts.items() if not part.is_file() or sha256_file(part) != files[n]["sha256"]]
 
 
 def member(folder: Path, name: str) -> Path:
@@ -221,14 +237,18 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends, and not at all if it fails."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     temporary.rename(path)
     sync_folder(path.parent)

@@ -101,14 +101,15 @@ class TextFile:
         if _stamp(self.path) != self.stamp:
             raise UserError(f"{self.path}: changed while it was read; run the command again")
         rows = islice(_rows(Lines(self.path, self.starts[start // self.block]), self.fields), stop - start)
-        return _collect(self.path, self.wanted, rows)
+        return _collect(self.path, self.wanted, rows, self.fields)
 
 
 def read_texts(path: Path) -> Texts:
     """Read a file of texts. Raises UserError naming file, line and column for anything that cannot be used."""
     rows = _rows(Lines(_existing(path)))
     first = _first(path, rows)
-    texts = _collect(path, _wanted_columns(path, list(first[2])), chain([first], rows))
+    fields = list(first[2])
+    texts = _collect(path, _wanted_columns(path, fields), chain([first], rows), fields)
     ids = texts.ids or []
     if len(set(ids)) < len(ids):
         twice = next(value for i, value in enumerate(ids) if value in ids[:i])
@@ -131,7 +132,7 @@ def scan_texts(path: Path, block: int) -> TextFile:
             labels.add(cells["label"])
         count += 1
     mark = sha256_json([fingerprint, wanted])
-    origin = _origin(path, count, wanted, len(labels))
+    origin = _origin(path, count, wanted, list(first[2]), len(labels))
     return TextFile(path, count, block, starts, wanted, list(first[2]), mark, stamp, origin)
 
 
@@ -246,20 +247,22 @@ def _cells(path: Path, wanted: dict[str, str], number: int, row: dict[str, str])
     return {name: row[source] for name, source in wanted.items()}
 
 
-def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Row]) -> Texts:
+def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Row], fields: list[str]) -> Texts:
     columns: dict[str, list[str]] = {name: [] for name in wanted}
     for _, number, row in rows:
         for name, value in _cells(path, wanted, number, row).items():
             columns[name].append(value)
     labels, ids = columns.pop("label", None), columns.pop("id", None)
-    origin = _origin(path, len(next(iter(columns.values()))), wanted, len(set(labels or [])))
+    origin = _origin(path, len(next(iter(columns.values()))), wanted, fields, len(set(labels or [])))
     return Texts(columns, labels, ids, origin)
 
 
-def _origin(path: Path, count: int, wanted: dict[str, str], classes: int) -> str:
+def _origin(path: Path, count: int, wanted: dict[str, str], fields: list[str], classes: int) -> str:
     if path.suffix.lower() == ".txt":
         return f"{count:,} lines"
-    return f"{count:,} rows, columns {', '.join(wanted.values())}" + (f", {classes:,} classes" if classes else "")
+    said = f"{count:,} rows, columns {', '.join(wanted.values())}" + (f", {classes:,} classes" if classes else "")
+    others = [name for name in fields if name not in wanted.values()]
+    return said + (f"; not used: {', '.join(others)}" if others else "")
 
 
 def _wanted_columns(path: Path, names: list[str]) -> dict[str, str]:

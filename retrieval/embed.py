@@ -50,8 +50,11 @@ class Corpus:
 
     @property
     def columns(self) -> list[str]:
-        text = ["payload/text"] if not isinstance(self.data, Images) else []
-        return [*(["labels"] if self.data.has_labels else []), *text]
+        if isinstance(self.data, Images):
+            payload = ["payload/path"] if isinstance(self.data.source, list) else []
+        else:
+            payload = ["payload/text"]
+        return [*(["labels"] if self.data.has_labels else []), *payload]
 
     def ids(self, start: int, stop: int) -> Ids | None:
         return self.data.part(start, stop).ids if self.data.has_ids else None
@@ -75,7 +78,11 @@ def prepare(encoding: Encoding, block: Texts | Images) -> Prepared:
 
 
 def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
-    return Rows(vectors, ids, block.labels, {"text": block.texts} if isinstance(block, Texts) else {})
+    if isinstance(block, Texts):
+        payload = {"text": block.texts}
+    else:
+        payload = {"path": [str(path) for path in block.source]} if isinstance(block.source, list) else {}
+    return Rows(vectors, ids, block.labels, payload)
 
 
 def embed(
@@ -109,20 +116,24 @@ def embed(
     mark = sha256_json([encoder.fingerprint, compute, backend])  # before the encoder changes its type
     settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size}
     modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
-    encoder.require(modality)
+    if not isinstance(data, Store):
+        encoder.require(modality)
     made_by = {"name": lasting_name(encoder.name), "fingerprint": encoder.fingerprint}
     kind = Kind(encoder.dim, dtype, modality=modality, encoder=made_by, shard_rows=shard_rows)
     source: Corpus | Headed
     notes: Manifest = {"skipped": [str(path) for path in data.skipped] if isinstance(data, Images) else []}
     if isinstance(data, Store):
         source = Headed(data, head_over(encoder, data), mark)
+        notes["computed"] = data.manifest.get("computed", [])
     else:
-        notes["computed"], encoding = _prepared(encoder, data, settings, shard_rows)
+        how, encoding = _prepared(encoder, data, settings, shard_rows)
+        notes["computed"] = [how]
         source = Corpus(data, mark, encoding)
 
     def run(job: Job) -> None:
         resumed(job.shards.rows)
-        progress(job.shards.rows)
+        if job.shards.rows:
+            progress(job.shards.rows)
         if isinstance(source, Headed):
             write_in_turn(job, progress)
         elif devices and len(devices) > 1:
@@ -131,7 +142,7 @@ def embed(
             overlapped(source, job, job.todo, job.shards.add, progress)
 
     if add or replace:
-        return append(output, source, kind, settings=batch_size, replace=replace, run=run)
+        return append(output, source, kind, settings=batch_size, notes=notes, replace=replace, run=run)
     return create(output, source, kind, settings=batch_size, notes=notes, overwrite=overwrite, run=run)
 
 

@@ -25,6 +25,7 @@ from retrieval.errors import UserError
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Features = dict[str, Any]
+Batches = list[tuple[Ints, Callable[[], Features]]]
 T = TypeVar("T")
 COMPUTE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK = 4096  # items that are tokenised, sorted and freed of repeats together: as many as a full shard has
@@ -38,11 +39,12 @@ GPU_TOKENS = 65_536, 16_384
 class Prepared:
     """A block ready to run: for each batch which of the distinct items it holds, and what makes its features.
 
-    inverse: (n,) the distinct item of each of the block's items.
+    inverse: (n,) the distinct item of each of the block's items. work: of each batch, in any unit.
     """
 
-    batches: list[tuple[Ints, Callable[[], Features]]]
+    batches: Batches
     inverse: Ints
+    work: list[int]
 
 
 class Encoding:
@@ -73,44 +75,47 @@ class Encoding:
         """Tokenise the distinct texts and batch them by length."""
         distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         inverse = np.array([distinct[text] for text in texts])
-        return Prepared(self._text_batches(list(distinct)), inverse)
+        batches, lengths = self._text_batches(list(distinct))
+        return Prepared(batches, inverse, [len(batch) * int(lengths[batch[0]]) for batch, _ in batches])
 
     def prepare_pictures(self, pictures: Any) -> Prepared:
         """Batch pictures, which are taken by row number, and so decoded, when their turn is near."""
         rows = np.arange(len(pictures))
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
-        return Prepared([(batch, partial(self._pictures, pictures, batch)) for batch in batches], rows)
+        makers: Batches = [(batch, partial(self._pictures, pictures, batch)) for batch in batches]
+        return Prepared(makers, rows, [len(batch) for batch in batches])
 
     def _pictures(self, pictures: Any, batch: Ints) -> Features:
         return self.model.preprocess([pictures[row] for row in batch.tolist()])
 
-    def _text_batches(self, texts: list[str]) -> list[tuple[Ints, Callable[[], Features]]]:
+    def _text_batches(self, texts: list[str]) -> tuple[Batches, Ints]:
+        """Batches of texts, each beginning with its longest, and the texts' lengths."""
         prompt = self.model.prompts.get(self.model.default_prompt_name or "")
         if not _tokenises_apart(self.model):
             lengths = np.array([len(text) for text in texts])  # characters; a token has about four
-            return [
+            batches: Batches = [
                 (batch, partial(self.model.preprocess, [texts[row] for row in batch.tolist()], prompt=prompt))
                 for batch in batches_by_length(lengths, 4 * self.tokens, 4 * self.enough)
             ]
+            return batches, lengths
         apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
         module: Any = self.model[0]
         features = module.preprocess(texts, prompt=prompt, processing_kwargs=apart)
         lengths = np.array([len(ids) for ids in features["input_ids"]])
         tokenizer = self.model.tokenizer
-        return [
-            (batch, partial(pad, features, batch, tokenizer))
-            for batch in batches_by_length(lengths, self.tokens, self.enough)
-        ]
+        found = batches_by_length(lengths, self.tokens, self.enough)
+        return [(batch, partial(pad, features, batch, tokenizer)) for batch in found], lengths
 
     def run(self, prepared: Prepared, progress: Callable[[int], None] = lambda rows: None) -> Floats:
-        """Unit vectors (n, dim) of a block. `progress` is told the items done since it was last called."""
+        """Unit vectors (n, dim) of a block. `progress` is told the items done since it was last called: since the longest
+        come first, as many as there would be for the work done if all were equally long."""
         rows = [batch for batch, _ in prepared.batches]
-        repeats = np.bincount(prepared.inverse, minlength=len(prepared.inverse))
+        done = np.round(len(prepared.inverse) * np.cumsum([0, *prepared.work]) / sum(prepared.work)).astype(int)
         vectors = []
         with torch.inference_mode():
-            for batch, features in zip(rows, self._features(prepared), strict=True):
+            for batch, features, items in zip(rows, self._features(prepared), np.diff(done).tolist(), strict=True):
                 vectors.append(self._forward(features, len(batch)))
-                progress(int(repeats[batch].sum()))
+                progress(items)
             distinct = torch.cat(vectors).cpu().numpy()  # the only wait for a GPU
         ordered = np.empty_like(distinct)
         ordered[np.concatenate(rows)] = distinct

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import struct
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,19 +23,22 @@ PATH_COLUMNS = ("path", "image", "file", "filename")
 LABEL_COLUMNS = ("label", "class", "category")
 REMEDY = ", or (train, embed) leave such files out with --skip-bad"
 Bytes = NDArray[np.uint8]
+_FILTERS = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Images:
     """Pictures with optional labels: either an array in memory, or files that are decoded when asked for.
 
-    source: uint8 (n, height, width) grey or (n, height, width, 3) colour, or a list of n paths.
+    source: uint8 (n, height, width) grey or (n, height, width, 3) colour, or a list of n paths. ids: of paths, what the
+    folder or the CSV calls each, wherever that lies; None for arrays, which are numbered by row.
     """
 
     source: Bytes | list[Path]
     labels: list[str] | None
     origin: str
     skipped: tuple[Path, ...] = ()
+    ids: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,34 +60,38 @@ class Images:
     def fingerprint(self) -> str:
         """Names what is embedded and stored: files by path, size and time, arrays by content."""
         if isinstance(self.source, list):
-            stats = [(path, path.stat()) for path in self.source if path.exists()]
-            return sha256_json([[[str(p), s.st_size, s.st_mtime_ns] for p, s in stats], self.labels])
+            stats = [path.stat() for path in self.source if path.exists()]
+            return sha256_json([self.ids, [[s.st_size, s.st_mtime_ns] for s in stats], self.labels])
         content = hashlib.sha256(np.ascontiguousarray(self.source).data).hexdigest()
         return sha256_json([self.source.shape, content, self.labels])
 
     def part(self, start: int, stop: int) -> "Images":
         """Rows start:stop."""
-        return Images(self.source[start:stop], self.labels and self.labels[start:stop], self.origin)
-
-    @property
-    def ids(self) -> list[str] | None:
-        """The files' paths as given; None for arrays, which are numbered by row."""
-        return [str(path) for path in self.source] if isinstance(self.source, list) else None
+        labels, ids = (column and column[start:stop] for column in (self.labels, self.ids))
+        return Images(self.source[start:stop], labels, self.origin, ids=ids)
 
 
 def decode(path: Path) -> Image.Image:
     """One picture as RGB, turned upright by its EXIF orientation. Raises UserError naming the file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                return ImageOps.exif_transpose(picture).convert("RGB")
+        with _opened(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if "transparency" in upright.info:  # dropped here rather than with a warning below
+                upright = upright.convert("RGBA")
+            return upright.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller{REMEDY}") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
         raise UserError(f"{path}: does not decode as an image; replace it{REMEDY}") from None
+
+
+def _opened(path: Path) -> Image.Image:
+    """The file, with its header read; one too large to be harmless is an error. Filters of warnings are the whole process's."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def is_image_data(path: Path) -> bool:
@@ -131,8 +139,8 @@ def _without_bad(images: Images) -> Images:
             bad.append(path)
     if not good:
         raise UserError(f"{images.source[0].parent}: none of the {len(bad):,} images decodes; give image files")
-    labels = [images.labels[row] for row in good] if images.labels is not None else None
-    return Images([images.source[row] for row in good], labels, images.origin, tuple(bad))
+    labels, ids = (column and [column[row] for row in good] for column in (images.labels, images.ids))
+    return Images([images.source[row] for row in good], labels, images.origin, tuple(bad), ids)
 
 
 def _described(count: int, labels: list[str] | None) -> str:
@@ -154,7 +162,8 @@ def _folder(path: Path) -> Images:
             f"{path}: has class folders and also loose images such as {loose.name}; move them into a class folder"
         )
     labels = [p.relative_to(path).parts[0] for p in files] if all(nested) else None
-    return Images(files, labels, _described(len(files), labels))
+    ids = [p.relative_to(path).as_posix() for p in files]
+    return Images(files, labels, _described(len(files), labels), ids=ids)
 
 
 def _csv(path: Path) -> Images:
@@ -177,7 +186,7 @@ def _csv(path: Path) -> Images:
             )
     files = [path.parent / row[column] for row in rows]
     labels = [row[label] for row in rows] if label else None
-    return Images(files, labels, _described(len(files), labels))
+    return Images(files, labels, _described(len(files), labels), ids=[row[column] for row in rows])
 
 
 def _npz(path: Path) -> Images:

@@ -43,7 +43,10 @@ def run_on_devices(
             except Empty:
                 dead = next((p for p in processes if p.exitcode not in (None, 0)), None)
                 if dead is not None:
-                    raise RuntimeError(f"an embedding process ended with exit code {dead.exitcode}") from None
+                    raise UserError(
+                        f"an embedding process was ended from outside (exit code {dead.exitcode}), perhaps for want of memory; "
+                        f"the same command again goes on from the shards that are whole"
+                    ) from None
                 continue
             if isinstance(outcome, Exception):
                 raise outcome

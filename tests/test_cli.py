@@ -85,7 +85,8 @@ def test_pictures_from_training_to_search(pictures, run_cli, tmp_path):
     run_cli("index", "build", store, "--output", index)
     one = sorted((pictures / "3").iterdir())[0]
     result = read_json(run_cli("search", index, "--encoder", run, "--image", one, "-k", 5, "--json"))["results"][0]
-    assert result["query"] == str(one) and result["hits"][0]["id"] == str(one)
+    assert result["query"] == str(one) and result["hits"][0]["id"] == f"3/{one.name}"
+    assert result["hits"][0]["path"] == str(one)
     raw = np.stack([np.asarray(Image.open(p), float).ravel() for p in sorted(pictures.rglob("*.png"))])
     assert read_json(run_cli("eval", "clusters", store, "--json"))["n"] == len(raw)
     # The folder fine-tunes further: any vision encoder in sentence-transformers' format is a model to start from.

@@ -13,6 +13,7 @@ from PIL import Image
 
 from docs.make_reference import reference
 from retrieval.samples import digits, docs_as_texts, library_docs
+from retrieval.store import Held, Kind, Rows, create
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,10 +76,15 @@ def test_the_readmes_commands_run(own_data, number):
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
 
 
-def test_the_readmes_code_runs():
-    for code in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0 and done.stdout, done.stderr
+def test_the_code_in_the_documentation_runs(tmp_path):
+    stores = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "stores.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    rows = Rows(np.ones((3000, 4), np.float32), np.arange(3000))
+    create(tmp_path / "store", Held(rows), Kind(4))
+    for code in [*blocks("python"), *stores]:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0 and not done.stderr, done.stderr
 
 
 def test_the_demo_and_its_report(run_cli, tmp_path, monkeypatch):

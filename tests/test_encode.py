@@ -4,6 +4,7 @@ a corpus, interrupted and resumed, on one device and on several."""
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,12 +180,15 @@ def test_what_another_precision_costs_is_kept(minilm, docs, tmp_path, run_cli):
     pytest.importorskip("openvino")
     data = Texts({"text": docs}, None, None, "")
     store = embed(minilm, data, tmp_path / "s", backend="openvino", compute="bfloat16")
-    cost = store.manifest["computed"]
+    (cost,) = store.manifest["computed"]
     assert 0.999 < cost["cosine_min"] < cost["cosine_mean"] < 1 and 0.9 < cost["neighbours_kept"] <= 1
     assert cost["rows"] == 150 and cost["backend"] == "openvino"
     assert "computed by openvino in bfloat16: cosine" in run_cli("store", "info", tmp_path / "s").stdout
     plain = embed(minilm, data, tmp_path / "t").manifest["computed"]
-    assert plain == {"backend": "torch", "compute": "float32"}
+    assert plain == [{"backend": "torch", "compute": "float32"}]
+    more = Texts({"text": ["something else", "and another"]}, None, None, "")
+    mixed = embed(minilm, more, tmp_path / "t", backend="openvino", add=True).manifest["computed"]
+    assert mixed[:1] == plain and mixed[1]["backend"] == "openvino" and mixed[1]["rows"] == 2
 
 
 def test_a_backend_that_computes_something_else_is_refused(minilm, docs, tmp_path, monkeypatch):
@@ -302,17 +306,34 @@ def test_appending_numbers_on_and_replacing_replaces(tiny, tmp_path):
     embed(tiny, words(25), tmp_path / "a", shard_rows=10)
     assert embed(tiny, words(5), tmp_path / "a", add=True).load().ids.tolist() == list(range(30))
     embed(tiny, words(25, ids=True), tmp_path / "b", shard_rows=10)
-    with pytest.raises(UserError, match="already there|there already"):
+    with pytest.raises(UserError, match="of the new ids already"):
         embed(tiny, words(26, ids=True), tmp_path / "b", add=True)
     newer = Texts({"text": ["w1 new", "w2 new"]}, ["9", "9"], ["i3", "x"], "")
     rows = embed(tiny, newer, tmp_path / "b", replace=True).load()
     assert len(rows) == 26 and rows.ids[-2:] == ["i3", "x"] and rows.ids.count("i3") == 1
-    with pytest.raises(UserError, match="its dtype is float32"):
+    with pytest.raises(UserError, match="dtype of the store: float32"):
         embed(tiny, newer, tmp_path / "b", dtype="int8", replace=True)
     other = Encoder(SentenceTransformer(modules=list(tiny.model), device="cpu"), "other")
     other.model.truncate_dim = 4
-    with pytest.raises(UserError, match="its dim is 64"):
+    with pytest.raises(UserError, match="dim of the store: 64"):
         embed(other, newer, tmp_path / "b", replace=True)
+
+
+def test_progress_goes_with_the_work(minilm):
+    """Longest texts come first; a quarter of the work is said to be a quarter of the rows."""
+    encoding, told = Encoding(minilm.model), []
+    prepared = encoding.prepare_texts(["word " * 60 + str(i) for i in range(30)] + [f"short {i}" for i in range(90)])
+    encoding.run(prepared, told.append)
+    assert sum(told) == 120 and told[0] > len(prepared.batches[0][0])
+
+
+def test_a_picture_is_called_as_its_folder_calls_it(pictures, tmp_path, monkeypatch):
+    from retrieval.images import read_images
+
+    monkeypatch.chdir(pictures.parent)
+    relative, absolute = read_images(Path(pictures.name)), read_images(pictures)
+    assert relative.ids == absolute.ids and relative.fingerprint == absolute.fingerprint
+    assert relative.ids[0].count("/") == 1
 
 
 def test_pictures_are_decoded_ahead_and_kept_in_order(pictures, tmp_path):

@@ -1,5 +1,7 @@
 """Foreign files: there and back by hypothesis, their conventions, and what each cannot hold."""
 
+import subprocess
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from retrieval.errors import UserError, is_disk_full
-from retrieval.formats import ARRAYS, Imported, export, open_vectors, read_lines, write_lines
+from retrieval.formats import ARRAYS, Imported, export, open_vectors, read_lines
 from retrieval.store import Held, Kind, Rows, append, create, delete, open_store
 
 ANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,11 +54,11 @@ def test_arrays_there_and_back(tmp_path_factory, ending, data):
     store = data.draw(stores(folder / "s", whole=ending not in (".npy", ".fvecs", ".fbin")))
     if not store.count and ending.endswith("vecs"):
         export(store, folder / f"x{ending}")
-        with pytest.raises(UserError, match="no whole number of rows"):
+        with pytest.raises(UserError, match="is empty"):
             open_vectors(folder / f"x{ending}")
         return
     export(store, folder / f"x{ending}")
-    write_lines(folder / "ids", list(range(store.count)))
+    (folder / "ids").write_text("".join(f"{i}\n" for i in range(store.count)))
     ids = read_lines(folder / "ids")
     again = back(folder / f"x{ending}", folder / "t", own_ids=ids).load()
     assert (again.embeddings == store.embeddings()).all() and (not store.count or again.ids == ids)
@@ -158,7 +160,7 @@ def records(path):
         ("x.npy", lambda p: np.save(p, np.full((2, 3), 2**24 + 1)), "row 0 has integers that float32"),
         ("x.npy", lambda p: np.save(p, np.full((2, 3), 1e300)), "not finite"),
         ("x.fvecs", lambda p: p.write_bytes(b"\4\0\0\0abc"), "no whole number of rows of 4"),
-        ("x.fvecs", lambda p: p.write_bytes(b""), "no whole number of rows"),
+        ("x.fvecs", lambda p: p.write_bytes(b""), "is empty"),
         ("x.fvecs", records, "row 1 says that it has 3 values, row 0 2"),
         ("x.fbin", lambda p: p.write_bytes(b"\2\0\0\0\3\0\0\0abc"), "not those of the 2 × 3"),
         ("x.parquet", lambda p: p.write_bytes(b"nonsense"), "not a Parquet file"),
@@ -198,9 +200,11 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, value, ending, word):
 
 
 def test_ids_of_several_lines_want_parquet(tmp_path):
+    x = np.ones((2, 5), np.float32)
+    store = create(tmp_path / "s", Held(Rows(x, ["a", "b\nc"])), plain)
     with pytest.raises(UserError, match="no single line"):
-        write_lines(tmp_path / "ids", ["a", "b\nc"])
-    assert not (tmp_path / "ids").exists()
+        export(store, tmp_path / "x.npy", ids=tmp_path / "ids")
+    assert not (tmp_path / "ids").exists() and not (tmp_path / "x.npy").exists()
 
 
 @pytest.mark.parametrize("ending", [".npy", ".parquet", ".hdf5"])
@@ -231,12 +235,12 @@ def test_the_commands(run_cli, tmp_path):
     assert "give --metric" in run_cli(*words, code=2).stderr
     assert "30 × 5 vectors in float16, cosine" in run_cli(*words, "--metric", "cosine", "--dtype", "float16").stdout
     assert "generation 1" in run_cli("store", "info", tmp_path / "s", "--check").stdout
-    assert "all 1 files are intact" in run_cli("store", "verify", tmp_path / "s").stdout
+    assert "1 file intact" in run_cli("store", "verify", tmp_path / "s").stdout
     words = ["store", "delete", tmp_path / "s", "--id", "doc-3", "--id"]
-    assert "does not have 1 (nosuch)" in run_cli(*words, "nosuch", code=2).stderr
+    assert "lacks 1 (nosuch)" in run_cli(*words, "nosuch", code=2).stderr
     assert "2 deleted, 28 left" in run_cli(*words, "doc-4").stdout
     assert "2 deleted rows" in run_cli("store", "info", tmp_path / "s").stdout
-    assert "28 rows in 1 shards" in run_cli("store", "compact", tmp_path / "s").stdout
+    assert "28 rows in 1 shard," in run_cli("store", "compact", tmp_path / "s").stdout
     out = run_cli("store", "export", tmp_path / "s", "--output", tmp_path / "y.fbin", "--ids", tmp_path / "out-ids")
     assert "28 × 5" in out.stdout and read_lines(tmp_path / "out-ids")[3] == "doc-5"
     assert (
@@ -247,13 +251,53 @@ def test_the_commands(run_cli, tmp_path):
     )
     words = ["store", "import", tmp_path / "y.fbin", "--metric", "cosine", "--normalize", "--dtype", "float16"]
     words += ["--ids", tmp_path / "out-ids", "--output", tmp_path / "s"]
-    assert "28 (doc-0, doc-1, doc-2) of the new ids are there" in run_cli(*words, "--append", code=2).stderr
+    assert "has 28 (doc-0, doc-1, doc-2) of the new ids already" in run_cli(*words, "--append", code=2).stderr
     assert "28 × 5" in run_cli(*words, "--replace").stdout
     run_cli("index", "build", tmp_path / "s", "--output", tmp_path / "i")
     found = run_cli("search", tmp_path / "i", "--store", tmp_path / "s", "-k", "1", "--json").stdout
     assert '"id": "doc-0"' in found
     assert "imported vectors" in run_cli("search", tmp_path / "i", "--query", "x", code=2).stderr
     append(tmp_path / "s", Held(Rows(np.eye(5, dtype=np.float32), [f"e{i}" for i in range(5)])), Kind(5, "float16"))
+
+
+def test_mistakes_with_stores_are_one_line(run_cli, tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "ids").write_text("a\n\nb\n")
+    new = ["store", "import", tmp_path / "x.npy", "--metric", "euclidean", "--output", tmp_path / "s"]
+    assert "line 2 is empty" in run_cli(*new, "--ids", tmp_path / "ids", code=2).stderr
+    assert "leave out --append" in run_cli(*new, "--append", code=2).stderr
+    run_cli(*new, "--dtype", "float16")
+    np.save(tmp_path / "x.npy", x + 1)
+    assert "60 × 5 vectors in float16" in run_cli(*new, "--append").stdout
+    out = ["store", "export", tmp_path / "s", "--output"]
+    assert "there is no folder" in run_cli(*out, tmp_path / "no" / "x.npy", code=2).stderr
+    assert "is --output too" in run_cli(*out, tmp_path / "y.npy", "--ids", tmp_path / "y.npy", code=2).stderr
+    run_cli("store", "delete", tmp_path / "s", "--id", "3")
+    assert "holds vectors alone, not ids" in run_cli(*out, tmp_path / "y.npy").stderr
+    for name in ("part-00000.h5", "part-00001.h5"):
+        content = bytearray((tmp_path / "s" / name).read_bytes())
+        content[-1] ^= 1
+        (tmp_path / "s" / name).write_bytes(content)
+    result = run_cli("store", "verify", tmp_path / "s", "--json", code=2)
+    assert '"damaged": ["part-00000.h5", "part-00001.h5"]' in result.stdout and "2 of 3 files damaged" in result.stderr
+
+
+def test_a_read_only_disk_is_one_line(run_cli, tmp_path, small_disk):
+    np.save(small_disk / "x.npy", np.ones((3, 5), np.float32))
+    new = ["store", "import", small_disk / "x.npy", "--metric", "euclidean", "--output"]
+    run_cli(*new, small_disk / "s")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "read-only file system" in run_cli(*new, small_disk / "t", code=2).stderr
+    assert "read-only file system" in run_cli("store", "delete", small_disk / "s", "--id", "1", code=2).stderr
+    assert "generation 1" in run_cli("store", "info", small_disk / "s").stdout
+
+
+def test_a_full_disk_is_named_by_the_file(run_cli, tmp_path, small_disk):
+    np.save(tmp_path / "x.npy", np.ones((9000, 50), np.float32))
+    new = ["store", "import", tmp_path / "x.npy", "--metric", "euclidean", "--output", small_disk / "s"]
+    error = run_cli(*new, code=2).stderr
+    assert f"{small_disk}" in error and "the disk is full" in error
 
 
 def test_vectors_of_any_length_are_not_taken_for_cosines(run_cli, tmp_path):

@@ -218,15 +218,21 @@ def test_the_same_change_twice_is_one_change(tmp_path):
 @pytest.mark.parametrize(
     "change,word",
     [
-        (lambda f: append(f, Held(rows(5, 18)), PLAIN), "2 .id-18, id-19. of the new ids are there already"),
-        (lambda f: delete(f, ["id-1", "nosuch"]), "does not have 1 .nosuch. of these ids"),
+        (lambda f: append(f, Held(rows(5, 18)), PLAIN), "has 2 .id-18, id-19. of the new ids already"),
+        (lambda f: delete(f, ["id-1", "nosuch"]), "lacks 1 .nosuch. of these ids"),
         (
             lambda f: append(f, Held(rows(5, 20, dim=9)), Kind(9, metric="inner_product", normalized=False)),
-            "its dim is 8",
+            "dim of the store: 8; of the new rows: 9",
         ),
-        (lambda f: append(f, Held(rows(5, 20)), Kind(8, "int8", "inner_product", False)), "its dtype is float32"),
-        (lambda f: append(f, Held(rows(5, 20, integer=True)), PLAIN), "its ids is string"),
-        (lambda f: append(f, Held(Rows(rows(1).embeddings, ["x"])), PLAIN), "its columns is"),
+        (
+            lambda f: append(f, Held(rows(5, 20)), Kind(8, "int8", "inner_product", False)),
+            "dtype of the store: float32",
+        ),
+        (lambda f: append(f, Held(rows(5, 20, integer=True)), PLAIN), "ids of the store: string"),
+        (
+            lambda f: append(f, Held(Rows(rows(1).embeddings, ["x"])), PLAIN),
+            "columns of the store: labels, payload/text; of the new rows: none",
+        ),
         (
             lambda f: append(f, Held(Rows(rows(2).embeddings, ["x", "x"], ["", ""], {"text": ["", ""]})), PLAIN),
             "id 'x' stands",
@@ -261,6 +267,30 @@ def test_a_second_writer_is_refused(tmp_path):
     go.set()
     first.join()
     assert open_store(tmp_path / "s").count == 25
+
+
+def test_overwriting_what_another_process_changes_is_refused(tmp_path):
+    """It would go on with its change in the new folder."""
+    create(tmp_path / "s", Held(rows(20)), PLAIN)
+
+    class Overwritten(Held):
+        def rows(self, start, stop, ids):
+            with pytest.raises(UserError, match="another process is writing to it"):
+                create(tmp_path / "s", Held(rows(3)), PLAIN, overwrite=True)
+            return super().rows(start, stop, ids)
+
+    append(tmp_path / "s", Overwritten(rows(5, 20)), PLAIN)
+    assert open_store(str(tmp_path / "s"), check=True).count == 25
+
+
+def test_rows_that_are_none_are_refused(tmp_path):
+    store = create(str(tmp_path / "s"), Held(rows(20)), PLAIN)
+    for wrong in ([-1], [20], [1.5], [True, False]):
+        with pytest.raises(IndexError):
+            store.take(wrong)
+    for start, stop in ((-1, 3), (3, 21), (5, 4)):
+        with pytest.raises(IndexError):
+            store.between(start, stop)
 
 
 def test_deleting_keeps_an_interrupted_append(tmp_path):

@@ -1,5 +1,7 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command runs."""
 
+import signal
+
 import click
 
 from retrieval import __version__
@@ -31,4 +33,5 @@ for command in (train, embed, store, index, search, evaluate, doctor, demo):
 
 def main() -> None:
     """The console script. Exit codes: 0 done, 2 the user's input or environment, 130 Ctrl-C, 1 anything else."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers send it
     cli(prog_name="retrieval")

@@ -9,6 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .options import (
+    as_stored,
     common,
     emit,
     fills_store,
@@ -16,6 +17,7 @@ from .options import (
     progress,
     quiet_libraries,
     refuse_two_ways,
+    require_store,
     say,
     uses_device,
     writes,
@@ -57,6 +59,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pictures at a time; texts go by length.",
 )
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(min=1),
+    help="Rows a shard: an interrupted run goes on from its last whole one.  [default: 4,096]",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store
 @writes
@@ -65,10 +72,11 @@ if TYPE_CHECKING:
 def embed(
     name: str,
     path: Path,
-    dtype: str,
+    dtype: str | None,
     compute: str,
     backend: str,
     batch_size: int,
+    shard_rows: int | None,
     add: bool,
     replace: bool,
     skip_bad: bool,
@@ -90,18 +98,19 @@ def embed(
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber, stated_kind
     from retrieval.embed import embed as embed_data
-    from retrieval.embed import forget_if_empty
+    from retrieval.embed import forget_if_empty, left_behind
     from retrieval.encode import usable_cpus
     from retrieval.encoder import load_encoder
     from retrieval.store import KIND, SHARD_ROWS, open_store
 
     refuse_two_ways(add, replace, overwrite)
-    shard_rows = SHARD_ROWS
     if add or replace:
+        require_store(output)
         with open_store(output) as store:
             shard_rows = store.shard_rows
     elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
         refuse_to_clobber(output, KIND, overwrite)
+    shard_rows = shard_rows or SHARD_ROWS
     data = _read(path, skip_bad, shard_rows)
     devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
     _use_cpus(usable_cpus())
@@ -113,7 +122,7 @@ def embed(
                 encoder,
                 data,
                 output,
-                dtype=dtype,
+                dtype=as_stored(dtype, output, add or replace),
                 compute=compute,
                 backend=backend,
                 batch_size=batch_size,
@@ -127,6 +136,7 @@ def embed(
             )
         except BaseException:
             forget_if_empty(output)
+            say(f"{output}: {left_behind(output):,} rows are kept for the same command to go on from")
             raise
     if not ran:
         say(f"{output}: is already what this command makes; nothing was encoded")
@@ -158,7 +168,7 @@ def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Images | S
         say(f"{path}: {store.count:,} embeddings")
         return store
     data = read_images(path, skip_bad=skip_bad) if is_image_data(path) else scan_texts(path, shard_rows)
-    say(f"{path}: {data.origin}")
+    say(f"{path}: {data.origin}" + ("" if data.has_ids else "; no ids (column id), so rows are numbered"))
     return data
 
 

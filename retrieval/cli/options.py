@@ -1,5 +1,6 @@
 """What commands share: errors as one line, `--json`, `--config`, progress on stderr."""
 
+import errno
 import json
 import logging
 import os
@@ -49,15 +50,20 @@ class Commands(click.Group):
             raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
         except KeyboardInterrupt:
             raise Interrupted(
-                "interrupted; nothing stands half-written under its final name, and an `embed` run again goes on from its last shard"
+                "interrupted; nothing stands half-written under its final name, and an `embed` run again goes on from its last whole shard"
             ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error
         except PermissionError as error:
-            raise Fault(
-                f"{error.filename}: permission denied; choose a place you may write to, or change its mode"
-            ) from error
+            raise Fault(f"{error.filename}: permission denied; change its mode, or choose another place") from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in (
+                errno.EROFS,
+                errno.ENOENT,
+                errno.ENOTDIR,
+                errno.ENAMETOOLONG,
+            ):
+                raise Fault(f"{error.filename}: {(error.strerror or '').lower()}; choose another place") from error
             if is_disk_full(error):
                 where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
                 raise Fault(f"{where}: the disk is full; free some space and run the command again") from error
@@ -162,13 +168,27 @@ def fills_store(command: F) -> F:
         click.option(
             "--dtype",
             type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
-            default="float32",
-            show_default=True,
-            help="How vectors are stored.",
+            help="How vectors are stored.  [default: float32, or as the store has them]",
         ),
     ):
         command = option(command)
     return command
+
+
+def require_store(output: Path) -> None:
+    """Raise UserError where --append or --replace name no store."""
+    if not output.exists():
+        raise UserError(f"--output {output}: no such store to change; leave out --append or --replace to make it")
+
+
+def as_stored(dtype: str | None, output: Path, changes: bool) -> str:
+    """The dtype asked for, else that of the store to be changed, else float32."""
+    if dtype is not None or not changes:
+        return dtype or "float32"
+    from retrieval.store import open_store
+
+    with open_store(output) as store:
+        return store.dtype
 
 
 def refuse_two_ways(add: bool, replace: bool, overwrite: bool) -> None:
@@ -206,7 +226,8 @@ def pick_device(asked: str | None) -> str:
 def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of our output; called by commands, never on import."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for processes that we start
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # this and the next for processes that we start
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import datasets
     import transformers
 

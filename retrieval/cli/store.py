@@ -8,6 +8,7 @@ import click
 from retrieval.errors import UserError
 
 from .options import (
+    as_stored,
     checks,
     common,
     emit,
@@ -16,6 +17,7 @@ from .options import (
     pick_device,
     progress,
     refuse_two_ways,
+    require_store,
     say,
     uses_device,
     writes,
@@ -51,7 +53,7 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     made, shards = opened.manifest, opened.shards
     encoder = made["encoder"] or {"name": "unknown", "fingerprint": "imported vectors"}
     deleted = sum(shard["rows"] - shard["live"] for shard in shards)
-    size = sum(part["bytes"] for part in made["files"].values())
+    size = _bytes(opened)
     pending = rows_left(folder)
     result = {
         **{k: v for k, v in made.items() if k not in ("files", "shards")},
@@ -61,12 +63,13 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
         f"{folder}: {opened.count:,} {made['modality'] or 'item'}s × {opened.dim} in {opened.dtype}, {made['metric']}, "
         f"generation {made['generation']}",
         f"  ids are {made['ids']}s; columns {', '.join(made['columns']) or 'none'}",
-        f"  {len(shards):,} shards, {size / 1e6:,.1f} MB, {deleted:,} deleted rows"
+        f"  {_some(len(shards), 'shard')}, {size / 1e6:,.1f} MB, {deleted:,} deleted rows"
         + ("; `retrieval store compact` removes them" if deleted else ""),
         f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
     ]
-    computed = made.get("computed")
-    if computed and "rows" in computed:
+    for computed in made.get("computed", []):
+        if "rows" not in computed:
+            continue
         lines.append(
             f"  computed by {computed['backend']} in {computed['compute']}: cosine with torch in float32 at least "
             f"{computed['cosine_min']:.5f}, {computed['neighbours_kept']:.1%} of ten neighbours kept "
@@ -81,17 +84,28 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
 @store_argument
 @common
 def verify(folder: Path, seed: int, as_json: bool) -> None:
-    """Hash every file of STORE against its manifest. Exit code 2 and the name of the file if one differs.
+    """Hash every file of STORE against its manifest. Exit code 2 and the names of the files that differ.
 
     \b
     Example:
       retrieval store verify store
     """
-    from retrieval.store import open_store
+    from retrieval.artifact import damaged, read_statement
+    from retrieval.store import KIND
 
-    opened = open_store(folder, check=True)
-    count = len(opened.manifest["files"])
-    emit({"store": str(folder), "files": count, "intact": True}, as_json, [f"{folder}: all {count:,} files are intact"])
+    files = read_statement(folder, KIND)["files"]
+    bad = damaged(folder, files)
+    result = {"store": str(folder), "files": len(files), "intact": not bad, "damaged": bad}
+    lines = [f"{folder}: {'all ' if len(files) > 1 else ''}{_some(len(files), 'file')} intact"]
+    emit(result, as_json, [f"{folder / name}: damaged or missing" for name in bad] or lines)
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad):,} of {_some(len(files), 'file')} damaged; bring them back, or make it again"
+        )
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 @store.command("import")
@@ -118,7 +132,7 @@ def import_(
     path: Path,
     metric: str | None,
     normalize: bool,
-    dtype: str,
+    dtype: str | None,
     ids_path: Path | None,
     labels_path: Path | None,
     part: str,
@@ -143,12 +157,16 @@ def import_(
     from retrieval.store.writer import write_in_turn
 
     refuse_two_ways(add, replace, overwrite)
+    if add or replace:
+        require_store(output)
     opened = open_vectors(path, part)
     metric = _metric(opened, metric)
     ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
     source = Imported(opened, metric, normalize, ids, labels)
-    kind = Kind(opened.dim, dtype, metric, normalized=normalize or metric == "cosine")
+    kind = Kind(
+        opened.dim, as_stored(dtype, output, add or replace), metric, normalized=normalize or metric == "cosine"
+    )
     with progress("import", opened.count) as advance:
 
         def run(job: Job) -> None:
@@ -160,6 +178,7 @@ def import_(
         else:
             made = create(output, source, kind, overwrite=overwrite, run=run)
     result = {"output": str(output), "count": made.count, "dim": made.dim, "dtype": made.dtype, "metric": metric}
+    result["generation"] = made.manifest["generation"]
     emit(result, as_json, [f"{output}: {made.count:,} × {made.dim} vectors in {made.dtype}, {metric}"])
 
 
@@ -215,22 +234,37 @@ def export(
       retrieval store export store --output vectors.fbin --ids ids.txt
     """
     from retrieval.formats import export as export_store
-    from retrieval.formats import write_lines
     from retrieval.store import open_store
 
+    if ids_path is not None and ids_path.resolve() == output.resolve():
+        raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     for path in (output, ids_path):
         if path is not None and path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
     with open_store(folder, check=check) as opened:
         device = pick_device(device) if queries else "cpu"
-        if ids_path is not None:
-            write_lines(ids_path, [i for number in range(len(opened.shards)) for i in opened.ids(number)])
-        export_store(opened, output, queries=open_store(queries, check=check) if queries else None, k=k, device=device)
-        kept = [c for c in ("ids", *opened.manifest["columns"]) if not (c == "ids" and ids_path)]
-        if output.suffix.lower() != ".parquet" and (opened.manifest["ids"] == "string" or len(kept) > 1):
-            say(f"Note: {output.suffix} holds vectors alone, not {', '.join(kept)}; .parquet has all")
+        export_store(
+            opened,
+            output,
+            ids=ids_path,
+            queries=open_store(queries, check=check) if queries else None,
+            k=k,
+            device=device,
+        )
+        left_out = _left_out(opened, ids_path)
+        if output.suffix.lower() != ".parquet" and left_out:
+            say(f"Note: {output.suffix} holds vectors alone, not {', '.join(left_out)}; .parquet has all")
         result = {"output": str(output), "count": opened.count, "dim": opened.dim}
     emit(result, as_json, [f"{output}: {result['count']:,} × {result['dim']}"])
+
+
+def _left_out(opened: "Store", ids_path: Path | None) -> list[str]:
+    """What a file of bare vectors does not have; ids that are row numbers are no loss."""
+    import numpy as np
+
+    ids = opened.ids_between(0, opened.count)
+    told = ids_path is not None or (isinstance(ids, np.ndarray) and np.array_equal(ids, np.arange(len(ids))))
+    return [*([] if told else ["ids"]), *opened.manifest["columns"]]
 
 
 @store.command()
@@ -282,17 +316,19 @@ def compact(folder: Path, seed: int, as_json: bool) -> None:
       retrieval store compact store
     """
     from retrieval.store import compact as compact_store
+    from retrieval.store import open_store
 
-    before = _bytes(folder)
+    with open_store(folder) as opened:
+        before = _bytes(opened)
     made = compact_store(folder)
-    after = _bytes(folder)
+    after = _bytes(made)
     result: dict[str, Any] = {"store": str(folder), "count": made.count, "shards": len(made.shards)}
     result |= {"bytes_before": before, "bytes": after}
-    lines = [
-        f"{folder}: {made.count:,} rows in {len(made.shards):,} shards, {before / 1e6:,.1f} → {after / 1e6:,.1f} MB"
-    ]
-    emit(result, as_json, lines)
+    shards = _some(len(made.shards), "shard")
+    if any(path.name.startswith("part-") and path.name not in made.manifest["files"] for path in folder.iterdir()):
+        say(f"Note: files of older generations stay until {folder} is changed when nobody reads them any more")
+    emit(result, as_json, [f"{folder}: {made.count:,} rows in {shards}, {before / 1e6:,.1f} → {after / 1e6:,.1f} MB"])
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+def _bytes(opened: "Store") -> int:
+    return sum(part["bytes"] for part in opened.manifest["files"].values())

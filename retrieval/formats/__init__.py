@@ -5,7 +5,6 @@ tables.py    .parquet
 hdf5.py      .hdf5 of ann-benchmarks
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -111,8 +110,17 @@ class Imported:
         return Rows(vectors, ids, labels, rows.payload)
 
 
-def export(store: Store, path: Path, *, queries: Store | None = None, k: int = 100, device: str = "cpu") -> None:
-    """Write a store to a foreign file, by its ending, atomically. `queries` and `k` are for ann-benchmarks' files."""
+def export(
+    store: Store,
+    path: Path,
+    *,
+    ids: Path | None = None,
+    queries: Store | None = None,
+    k: int = 100,
+    device: str = "cpu",
+) -> None:
+    """Write a store to a foreign file, by its ending, atomically; `ids` to another, one a line. `queries` and `k` are for
+    ann-benchmarks' files."""
     ending = _ending(path)
     if (queries is not None) != (ending in HDF5):
         raise UserError(
@@ -131,23 +139,31 @@ def export(store: Store, path: Path, *, queries: Store | None = None, k: int = 1
         else:
             write_array(file, ending, store)
 
-    with writing_atomically(path) as file:
+    if ids is None:
+        with writing_atomically(path) as file:
+            write(file)
+        return
+    with writing_atomically(ids) as lines, writing_atomically(path) as file:
+        write_lines(lines, [i for number in range(len(store.shards)) for i in store.ids(number)])
         write(file)
 
 
 def read_lines(path: Path) -> list[str]:
     """One string a line: ids or labels."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
+    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if empty is not None:
+        raise UserError(f"{path}: line {empty} is empty; give one a line")
+    return lines
 
 
-def write_lines(path: Path, ids: Ids) -> None:
-    """The reverse. Raises UserError for a string of several lines."""
+def write_lines(file: BinaryIO, ids: Ids) -> None:
+    """The reverse. Raises UserError for a string that is no line of its own."""
     lines = [str(i) for i in ids]
     bad = next((line for line in lines if line.splitlines() != [line]), None)
     if bad is not None:
-        raise UserError(f"{path}: id {bad!r} is no single line of text; export to .parquet instead")
-    with writing_atomically(path) as file:
-        file.write("".join(f"{line}{os.linesep}" for line in lines).encode())
+        raise UserError(f"id {bad!r} is no single line of text; export to .parquet instead")
+    file.write("".join(f"{line}\n" for line in lines).encode())

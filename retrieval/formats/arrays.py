@@ -63,7 +63,8 @@ def _npy(path: Path) -> ArrayFile:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not an .npy file that can be read ({str(error).splitlines()[0]})") from None
+        why = "it holds Python objects" if "allow_pickle" in str(error) else type(error).__name__
+        raise UserError(f"{path}: not an .npy file of numbers that can be read ({why}); save it again") from None
     if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] == 0:
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; give real numbers of (rows, dimensions)")
     return ArrayFile(path, len(array), array.shape[1], lambda start, stop: array[start:stop])
@@ -95,7 +96,7 @@ def _bin(path: Path, dtype: Any) -> ArrayFile:
 
 def _mapped(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
-        return np.empty(0, np.uint8)  # which cannot be mapped
+        raise UserError(f"{path}: is empty; give a file of vectors")
     mapped: NDArray[np.uint8] = np.memmap(path, np.uint8, "r").view(np.ndarray)
     return mapped
 

@@ -138,7 +138,9 @@ def _dimension(opened: ParquetFile, kind: Any) -> int:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return "" if value is None else str(value)
 
 
 def write_parquet(file: BinaryIO, store: Store) -> None:

@@ -17,8 +17,9 @@ from .writer import changing, enter, shards_of
 Piece = tuple[int, slice]  # a shard, and which of its live rows
 
 
-def compact(folder: Path) -> Store:
+def compact(folder: Path | str) -> Store:
     """Rewrite what is worth it as a new generation. Full shards without deleted rows are left as they are."""
+    folder = Path(folder)
     with changing(folder) as (store, manifest):
         runs = [list(run) for _, run in groupby(range(len(store.shards)), lambda number: _is_full(store, number))]
         if any(_gains(store, run) for run in runs):

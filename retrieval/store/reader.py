@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, folder: Path, *, check: bool = False, trusted: bool = False) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; `retrieval embed` makes a store")
+            raise UserError(f"{folder}: no such folder; give a store, which `retrieval embed` or `store import` makes")
         self.folder = folder
         self._descriptor = start_reading(folder)
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
@@ -170,7 +170,10 @@ class Store:
 
     def take(self, rows: Ints) -> Floats:
         """Vectors of some rows (k,), in the order asked for, as float32 (k, d). Raises IndexError for what is no row."""
-        rows = np.asarray(rows, dtype=np.int64)
+        rows = np.asarray(rows)
+        if len(rows) and rows.dtype.kind not in "iu":
+            raise IndexError(f"rows are {rows.dtype}; give row numbers")
+        rows = rows.astype(np.int64)
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.count):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {self.count}")
         picked = _rows(Encoded(self._table, self._scales), rows if self._places is None else self._places[rows])
@@ -197,7 +200,9 @@ class Store:
         return Part(columns, _rows(self.stored(number), rows), self._read(number, read_column, "norms")[rows])
 
     def between(self, start: int, stop: int) -> Rows:
-        """Rows start:stop, whatever shards they are in."""
+        """Rows start:stop, whatever shards they are in. Raises IndexError unless 0 ≤ start ≤ stop ≤ count."""
+        if not 0 <= start <= stop <= self.count:
+            raise IndexError(f"rows {start} to {stop} of {self.count}")
         parts = []
         for number, where in self._overlaps(start, stop):
             part = self.read(number)
@@ -263,6 +268,6 @@ def _rows(stored: Encoded, rows: Ints) -> Encoded:
     return Encoded(stored.data[rows], None if stored.scales is None else stored.scales[rows])
 
 
-def open_store(folder: Path, *, check: bool = False) -> Store:
+def open_store(folder: Path | str, *, check: bool = False) -> Store:
     """Open a store; its files are checked as the manifest states them, with `check` by every hash whatever the size."""
-    return Store(folder, check=check)
+    return Store(Path(folder), check=check)

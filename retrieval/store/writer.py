@@ -121,7 +121,7 @@ def write_in_turn(job: Job, progress: Callable[[int], None] = lambda rows: None)
 
 
 def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:
-    entry = write_shard(path, rows, kind.dtype, zero=kind.metric != "cosine")
+    entry = write_shard(path, rows, kind.dtype, zero=not kind.normalized)
     last = int(rows.ids.max()) if isinstance(rows.ids, np.ndarray) and len(rows) else -1
     return {**entry, "last_id": last}
 
@@ -156,7 +156,7 @@ def _id_type(source: Source, kind: Kind) -> str:
 
 
 def create(
-    output: Path,
+    output: Path | str,
     source: Source,
     kind: Kind,
     *,
@@ -165,11 +165,12 @@ def create(
     overwrite: bool = False,
     run: Runner = write_in_turn,
 ) -> Store:
-    """Write a new store. `settings`: whatever else decides its bytes; `notes`: further manifest fields.
+    """Write a new store. `settings`: whatever else decides its bytes; `notes`: further manifest fields, lists all.
 
     It stands under `output` only when it is whole. A call that was killed is taken up by the same call; a store that the
     same call made is left as it is.
     """
+    output = Path(output)
     plan = plan_of("create", source, kind, settings)
     if _made_by(output, plan):
         return Store(output)
@@ -185,11 +186,12 @@ def create(
 
 
 def append(
-    folder: Path,
+    folder: Path | str,
     source: Source,
     kind: Kind,
     *,
     settings: Any = None,
+    notes: Manifest | None = None,
     replace: bool = False,
     run: Runner = write_in_turn,
 ) -> Store:
@@ -197,6 +199,7 @@ def append(
 
     The same call twice in a row adds nothing the second time.
     """
+    folder = Path(folder)
     with changing(folder) as (store, manifest):
         plan = plan_of("replace" if replace else "append", source, kind, settings)
         if manifest["plan"] != plan:
@@ -207,26 +210,29 @@ def append(
             known = find(store, ids) if ids is not None else {}
             if known and not replace:
                 raise UserError(
-                    f"{folder}: {named(known)} of the new ids are there already; replace their rows with --replace"
+                    f"{folder}: has {named(known)} of the new ids already; replace their rows with --replace"
                 )
             first_id = manifest["next_id"]
             shards = Shards(folder, sha256_json([plan, first_id]), manifest["next_part"])
             run(Job(source, kind, shards, first_id))
             _bury(folder, manifest, list(known.values()))
             _enter_all(manifest, shards)
+            for name, value in (notes or {}).items():
+                manifest[name] = [*manifest.get(name, []), *value]
             manifest["plan"] = plan
     return Store(folder, trusted=True)
 
 
-def delete(folder: Path, ids: Ids) -> Store:
+def delete(folder: Path | str, ids: Ids) -> Store:
     """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
+    folder = Path(folder)
     plan = sha256_json(["delete", sorted(map(str, listed(ids)))])
     with changing(folder) as (store, manifest):
         if manifest["plan"] != plan:
             known = find(store, [ids])
             missing = [i for i in listed(ids) if i not in known]
             if missing:
-                raise UserError(f"{folder}: does not have {named(missing)} of these ids; nothing was deleted")
+                raise UserError(f"{folder}: lacks {named(missing)} of these ids; nothing was deleted")
             _bury(folder, manifest, list(known.values()))
             manifest["plan"] = plan
     return Store(folder, trusted=True)
@@ -347,6 +353,16 @@ def _refuse_other_rows(store: Store, source: Source, kind: Kind) -> None:
     for name, value in new.items():
         found = store.manifest[name]
         if name == "encoder":
+            told = [_who(found), _who(value)]
             found, value = ((v or {}).get("fingerprint") for v in (found, value))
+        else:
+            told = [", ".join(v) or "none" if isinstance(v, list) else str(v) for v in (found, value)]
         if found != value:
-            raise UserError(f"{store.folder}: its {name} is {found}, of the new rows {value}; they cannot go together")
+            raise UserError(
+                f"{store.folder}: {name} of the store: {told[0]}; of the new rows: {told[1]}; make them agree, or make a store "
+                f"of their own"
+            )
+
+
+def _who(encoder: dict[str, Any] | None) -> str:
+    return f"{encoder['name']} ({encoder['fingerprint'][:12]})" if encoder else "unknown"
