@@ -58,7 +58,7 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """Names what is embedded and stored: files by path, size and time, arrays by content."""
+        """Names what is embedded and stored: files by name, size and time, arrays by content."""
         if isinstance(self.source, list):
             stats = [path.stat() for path in self.source if path.exists()]
             return sha256_json([self.ids, [[s.st_size, s.st_mtime_ns] for s in stats], self.labels])
@@ -76,7 +76,7 @@ def decode(path: Path) -> Image.Image:
     try:
         with _opened(path) as picture:
             upright = ImageOps.exif_transpose(picture)
-            if "transparency" in upright.info:  # dropped here rather than with a warning below
+            if upright.mode == "P" and "transparency" in upright.info:  # dropped here rather than with a warning below
                 upright = upright.convert("RGBA")
             return upright.convert("RGB")
     except FileNotFoundError:

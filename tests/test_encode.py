@@ -399,7 +399,7 @@ def test_a_full_disk_is_one_line_on_the_command_line(tiny, small_disk, tmp_path,
 
 @pytest.mark.slow
 def test_processes_do_not_outlive_a_killed_parent(docs, tmp_path):
-    """They would write beside the run that takes the job up again."""
+    """They would write beside the run that takes the job up again, which is then ended as schedulers do it."""
     import psutil
 
     (tmp_path / "a.txt").write_text("\n".join(f"{i} {text}" for i in range(100) for text in docs))
@@ -414,13 +414,21 @@ def test_processes_do_not_outlive_a_killed_parent(docs, tmp_path):
         "--output",
         tmp_path / "s",
     ]
-    parent = psutil.Popen([sys.executable, "-m", "retrieval", *map(str, words)], stderr=subprocess.DEVNULL)
-    staging, deadline = staging_folder(tmp_path / "s"), time.monotonic() + 120
-    while not (staging / "pending.jsonl").exists() or len(parent.children(recursive=True)) < 2:
-        assert parent.is_running() and time.monotonic() < deadline
-        time.sleep(0.1)
-    children = parent.children(recursive=True)
+
+    def started(errors):
+        parent = psutil.Popen([sys.executable, "-m", "retrieval", *map(str, words)], stderr=errors)
+        deadline = time.monotonic() + 120
+        while len(parent.children(recursive=True)) < 2:
+            assert parent.is_running() and time.monotonic() < deadline
+            time.sleep(0.1)
+        return parent, parent.children(recursive=True)
+
+    parent, children = started(subprocess.DEVNULL)
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not alive
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    parent, children = started(subprocess.PIPE)
+    parent.terminate()
+    said = parent.communicate(timeout=60)[1].decode()
+    assert parent.returncode == 130 and "interrupted" in said and "rows are kept" in said and "Traceback" not in said
+    assert not psutil.wait_procs(children, timeout=20)[1]

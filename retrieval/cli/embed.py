@@ -134,9 +134,11 @@ def embed(
                 resumed=resumed,
                 progress=advance,
             )
-        except BaseException:
+        except BaseException as error:
             forget_if_empty(output)
-            say(f"{output}: {left_behind(output):,} rows are kept for the same command to go on from")
+            kept = left_behind(output)
+            if kept or isinstance(error, KeyboardInterrupt):
+                say(f"{output}: {kept:,} rows are kept for the same command to go on from")
             raise
     if not ran:
         say(f"{output}: is already what this command makes; nothing was encoded")
