@@ -64,13 +64,10 @@ class Corpus:
         block = self.data.part(start, stop)
         return block, prepare(self.encoding, block)
 
-    def run(self, prepared: Prepared, progress: Progress = lambda rows: None) -> Floats:
-        assert self.encoding is not None
-        return self.encoding.run(prepared, progress)
-
     def rows(self, start: int, stop: int, ids: Ids) -> Rows:
         block, prepared = self.prepare(start, stop)
-        return rows_of(block, self.run(prepared), ids)
+        assert self.encoding is not None
+        return rows_of(block, self.encoding.run(prepared), ids)
 
 
 def prepare(encoding: Encoding, block: Texts | Images) -> Prepared:
@@ -183,6 +180,9 @@ def cost_of(exact: Floats, other: Floats) -> dict[str, float]:
 def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, progress: Progress) -> None:
     """Write shards; while the encoder runs on one, a thread reads and tokenises the next and another writes the last."""
 
+    encoding = corpus.encoding
+    assert encoding is not None
+
     def finish(number: int, block: Texts | Images, vectors: Floats) -> None:
         ids = block.ids if block.ids is not None else job.numbers(number)
         done(number, write_rows(job.shards.path(number), rows_of(block, vectors, ids), job.kind))
@@ -192,7 +192,7 @@ def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, pro
         ahead = ahead_of(((number, reader.submit(corpus.prepare, *job.span(number))) for number in numbers), 1)
         for number, upcoming in ahead:
             block, prepared = upcoming.result()
-            vectors = corpus.run(prepared, progress)
+            vectors = encoding.run(prepared, progress)
             if written is not None:
                 written.result()
             written = writer.submit(finish, number, block, vectors)
