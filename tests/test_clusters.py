@@ -9,7 +9,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from retrieval.errors import UserError
 from retrieval.eval import clusters as module
 from retrieval.eval.clusters import cluster_metrics
-from retrieval.neighbors import exact_neighbors
 
 
 def slow(vectors, labels):
@@ -58,7 +57,7 @@ def test_the_vote_equals_scikit_learn(clusters):
 def test_small_tiles_change_nothing(clusters, monkeypatch):
     vectors, labels = clusters
     whole = cluster_metrics(vectors, labels)
-    monkeypatch.setattr("retrieval.neighbors.TILE_SCORES", 7 * len(vectors))
+    monkeypatch.setattr("retrieval.neighbors.exact.HELD", 7 * len(vectors))
     assert cluster_metrics(vectors, labels) == pytest.approx(whole)
 
 
@@ -69,22 +68,6 @@ def test_perfect_and_random_clusters():
     assert all(perfect[name] == pytest.approx(1) for name in module.NAMES)
     shuffled = cluster_metrics(eye, np.random.default_rng(0).permutation(labels).tolist())
     assert shuffled["map@r"] < 0.4 and abs(shuffled["ari"]) < 0.3
-
-
-def test_itself_is_left_out_by_index_not_by_rank():
-    """Two copies of one vector: dropping the first hit would drop the copy half of the time."""
-    vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
-    found = exact_neighbors(vectors, vectors, 1, self_rows=np.arange(4)).ids[:, 0]
-    assert found.tolist() == [1, 0, 3, 2]
-
-
-def test_exact_neighbours_equal_a_full_sort():
-    rng = np.random.default_rng(1)
-    q, x = rng.normal(size=(9, 5)).astype(np.float32), rng.normal(size=(33, 5)).astype(np.float32)
-    found = exact_neighbors(q, x, 7)
-    full = q @ x.T
-    assert (found.ids == np.argsort(-full, axis=1)[:, :7]).all()
-    assert np.allclose(found.scores, -np.sort(-full, axis=1)[:, :7], atol=1e-6)
 
 
 def test_what_cannot_be_measured_is_refused(clusters):

@@ -101,26 +101,18 @@ def write_ann_benchmarks(file: BinaryIO, base: Store, queries: Store, k: int, de
 
 def nearest(queries: Floats, base: Floats, k: int, metric: str, device: str) -> tuple[Ints, Floats]:
     """The k nearest of each query, nearest first: rows (q, k), and distances (q, k) computed anew in float64."""
+    found = exact_neighbors(queries, base, k, metric=metric, device=device)
     if metric == "euclidean":
-        # argmin |q − b|² = argmax q·b − |b|²/2: one more dimension makes that an inner product.
-        half = (np.einsum("nd,nd->n", base, base, dtype=np.float64) / 2).astype(np.float32)
-        lifted = np.hstack([queries, np.full((len(queries), 1), -1, np.float32)])
-        found = exact_neighbors(lifted, np.hstack([base, half[:, None]]), k, device=device).ids
-    else:
-        found = exact_neighbors(queries, base, k, device=device).ids
-    distances = np.concatenate([*_distances(queries, base, found, metric), np.empty((0, k))])
+        return found.ids, found.scores
+    distances = np.concatenate([*_angular(queries, base, found.ids), np.empty((0, k))])
     order = np.argsort(distances, axis=1, kind="stable")
-    return np.take_along_axis(found, order, 1), np.take_along_axis(distances, order, 1).astype(np.float32)
+    return np.take_along_axis(found.ids, order, 1), np.take_along_axis(distances, order, 1).astype(np.float32)
 
 
-def _distances(queries: Floats, base: Floats, found: Ints, metric: str) -> Iterator[Any]:
+def _angular(queries: Floats, base: Floats, found: Ints) -> Iterator[Any]:
     for start in range(0, len(queries), 256):
         q, b = (
             queries[start : start + 256, None].astype(np.float64),
             base[found[start : start + 256]].astype(np.float64),
         )
-        if metric == "euclidean":
-            yield np.linalg.norm(q - b, axis=2)
-        else:
-            lengths = np.linalg.norm(q, axis=2) * np.linalg.norm(b, axis=2)
-            yield 1 - (q * b).sum(2) / lengths
+        yield 1 - (q * b).sum(2) / (np.linalg.norm(q, axis=2) * np.linalg.norm(b, axis=2))

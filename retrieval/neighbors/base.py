@@ -1,0 +1,117 @@
+"""What is searched: vectors in memory, on a GPU or in a store, a block or a few rows at a time."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .product import Block, Precision
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+METRICS = ("inner_product", "cosine", "euclidean")
+TILE = {"cpu": 2**22, "cuda": 2**28}  # scores made at a time: 16 MiB, 1 GiB
+BLOCK_ROWS = {"cpu": 2**14, "cuda": 2**16}  # rows at a time, more where queries are few
+FEW, WIDE_ROWS = 64, 2**16  # up to so many queries, wide blocks are kept for the next
+READ = 2**26  # numbers read at a time of what is not in memory: 256 MiB
+
+
+class Stored(Protocol):
+    """Vectors that need not fit in memory, such as an embedding store."""
+
+    def __len__(self) -> int: ...
+    def take(self, rows: Ints) -> Floats:
+        """Some rows (k, d), in the order asked for."""
+        ...
+
+
+Vectors = Floats | Tensor | Stored
+
+
+class Base:
+    """Vectors (n, d) made ready to be searched by a metric, once or again and again.
+
+    An array is used where it lies; for a GPU it is copied there if it takes at most half of what is free, and streamed
+    otherwise, as a store is. keep: hold a second copy, packed for the processor, which makes searches of few queries up to
+    twice as fast.
+    """
+
+    def __init__(self, vectors: Vectors, metric: str, device: str = "cpu", *, keep: bool = False) -> None:
+        assert metric in METRICS, metric
+        self.metric, self.device, self._keep = metric, torch.device(device), keep
+        self._vectors = resident(vectors, self.device)
+        self._norms: Tensor | None = None
+        self._kept: list[tuple[int, Block]] = []
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows (k, d) float32, on the device."""
+        return take(self._vectors, rows).to(self.device)
+
+    def blocks(self, queries: int, dim: int, precision: Precision) -> Iterator[tuple[int, Block]]:
+        """First row and block, so that the scores of one tile of queries fit their bounds."""
+        kind = self.device.type
+        if self._keep and precision == "float32" and queries <= FEW:
+            if not self._kept:
+                self._kept = list(self._cut(WIDE_ROWS, precision, FEW))
+            yield from self._kept
+            return
+        rows, tile = max(BLOCK_ROWS[kind], TILE[kind] // queries), tile_of(kind)
+        if not isinstance(self._vectors, Tensor):
+            rows = min(rows, max(1, READ // dim))
+        yield from self._cut(rows, precision, tile if tile < queries else 0)
+
+    def _cut(self, rows: int, precision: Precision, tile: int) -> Iterator[tuple[int, Block]]:
+        for start in range(0, len(self), rows):
+            stop = min(start + rows, len(self))
+            block = take(self._vectors, slice(start, stop)).to(self.device)
+            yield start, Block(block, self._norms_of(block, start, stop), self.metric, precision, tile)
+
+    def _norms_of(self, block: Tensor, start: int, stop: int) -> Tensor:
+        if not isinstance(self._vectors, Tensor):
+            return lengths(block)
+        if self._norms is None:
+            self._norms = lengths(self._vectors.float()).to(self.device)
+        return self._norms[start:stop]
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """(n,) of vectors (n, d)."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    return norms
+
+
+def tile_of(kind: str) -> int:
+    """How many queries are scored at a time, against BLOCK_ROWS rows."""
+    return TILE[kind] // BLOCK_ROWS[kind]
+
+
+def resident(vectors: Vectors, device: torch.device) -> Tensor | Stored:
+    if isinstance(vectors, np.ndarray):
+        vectors = as_tensor(vectors)
+    if isinstance(vectors, Tensor) and device.type == "cuda":
+        fits = vectors.numel() * 4 <= torch.cuda.mem_get_info(device)[0] // 2
+        return vectors.to(device, torch.float32) if fits else vectors
+    return vectors
+
+
+def take(vectors: Vectors, rows: slice | Tensor) -> Tensor:
+    """Rows (k, d) as float32: a run of them, or any, wherever the vectors are."""
+    if isinstance(vectors, np.ndarray):
+        vectors = as_tensor(vectors)
+    if isinstance(vectors, Tensor):
+        return (vectors[rows] if isinstance(rows, slice) else vectors.index_select(0, rows.to(vectors.device))).float()
+    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.cpu().numpy()
+    return torch.from_numpy(vectors.take(numbers))
+
+
+def as_tensor(array: Floats) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+        return torch.from_numpy(np.ascontiguousarray(array))

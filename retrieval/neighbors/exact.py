@@ -1,0 +1,198 @@
+"""Exact k nearest neighbours: fast products find candidates, float64 decides, and an error bound says whether it could."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval.errors import UserError
+
+from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
+from .product import ROUNDING, Precision
+from .select import Best, first_keys, from_keys, in_order, keys_of
+
+HELD = 2**24  # candidates of all queries held at a time: 200 MB
+RESCORED = 2**20  # numbers scored again at a time: 8 MiB, which stays in cache
+TINY = 1e-300
+NEAR = 1e-5  # of ‖q‖²: below, a squared distance is taken from the difference of the vectors
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The k nearest of each query, nearest first; equal scores by row number.
+
+    scores: (queries, k) float32, inner products or cosines, or for the metric "euclidean" distances (not squared).
+    ids: (queries, k) int64 row numbers of the base.
+    """
+
+    scores: Floats
+    ids: Ints
+
+
+def exact_neighbors(
+    queries: Vectors,
+    base: Vectors | Base,
+    k: int,
+    *,
+    metric: str = "inner_product",
+    self_rows: Ints | None = None,
+    device: str = "cpu",
+    precisions: tuple[Precision, ...] | None = None,
+) -> Neighbors:
+    """The k rows of `base` that are nearest to each query.
+
+    queries: (q, d), base: (n, d), arrays, tensors or stores, which need not fit in memory, or a `Base` to be searched
+    again, whose own metric and device count. metric: one of METRICS. self_rows: (q,) the row of `base` that is the query
+    itself, which is left out *by row*: dropping the first hit instead would be wrong wherever two items have the same
+    vector. k is at most n, or n − 1 with self_rows. precisions: tried in turn, the last being float64; by default what suits
+    the device. Memory: candidates and a tile of scores, never (q, n).
+
+    Raises UserError for vectors that are not finite.
+    """
+    tiles = list(
+        neighbor_tiles(
+            queries, base, k, metric=metric, self_rows=self_rows, device=device, precisions=precisions
+        )
+    )  # fmt: skip
+    if not tiles:
+        return Neighbors(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+    return Neighbors(np.concatenate([t.scores for t in tiles]), np.concatenate([t.ids for t in tiles]))
+
+
+def neighbor_tiles(
+    queries: Vectors,
+    base: Vectors | Base,
+    k: int,
+    *,
+    metric: str = "inner_product",
+    self_rows: Ints | None = None,
+    device: str = "cpu",
+    precisions: tuple[Precision, ...] | None = None,
+) -> Iterator[Neighbors]:
+    """`exact_neighbors` so many queries at a time, for what needs a large k of many queries but not all at once."""
+    ready = base if isinstance(base, Base) else Base(base, metric, device)
+    available = len(ready) - (self_rows is not None)
+    assert 0 < k <= available, f"k = {k} of {available}"
+    step = max(1, HELD // (k + spare(k)))
+    for start in range(0, len(queries), step):
+        rows = slice(start, min(start + step, len(queries)))
+        itself = None if self_rows is None else torch.from_numpy(self_rows[rows]).to(ready.device)
+        search = Search(take(queries, rows).to(ready.device), ready, k, itself)
+        yield search.run(precisions or suited(ready, k))
+
+
+def spare(k: int) -> int:
+    """How many candidates are kept beyond k, so that most queries are settled at once."""
+    return 8 + k // 8
+
+
+def suited(base: Base, k: int) -> tuple[Precision, ...]:
+    if 256 * k > len(base):
+        return ("float64",)  # scoring that many candidates again would cost more than scoring everything
+    return ("float32", "float64") if base.device.type == "cpu" else ("bfloat16", "float32", "float64")
+
+
+class Search:
+    """Some queries (q, d): passes over the base at rising precision, each for the queries that are not settled yet."""
+
+    def __init__(self, queries: Tensor, base: Base, k: int, self_rows: Tensor | None) -> None:
+        self.queries, self.base, self.k, self.self_rows = queries, base, k, self_rows
+        self.norms = lengths(queries.double())
+        self.scores = torch.empty((len(queries), k), device=queries.device)
+        self.rows = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
+        if not torch.isfinite(self.norms).all():
+            raise UserError("the queries hold NaN, infinite or huge values; find and remove them")
+
+    def run(self, precisions: tuple[Precision, ...]) -> Neighbors:
+        assert precisions[-1] == "float64"
+        unsettled = torch.arange(len(self.queries), device=self.queries.device)
+        for precision in precisions[:-1]:
+            if len(unsettled):
+                unsettled = unsettled[~self._settle(unsettled, precision)]
+        if len(unsettled):
+            self._decide(unsettled)
+        scores = -self.scores if self.base.metric == "euclidean" else self.scores
+        return Neighbors(scores.cpu().numpy(), self.rows.cpu().numpy())
+
+    def _settle(self, which: Tensor, precision: Precision) -> Tensor:
+        """Answer queries from candidates; (q,) whether the answer is certain."""
+        kept = min(self.k + spare(self.k), len(self.base))
+        tiles = self._tiles(which)
+        best = [Best(len(tile), kept, which.device) for tile in tiles]
+        error = torch.zeros(len(which), dtype=torch.float64, device=which.device)
+        for start, block in self.base.blocks(len(which), self.queries.shape[1], precision):
+            error = torch.maximum(error, block.error(self.queries[which], self.norms[which]))
+            for tile, part in zip(tiles, best, strict=True):
+                part.add(self._without_self(block.scores(self.queries[tile]), tile, start), start)
+        for part in best:
+            part.finish()
+        rough, rows = torch.cat([part.values for part in best]), torch.cat([part.rows for part in best])
+        exact = self._score_again(which, rows.clamp_min(0)).float()
+        exact = exact.masked_fill(torch.isneginf(rough), -torch.inf)  # the query itself
+        self._answer(which, keys_of(exact, rows.clamp_min(0)))
+        if kept >= len(self.base) - (self.self_rows is not None):
+            return torch.ones_like(which, dtype=torch.bool)
+        left_out = torch.cat([part.floor for part in best]).double() + error  # nothing that was left out is above
+        return self._rough(which, self.scores[which, -1].double()) > left_out
+
+    def _decide(self, which: Tensor) -> None:
+        """Answer queries by products in float64."""
+        tiles = self._tiles(which)
+        best = [torch.empty((len(tile), 0), dtype=torch.int64, device=which.device) for tile in tiles]
+        for start, block in self.base.blocks(len(which), self.queries.shape[1], "float64"):
+            for number, tile in enumerate(tiles):
+                scores = self._final(block.scores(self.queries[tile]), tile, start).float()
+                rows = torch.arange(start, start + scores.shape[1], device=scores.device)
+                keys = first_keys(keys_of(self._without_self(scores, tile, start), rows), self.k)
+                best[number] = first_keys(torch.cat([best[number], keys], 1), self.k)
+        self._answer(which, torch.cat(best))
+
+    def _answer(self, which: Tensor, keys: Tensor) -> None:
+        self.scores[which], self.rows[which] = from_keys(in_order(keys)[:, : self.k])
+
+    def _tiles(self, which: Tensor) -> list[Tensor]:
+        return list(torch.split(which, max(1, tile_of(which.device.type))))
+
+    def _without_self(self, scores: Tensor, which: Tensor, start: int) -> Tensor:
+        if self.self_rows is not None:
+            column = self.self_rows[which] - start
+            here = ((column >= 0) & (column < scores.shape[1])).nonzero()[:, 0]
+            scores[here, column[here]] = -torch.inf
+        return scores
+
+    def _score_again(self, which: Tensor, rows: Tensor) -> Tensor:
+        """Scores (q, k) in float64 of base rows (q, k), larger is nearer: inner product, cosine, or minus the distance."""
+        step = max(1, RESCORED // (rows.shape[1] * self.queries.shape[1]))
+        found = []
+        for chosen, asked in zip(torch.split(which, step), torch.split(rows, step), strict=True):
+            vectors = self.base.take(asked.flatten()).double().reshape(*asked.shape, -1)
+            queries = self.queries[chosen].double()
+            if self.base.metric == "euclidean":
+                found.append(-torch.linalg.vector_norm(vectors - queries[:, None], dim=2))
+                continue
+            products = torch.bmm(vectors, queries[:, :, None])[:, :, 0]
+            if self.base.metric == "cosine":
+                both = torch.linalg.vector_norm(vectors, dim=2) * self.norms[chosen, None]
+                products = products / both.clamp_min(TINY)
+            found.append(products)
+        return torch.cat(found)
+
+    def _rough(self, which: Tensor, scores: Tensor) -> Tensor:
+        """Final scores (q,) as a product would have given them, to be compared with what was left out."""
+        if self.base.metric == "euclidean":
+            return (self.norms[which].square() - scores.square() * (1 + 4 * ROUNDING)) / 2
+        return scores * self.norms[which] if self.base.metric == "cosine" else scores
+
+    def _final(self, products: Tensor, which: Tensor, start: int) -> Tensor:
+        """Scores (q, n), larger is nearer, from products in float64 with rows start, start + 1, …"""
+        own = self.norms[which, None]
+        if self.base.metric == "cosine":
+            return products / own.clamp_min(TINY)
+        if self.base.metric == "inner_product":
+            return products
+        squares = own.square() - 2 * products
+        query, row = (squares < NEAR * own.square()).nonzero(as_tuple=True)  # small differences of large numbers
+        near = self._score_again(which[query], (start + row)[:, None])[:, 0]
+        return (-squares.clamp_min(0).sqrt()).index_put((query, row), near)
