@@ -167,7 +167,7 @@ class Search:
         step = max(1, RESCORED // (rows.shape[1] * self.queries.shape[1]))
         found = []
         for chosen, asked in zip(torch.split(which, step), torch.split(rows, step), strict=True):
-            vectors = self.base.take(asked.flatten()).double().reshape(*asked.shape, -1)
+            vectors = self.base.take(asked.flatten()).double().reshape(*asked.shape, self.queries.shape[1])
             queries = self.queries[chosen].double()
             if self.base.metric == "euclidean":
                 found.append(-torch.linalg.vector_norm(vectors - queries[:, None], dim=2))
