@@ -1,33 +1,48 @@
-"""Build an index from a store: by factory string, or chosen by size; tuned and measured against exact search."""
+"""Build an index from a store: link its rows, train on a sample, add block by block, tune, measure."""
 
+import hashlib
+import os
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import creating, now
+from retrieval.artifact import Manifest, creating, empty, environment, now, read_sealed, seal, sha256_json, write_sealed
 from retrieval.errors import UserError
-from retrieval.neighbors import Floats, exact_neighbors
-from retrieval.store import Store, write_columns
+from retrieval.neighbors import Floats
+from retrieval.store import Store
+from retrieval.store.compact import repack
+from retrieval.store.journal import JOURNAL
+from retrieval.store.shard import shard_name
 
 from .backend import faiss
 from .bundle import (
-    INDEX_FILE,
-    ITEMS_FILE,
+    FIRST_FILE,
     KIND,
-    Bundle,
+    METRICS,
+    Index,
     as_float32,
     faiss_message,
     open_index,
-    set_parameters,
+    read_faiss,
+    require_same_encoder,
     write_faiss,
 )
+from .kinds import layers
+from .plan import Candidate, Goal, candidates
+from .tune import Probe, measured, probe, tuned
 
-EXACT_UP_TO = 200_000  # vectors; below, exact search answers in milliseconds and is never wrong
-TARGET_RECALL = 0.95
-SAMPLED_QUERIES = 1000
-DEPTH = 10
+SAMPLED_QUERIES = 1000  # to tune with, and as many to measure with
+BLOCK_ROWS = 65_536
+PER_LIST = 64  # training vectors for each centre of a clustering
+EFFORT = 128  # of adding to a graph (FAISS's efConstruction, 40 by default): better links, searched ever after
+SAVED_EVERY = 120.0  # seconds between the states that a killed build goes on from
+STATE = "building.json"
+NOT_ROWS = ("kind", "format", "made_by")
+Progress = Callable[[int], None]
 
 
 def build(
@@ -35,109 +50,269 @@ def build(
     output: Path,
     *,
     factory: str | None = None,
+    goal: Goal | None = None,
+    queries: Floats | None = None,
+    trained_by: Index | None = None,
     overwrite: bool = False,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda rows: None,
-) -> Bundle:
-    """Build, tune and write a bundle; `progress` is told the rows added since it was last called.
+    progress: Progress = lambda rows: None,
+) -> Index:
+    """Build, tune, measure and write an index; `progress` is told the rows added since it was last called.
 
-    factory: a FAISS factory string, or None to choose by size. Approximate indexes get the smallest search parameter that
-    reaches recall@10 ≥ 0.95 on a sample of the stored vectors; the recall reached is recorded, whatever it is.
+    factory: a FAISS factory string, or None to choose by the goal, and without a goal by size. queries: (q, d) vectors of
+    the kind that will be asked, of which one half tunes and the other measures; without them stored vectors stand in, each
+    looking for the others. trained_by: an index whose type and training are taken over. The recall reached is recorded,
+    whatever it is. A call that was killed is taken up by the same call.
+
+    Raises UserError for a factory that FAISS cannot make or build, and for what fits no memory.
     """
-    store.require_unit_vectors()
-    factory = factory or choose(store.count)
-    rows = store.load()
-    vectors = as_float32(rows.embeddings)
-    index = _make(factory, store.dim)
-    with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
-        _train_and_add(index, vectors, factory, progress)
-        search, recall = tune(index, vectors, seed)
-        write_faiss(index, folder / INDEX_FILE)
-        write_columns(folder / ITEMS_FILE, rows)
-        manifest |= {
-            "created": now(),
-            "count": store.count,
-            "dim": store.dim,
-            "metric": "inner_product",
-            "normalized": True,
-            "modality": store.manifest["modality"],
-            "factory": factory,
-            "search": search,
-            "recall@10": recall,
-            "encoder": store.manifest["encoder"],
-            "store": {"path": str(store.folder), "sha256": store.manifest_hash},
-        }
+    refuse_unsuited(store)
+    if trained_by is not None:
+        chosen, made = _taken_over(trained_by, factory, store)
+    else:
+        chosen = [Candidate(factory, 0, "as asked")] if factory else candidates(store.count, store.dim, goal)
+        made = [new_index(one.factory, store) for one in chosen]  # so that a bad factory is refused before any work
+    goal = goal or Goal()
+    with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
+        plan = _plan(store, chosen, goal, queries, seed, trained_by)
+        if (read_sealed(folder / STATE) if (folder / STATE).exists() else None) != {"plan": plan}:
+            empty(folder)
+            write_sealed(folder / STATE, {"plan": plan})
+        try:
+            rows = link_rows([store], folder)
+            tried = []
+            for number, (one, index) in enumerate(zip(chosen, made, strict=True)):
+                file = f"candidate-{number}.faiss"
+                about = grow(index, one, store, folder / file, seed, progress)
+                about |= {"file": file, "factory": one.factory, "why": one.why}
+                tried.append(settle(folder, rows, about, goal, queries, seed))
+        except UserError:
+            empty(folder)  # it would not go better the next time
+            raise
+        best = max(tried, key=lambda about: _worth(about, goal))
+        manifest |= _finish(folder, rows, best, tried)
+        (folder / STATE).unlink()
     return open_index(output)
 
 
-def choose(count: int) -> str:
-    """Exact while that is fast; beyond, an inverted file with about 4 √n lists (FAISS's own guidance)."""
-    if count <= EXACT_UP_TO:
-        return "Flat"
-    return f"IVF{2 ** round(np.log2(4 * count**0.5))},Flat"
+def refuse_unsuited(store: Store) -> None:
+    if not store.count:
+        raise UserError(f"{store.folder}: has no rows; there is nothing to index")
+    if store.manifest["metric"] == "cosine":
+        store.require_unit_vectors()
 
 
-def _make(factory: str, dim: int) -> Any:
-    """An empty index for inner products of unit vectors."""
+def new_index(factory: str, store: Store) -> Any:
+    """An empty index of the store's metric. Raises UserError for a factory string that FAISS does not take."""
+    if factory.startswith("IDMap"):
+        raise UserError(f"--factory {factory!r}: leave IDMap out; ids are kept with the rows, for every type")
     try:
-        return faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise UserError(
-            f"--factory {factory!r}: FAISS cannot make it for {dim} dimensions ({faiss_message(error)})"
-        ) from None
-
-
-def _train_and_add(index: Any, vectors: Floats, factory: str, progress: Callable[[int], None]) -> None:
-    try:
-        if not index.is_trained:
-            index.train(vectors)
-        step = 65_536
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
-            if hasattr(index, "id_map"):  # an id map takes nothing without ids; rows are their own
-                index.add_with_ids(block, np.arange(start, start + len(block)))
-            else:
-                index.add(block)
-            progress(len(block))
+        index = faiss().index_factory(store.dim, factory, METRICS[store.manifest["metric"]](faiss()))
     except RuntimeError as error:
         reason = faiss_message(error)
+        raise UserError(f"--factory {factory!r}: FAISS cannot make it for {store.dim} dimensions ({reason})") from None
+    return index
+
+
+def _taken_over(trained_by: Index, factory: str | None, store: Store) -> tuple[list[Candidate], list[Any]]:
+    """An empty index trained as another is."""
+    if factory is not None:
+        raise UserError("--trained-by: takes the type over too; leave --factory out")
+    for name in ("dim", "metric", "normalized"):
+        if store.manifest[name] != trained_by.manifest[name]:
+            raise UserError(
+                f"--trained-by {trained_by.folder}: its {name} is {trained_by.manifest[name]}, of {store.folder} "
+                f"{store.manifest[name]}; they do not go together"
+            )
+    require_same_encoder(trained_by.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(store.folder))
+    empty_one = read_faiss(trained_by.folder / trained_by.about["file"], mapped=False)
+    empty_one.reset()
+    return [Candidate(trained_by.about["factory"], 0, f"trained by {trained_by.folder.name}")], [empty_one]
+
+
+def link_rows(stores: list[Store], folder: Path) -> Manifest:
+    """Give a new index the rows of stores: hard links to their shards where the file system has them, copies where not.
+
+    Returns the manifest fields of one store without deleted rows; shards that had some are written anew.
+    """
+    first = stores[0]
+    fields = {k: v for k, v in first.manifest.items() if k not in (*NOT_ROWS, "index")}
+    fields |= {"shards": [], "files": {}, "generation": 1, "plan": None, "next_part": 0}
+    fields |= {"count": sum(s.count for s in stores), "next_id": max(s.manifest["next_id"] for s in stores)}
+    for store in stores:
+        for shard in store.shards:
+            _link_shard(store, dict(shard), folder, fields)
+    if any("deleted" in shard for shard in fields["shards"]):
+        seal(folder, KIND, fields)
+        with Store(folder, kind=KIND, trusted=True) as linked:
+            repack(folder, linked, fields)
+    for path in folder.iterdir():
+        if path.name.startswith(("part-", JOURNAL)) and path.name not in fields["files"]:
+            path.unlink()
+    return fields
+
+
+def _link_shard(store: Store, shard: Manifest, folder: Path, fields: Manifest) -> None:
+    number = fields["next_part"]
+    fields["next_part"] += 1
+    for what, name in (("name", shard_name(number)), ("deleted", f"part-{number:05d}.deleted-0.npy")):
+        if what in shard:
+            if not (folder / name).exists():
+                _link(store.folder / shard[what], folder / name)
+            fields["files"][name] = store.manifest["files"][shard[what]]
+            shard[what] = name
+    fields["shards"].append(shard)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        partial = target.with_name(f".{target.name}.tmp")
+        shutil.copyfile(source, partial)
+        partial.rename(target)
+
+
+def grow(
+    index: Any, one: Candidate, store: Store, path: Path, seed: int, progress: Progress = lambda rows: None
+) -> Manifest:
+    """Train an empty index and add all rows; what an earlier, killed call had saved is taken up.
+
+    Returns what a manifest says of the file.
+    """
+    started = time.monotonic()
+    if path.exists():
+        index = read_faiss(path)
+    try:
+        if not index.is_trained:
+            train(index, store, seed)
+        begun = index.ntotal
+        add_rows(index, store, begun, path, progress)
+    except RuntimeError as error:
         raise UserError(
-            f"--factory {factory!r}: FAISS cannot build it on {len(vectors):,} vectors ({reason})"
+            f"--factory {one.factory!r}: FAISS cannot build it on {store.count:,} vectors ({faiss_message(error)})"
         ) from None
+    file = write_faiss(index, path)
+    seconds = time.monotonic() - started
+    return {"covers": index.ntotal, "rows": index.ntotal, "seed": seed, "seconds": round(seconds, 3), "stated": file}
 
 
-def tune(index: Any, vectors: Floats, seed: int) -> tuple[dict[str, int], float]:
-    """Search parameters and the recall@10 they give, self left out, on a sample of the stored vectors as queries."""
-    if len(vectors) < 2:
-        return {}, 1.0
-    sample = np.random.default_rng(seed).choice(len(vectors), min(SAMPLED_QUERIES, len(vectors)), replace=False)
-    depth = min(DEPTH, len(vectors) - 1)
-    truth = exact_neighbors(vectors[sample], vectors, depth, self_rows=sample).ids
-
-    def recall() -> float:
-        found = index.search(vectors[sample], depth + 1)[1]
-        found = np.where(found == sample[:, None], -1, found)
-        hits = (truth[:, :, None] == found[:, None, :]).any(2)
-        return float(hits.mean())
-
-    name, limit = _parameter(index)
-    if name is None:
-        return {}, recall()
-    value = 1 if name == "nprobe" else 16
-    while True:
-        set_parameters(index, {name: value})
-        reached = recall()
-        if reached >= TARGET_RECALL or value >= limit:
-            return {name: value}, reached
-        value = min(2 * value, limit)
+def train(index: Any, store: Store, seed: int) -> None:
+    """Train on a sample that the seed decides."""
+    f, count, held = faiss(), store.count, []
+    for part in layers(index):
+        if isinstance(part, f.IndexIVF):
+            part.cp.niter, part.cp.max_points_per_centroid = 20, PER_LIST
+            _seeded(part.cp, seed)
+            count = min(count, max(PER_LIST * int(part.nlist), BLOCK_ROWS))
+        if hasattr(part, "pq"):
+            _seeded(part.pq.cp, seed)
+        if isinstance(part, f.IndexPreTransform):
+            for number in range(part.chain.size()):
+                transform = f.downcast_VectorTransform(part.chain.at(number))
+                if isinstance(transform, f.OPQMatrix):
+                    held.append((transform, f.ProductQuantizer(transform.d_out, transform.M, 8)))
+                    _seeded(held[-1][1].cp, seed)
+                    transform.pq = held[-1][1]
+    rows = np.sort(np.random.default_rng(seed).choice(store.count, min(count, store.count), replace=False))
+    index.train(as_float32(store.take(rows)))
+    for transform, _ in held:
+        transform.pq = None
 
 
-def _parameter(index: Any) -> tuple[str | None, int]:
-    """The search parameter that trades time for recall, and its useful maximum; None where there is none."""
-    lists = faiss().try_extract_index_ivf(index)
-    if lists is not None:
-        return "nprobe", int(lists.nlist)
-    inner = faiss().downcast_index(index.index) if hasattr(index, "index") else index
-    if hasattr(inner, "hnsw"):
-        return "efSearch", 1024
-    return None, 0
+def _seeded(clustering: Any, seed: int) -> None:
+    clustering.seed = seed
+    clustering.min_points_per_centroid = 1  # FAISS warns below 39, a line for every part of every vector
+
+
+def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: Progress) -> None:
+    """Add the rows from `begun` on, saving now and then."""
+    block, step = BLOCK_ROWS, BLOCK_ROWS // 16
+    for part in layers(index):
+        if isinstance(part, faiss().IndexHNSW):
+            part.hnsw.efConstruction = max(part.hnsw.efConstruction, EFFORT)
+        if isinstance(part, faiss().IndexNSG):  # takes all its vectors at once
+            block = step = store.count
+    progress(begun)
+    saved = time.monotonic()
+    for start in range(begun, store.count, block):
+        stop = min(start + block, store.count)
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            index.add(as_float32(store.take(np.arange(low, high))))
+            progress(high - low)
+        if path is not None and time.monotonic() - saved > SAVED_EVERY and stop < store.count:
+            write_faiss(index, path)
+            saved = time.monotonic()
+
+
+def settle(folder: Path, rows: Manifest, about: Manifest, goal: Goal, queries: Floats | None, seed: int) -> Manifest:
+    """Tune and measure what is being built; returns `about` with the search parameters and what they give."""
+    stated = about["stated"]
+    seal(folder, KIND, rows | {"index": about | {"search": {}}, "files": rows["files"] | {about["file"]: stated}})
+    with Store(folder, kind=KIND, trusted=True) as staged:
+        return about | tune(Index(staged), goal, queries, seed)
+
+
+def tune(index: Index, goal: Goal, queries: Floats | None, seed: int) -> Manifest:
+    """Search parameters for a goal, and what they give on other queries than they were chosen with."""
+    one, other = _probes(index, goal, queries, seed)
+    settings = {} if index.exact else tuned(index, one, goal.recall, goal.single)
+    told = measured(index, other, settings) | {"queries_from": "given" if queries is not None else "stored"}
+    asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
+    return {"search": settings, "measured": told, "goal": asked}
+
+
+def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
+    """Queries to tune with, and others to measure with."""
+    rng = np.random.default_rng([seed, 1])
+    count = index.rows.count
+    k = max(1, min(goal.k, count - 1))
+    if queries is not None:
+        order = rng.permutation(len(queries))[: 2 * SAMPLED_QUERIES]
+        whole = probe(index, as_float32(queries[order]), k)
+    else:
+        rows = rng.choice(count, min(2 * SAMPLED_QUERIES, count), replace=False)
+        whole = probe(index, as_float32(index.rows.take(rows)), k, rows if count > 1 else None)
+    half = max(1, len(whole) // 2)
+    return whole[:half], whole[-half:]
+
+
+def _worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
+    """Larger is better: the recall reached, then the speed."""
+    told = about["measured"]
+    return told["interval"][1] >= goal.recall, told["single_qps" if goal.single else "batch_qps"]
+
+
+def _finish(folder: Path, rows: Manifest, best: Manifest, tried: list[Manifest]) -> Manifest:
+    """The winner under its name, the others gone; the manifest."""
+    for about in tried:
+        if about["file"] != best["file"]:
+            (folder / about["file"]).unlink()
+    (folder / best["file"]).rename(folder / FIRST_FILE)
+    others = [
+        {k: about[k] for k in ("factory", "search", "measured", "seconds")} for about in tried if about is not best
+    ]
+    about = {k: v for k, v in best.items() if k != "stated"} | {"file": FIRST_FILE, "others": others}
+    return rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: best["stated"]}}
+
+
+def _plan(
+    store: Store, chosen: list[Candidate], goal: Goal, queries: Floats | None, seed: int, trained_by: Index | None
+) -> str:
+    asked = None if queries is None else hashlib.sha256(np.ascontiguousarray(queries).data).hexdigest()
+    made_by = {name: kept for name, kept in environment().items() if name.startswith("faiss")}
+    training = None if trained_by is None else trained_by.rows.manifest_hash
+    return sha256_json(
+        [
+            training,
+            store.manifest_hash,
+            [one.factory for one in chosen],
+            goal.recall,
+            goal.k,
+            goal.single,
+            asked,
+            seed,
+            made_by,
+        ]
+    )

@@ -1,73 +1,173 @@
-"""The index bundle on disk.
+"""The index bundle on disk: the rows of a store, and a FAISS index over them.
 
-INDEX/index.faiss     opens with plain faiss.read_index; its ids are row numbers
-INDEX/items.h5        what each row is: ids, and labels and text where there are any
-INDEX/manifest.json   metric, encoder fingerprint, tuned search parameters, measured recall; written last
+INDEX/index.faiss      opens with plain faiss.read_index; its ids number all rows ever written, deleted ones too
+INDEX/part-00000.h5    what the rows are, vectors included: shards of a store, linked from the one that it was built from
+INDEX/manifest.json    a store's, and under "index": factory, tuned parameters, measured recall, how many rows FAISS covers
+
+Rows that FAISS does not cover yet are searched exactly, and deleted ones are passed over: every type takes changes.
 """
 
+import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retrieval.artifact import Manifest, read_manifest
+from retrieval.artifact import Manifest, writing_atomically
 from retrieval.errors import UserError
+from retrieval.neighbors import Base, Ints
+from retrieval.store import Store
 
 from .backend import faiss
+from .kinds import Abilities, abilities
 
 KIND = "index"
-INDEX_FILE = "index.faiss"
-ITEMS_FILE = "items.h5"
+FIRST_FILE = "index.faiss"
+KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
+METRICS: dict[str, Callable[[Any], int]] = {
+    "cosine": lambda f: int(f.METRIC_INNER_PRODUCT),
+    "inner_product": lambda f: int(f.METRIC_INNER_PRODUCT),
+    "euclidean": lambda f: int(f.METRIC_L2),
+}
+MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """An opened index. `index` is a faiss.Index whose search parameters are already set."""
+class Index:
+    """One generation of an index, opened for searching."""
 
-    folder: Path
-    index: Any
-    manifest: Manifest
+    rows: Store
 
     @property
-    def items(self) -> Path:
-        return self.folder / ITEMS_FILE
+    def folder(self) -> Path:
+        return self.rows.folder
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.rows.manifest
+
+    @property
+    def about(self) -> Manifest:
+        """file, factory, covers, search, measured and what else the manifest says of the FAISS index."""
+        return dict(self.manifest["index"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.manifest["metric"])
+
+    @property
+    def measure(self) -> str:
+        """What is computed: of unit vectors the cosine is the inner product."""
+        return "inner_product" if self.metric == "cosine" else self.metric
+
+    @property
+    def exact(self) -> bool:
+        """Whether every vector is compared."""
+        return bool(self.about["factory"] == "Flat")
+
+    @cached_property
+    def faiss(self) -> Any:
+        """The FAISS index, read on first use."""
+        found = read_faiss(self.folder / self.about["file"])
+        if (found.ntotal, found.d) != (self.about["covers"], self.rows.dim):
+            raise UserError(
+                f"{self.folder / self.about['file']}: holds {found.ntotal:,} × {found.d} where the manifest says "
+                f"{self.about['covers']:,} × {self.rows.dim}; build the index again"
+            )
+        return found
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        return abilities(self.faiss)
+
+    @cached_property
+    def engine(self) -> Any:
+        """The FAISS index as it is searched: what coded vectors find is scored again from the stored ones, inside FAISS
+        where those can be mapped as one table."""
+        able = self.abilities
+        table = self.rows.table(self.about["covers"]) if able.coded and not able.refined else None
+        return self.faiss if table is None else refined(self.faiss, table, self.rows.dtype, self.metric)
+
+    @cached_property
+    def covered(self) -> int:
+        """How many of the live rows FAISS covers; they come first."""
+        ordinals = self.rows.ordinals
+        covers = int(self.about["covers"])
+        return min(covers, self.rows.count) if ordinals is None else int(np.searchsorted(ordinals, covers))
+
+    @cached_property
+    def base(self) -> Base:
+        """All live rows, made ready for exact search."""
+        whole = self.rows.dtype == "float32" and self.rows.ordinals is None
+        vectors = self.rows.table(self.rows.count) if whole else None
+        keep = self.rows.count * self.rows.dim * 4 <= KEPT_UP_TO
+        return Base(self.rows if vectors is None else vectors, self.measure, keep=keep)
+
+    def live_rows(self, found: Ints) -> Ints:
+        """Row numbers of the store for ids that FAISS gave; −1 stays −1."""
+        ordinals = self.rows.ordinals
+        if ordinals is None or not len(ordinals):
+            return found
+        places = np.searchsorted(ordinals, found).clip(max=len(ordinals) - 1)
+        return np.where((found >= 0) & (ordinals[places] == found), places, -1)
 
 
-def write_faiss(index: Any, path: Path) -> None:
-    """Write an index durably. FAISS's own writer reports success on a full disk; this one raises OSError."""
-    with open(path, "wb") as file:
-        writer = faiss().PyCallbackIOWriter(file.write, 1 << 24)
+def open_index(folder: Path | str, *, check: bool = False) -> Index:
+    """Open an index; its files are checked as the manifest states them, with `check` by every hash whatever the size."""
+    return Index(Store(Path(folder), kind=KIND, check=check))
+
+
+def read_faiss(path: Path, *, mapped: bool | None = None) -> Any:
+    """A FAISS index from a file, its vectors and lists mapped where that is larger than half of the memory."""
+    mapped = path.stat().st_size > MAPPED_FROM * _memory() if mapped is None else mapped
+    flags = faiss().IO_FLAG_MMAP_IFC if mapped else 0
+    try:
+        return faiss().read_index(str(path), flags)
+    except RuntimeError as error:
+        raise UserError(f"{path}: FAISS cannot read it ({faiss_message(error)}); build the index again") from None
+
+
+def refined(index: Any, table: NDArray[Any], dtype: str, metric: str) -> Any:
+    """An index whose candidates are scored again from a table of vectors (n, d), which is not copied."""
+    f = faiss()
+    measure = METRICS[metric](f)
+    if dtype == "float32":
+        exact = f.IndexFlat(index.d, measure)
+    else:
+        code = f.ScalarQuantizer.QT_fp16 if dtype == "float16" else f.ScalarQuantizer.QT_bf16
+        exact = f.IndexScalarQuantizer(index.d, code, measure)
+        exact.is_trained = True
+    # The owner of an empty vector is nobody: the table must outlive the index, as the store does whose map it is.
+    view = f.MaybeOwnedVectorUInt8.create_view(f.swig_ptr(table.view(np.uint8)), table.nbytes, exact.codes.owner)
+    exact.codes, exact.ntotal = view, len(table)
+    return f.IndexRefine(index, exact)
+
+
+def write_faiss(index: Any, path: Path) -> dict[str, Any]:
+    """Write an index durably; returns its size and hash. FAISS's own writer reports success on a full disk; this raises."""
+    digest = hashlib.sha256()
+    with writing_atomically(path) as file:
+
+        def write(block: bytes) -> int:
+            digest.update(block)
+            return file.write(block)
+
+        writer = faiss().PyCallbackIOWriter(write, 1 << 24)
         faiss().write_index(index, writer)
         del writer  # its destructor flushes the last block
         file.flush()
-        os.fsync(file.fileno())
+        size = file.tell()
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def open_index(folder: Path, *, check: bool = False) -> Bundle:
-    """Open a bundle: checked by its manifest, with `check` every hash whatever its size, and the index against it."""
-    manifest = read_manifest(folder, KIND, check=check)
-    path = folder / INDEX_FILE
-    try:
-        index = faiss().read_index(str(path))
-    except RuntimeError as error:
-        raise UserError(f"{path}: FAISS cannot read it ({faiss_message(error)}); build the index again") from None
-    if (index.ntotal, index.d) != (manifest["count"], manifest["dim"]):
-        found = f"{index.ntotal} × {index.d}"
-        raise UserError(
-            f"{path}: holds {found} where the manifest says {manifest['count']} × {manifest['dim']}; build it again"
-        )
-    set_parameters(index, manifest["search"])
-    return Bundle(folder, index, manifest)
-
-
-def set_parameters(index: Any, parameters: dict[str, int]) -> None:
-    """Set search parameters by FAISS's names ("nprobe", "efSearch"), also where a transform or an id map wraps the index."""
-    space = faiss().ParameterSpace()
-    for name, value in parameters.items():
-        space.set_index_parameter(index, name, value)
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: str) -> None:

@@ -1,17 +1,31 @@
-"""Search a bundle."""
+"""Search an index: what FAISS covers, what came later, and only the rows that are asked for."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from retrieval.neighbors import Floats
-from retrieval.store import read_columns
+from retrieval.errors import UserError
+from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, exact_within, score_rows
 
-from .bundle import Bundle, as_float32
+from .backend import faiss
+from .bundle import Index, as_float32
+from .filters import Mask
+from .kinds import Settings, parameters
+
+EXACT_UP_TO = (
+    20_000  # allowed rows: comparing all of them is as fast as an index that may look at nothing else, and exact
+)
+EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
 
 
 class Hit(NamedTuple):
-    """One result: cosine with the query, the item's id, its label or None, and whatever else the store has of it."""
+    """One result: its score, the item's id, its label or None, and whatever else the store has of it.
+
+    score: the cosine or inner product with the query, or by the metric "euclidean" the distance.
+    """
 
     score: float
     id: str | int
@@ -19,23 +33,204 @@ class Hit(NamedTuple):
     payload: dict[str, str]
 
 
-def search(bundle: Bundle, queries: Floats, k: int) -> list[list[Hit]]:
-    """The k best items of each query, best first; fewer where the index holds, or an approximate one reaches, fewer.
+@dataclass(frozen=True)
+class Found:
+    """The best rows of each query, best first.
 
-    queries: (q, d) float32 unit vectors of the bundle's own encoder.
+    scores: (q, k) float32. rows: (q, k) row numbers of `index.rows`, −1 where there are fewer; how: what was done.
     """
-    k = min(k, bundle.index.ntotal)
-    scores, rows = bundle.index.search(as_float32(queries), k)
-    needed = np.unique(rows[rows >= 0])  # FAISS pads with −1
-    ids, labels, payload = read_columns(bundle.items, needed)
-    place = {int(row): at for at, row in enumerate(needed)}
 
-    def hit(score: float, row: int) -> Hit:
-        at = place[row]
-        item = ids[at] if isinstance(ids, list) else int(ids[at])
-        return Hit(score, item, labels[at] if labels else None, {name: column[at] for name, column in payload.items()})
+    scores: Floats
+    rows: Ints
+    how: dict[str, Any]
 
-    return [
-        [hit(float(score), int(row)) for score, row in zip(scores[q], rows[q], strict=True) if row >= 0]
-        for q in range(len(queries))
+    def __getitem__(self, queries: slice) -> "Found":
+        return Found(self.scores[queries], self.rows[queries], self.how)
+
+
+def search(
+    index: Index, queries: Floats, k: int, *, where: Mask | None = None, settings: Settings | None = None
+) -> Found:
+    """The k best items of each query; fewer where the index holds, or an approximate one reaches, fewer.
+
+    queries: (q, d) float32 vectors of the index's own encoder. where: (n,) which rows may be found. settings: search
+    parameters instead of the tuned ones.
+    """
+    queries = _fitting(index, queries)
+    count = index.rows.count
+    allowed = count if where is None else int(np.count_nonzero(where))
+    k = min(k, allowed)
+    if not k or not len(queries):
+        return Found(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64), _how("exact", 0))
+    if index.exact or (where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)):
+        return _exactly(index, queries, k, where)
+    settings = index.about["search"] if settings is None else settings
+    found = _covered(index, queries, k, where, settings)
+    late = np.arange(index.covered, count)
+    if where is not None:
+        late = late[where[late]]
+    if len(late):
+        found = _joined(found, _among(index, queries, min(k, len(late)), late), k, index.metric)
+    how = _how("approximate", len(late)) | {"settings": dict(settings), "covered": index.covered}
+    return Found(found.scores, found.ids, how)
+
+
+def within(index: Index, queries: Floats, radius: float, *, where: Mask | None = None) -> Found:
+    """All items whose cosine or inner product is at least `radius`, or whose distance is at most: exact, whatever the type.
+
+    Rows are filled up with −1.
+    """
+    queries = _fitting(index, queries)
+    found = exact_within(queries, index.base, radius)
+    counts = np.diff(found.starts)
+    query = np.repeat(np.arange(len(queries)), counts)
+    kept = np.ones(len(query), bool) if where is None else where[found.rows]
+    counts = np.bincount(query[kept], minlength=len(queries))
+    here = np.arange(counts.max(initial=0)) < counts[:, None]
+    scores, rows = np.zeros(here.shape, np.float32), np.full(here.shape, -1)
+    scores[here], rows[here] = found.scores[kept], found.rows[kept]
+    return Found(scores, rows, _how("exact", index.rows.count))
+
+
+def hits(index: Index, found: Found) -> list[list[Hit]]:
+    """What was found, with ids and all that the store has of the items."""
+    kept = found.rows >= 0
+    ids, labels, payload = index.rows.describe(found.rows[kept])
+    scores = found.scores[kept].tolist()
+    names = list(payload)
+    flat = [
+        Hit(
+            scores[at],
+            i if isinstance(i, str) else int(i),
+            labels[at] if labels else None,
+            {name: payload[name][at] for name in names},
+        )
+        for at, i in enumerate(ids)
     ]
+    ends = np.cumsum(kept.sum(1)).tolist()
+    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _exactly(index: Index, queries: Floats, k: int, where: Mask | None) -> Found:
+    if where is None:
+        found = exact_neighbors(queries, index.base, k)
+    else:
+        found = _among(index, queries, k, np.flatnonzero(where))
+    compared = index.rows.count if where is None else int(np.count_nonzero(where))
+    return Found(found.scores, found.ids, _how("exact", compared))
+
+
+def _fitting(index: Index, queries: Floats) -> Floats:
+    queries = as_float32(queries)
+    if queries.ndim != 2 or queries.shape[1] != index.rows.dim:
+        raise UserError(f"the queries are {queries.shape}, the index has {index.rows.dim} dimensions")
+    return queries
+
+
+def _how(way: str, compared: int) -> dict[str, Any]:
+    return {"way": way, "compared": compared}
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some rows of an index, as a base of exact search."""
+
+    index: Index
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: Ints) -> Floats:
+        return self.index.rows.take(self.rows[rows])
+
+
+def _among(index: Index, queries: Floats, k: int, rows: Ints) -> Neighbors:
+    """The exact k best of some rows."""
+    found = exact_neighbors(queries, Some(index, rows), k, metric=index.measure)
+    return Neighbors(found.scores, rows[found.ids])
+
+
+def _covered(index: Index, queries: Floats, k: int, where: Mask | None, settings: Settings) -> Neighbors:
+    """What the FAISS index finds; rows that are deleted or not asked for are passed over."""
+    selector = _selector(index, where)
+    most = index.covered if where is None else int(np.count_nonzero(where[: index.covered]))
+    k = min(k, most)
+    if selector is None:
+        return _faiss_search(index, queries, k, settings, None)
+    if not index.abilities.selects:
+        return _more_until_enough(index, queries, k, where, settings)
+    settings = _widened(index, settings, index.about["covers"] / max(1, most))
+    found = _faiss_search(index, queries, k, settings, selector)
+    knob = index.abilities.knob
+    while knob is not None and settings[knob] < index.abilities.limit:
+        short = np.flatnonzero((found.ids < 0).any(1))
+        if not len(short):
+            break
+        settings = _widened(index, settings, 4.0)
+        again = _faiss_search(index, queries[short], k, settings, selector)
+        found.scores[short], found.ids[short] = again.scores, again.ids
+    return found
+
+
+def _widened(index: Index, settings: Settings, times: float) -> Settings:
+    """Settings that look at so many times as many rows: the neighbours that may be found lie farther apart."""
+    knob = index.abilities.knob
+    if knob is None:
+        return settings
+    return settings | {knob: min(index.abilities.limit, ceil(settings.get(knob, 1) * times))}
+
+
+def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None, settings: Settings) -> Neighbors:
+    """For a type that cannot pass over rows: it is asked for more until enough of them may be found."""
+    asked = k
+    while True:
+        asked = min(2 * asked, index.about["covers"])
+        found = _faiss_search(index, queries, asked, settings, None)
+        fit = (found.ids >= 0) & (True if where is None else where[found.ids])
+        if asked == index.about["covers"] or (fit.sum(1) >= k).all():
+            order = np.argsort(~fit, axis=1, kind="stable")[:, :k]
+            rows = np.where(np.take_along_axis(fit, order, 1), np.take_along_axis(found.ids, order, 1), -1)
+            return Neighbors(np.take_along_axis(found.scores, order, 1), rows)
+
+
+def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, selector: Any) -> Neighbors:
+    engine = index.engine
+    fetched = k if engine is not index.faiss or not index.abilities.coded else k * settings.get("rerank", 1)
+    fetched = min(fetched, index.about["covers"])
+    scores, ids = engine.search(queries, fetched, params=parameters(engine, settings, selector))
+    if index.metric == "euclidean":
+        scores = np.sqrt(np.maximum(scores, 0))  # FAISS's are squared
+    found = Neighbors(scores, index.live_rows(ids))
+    if engine is index.faiss and index.abilities.coded:
+        return _scored_again(index, queries, found, k)
+    return found
+
+
+def _scored_again(index: Index, queries: Floats, found: Neighbors, k: int) -> Neighbors:
+    """Candidates of coded vectors by their exact scores."""
+    rows = torch.from_numpy(found.ids)
+    exact = score_rows(torch.from_numpy(queries), index.base, rows.clamp_min(0)).float().numpy()
+    exact[found.ids < 0] = -np.inf
+    order = np.lexsort((found.ids, -exact), axis=1)[:, :k]
+    scores = np.take_along_axis(exact, order, 1)
+    return Neighbors(-scores if index.metric == "euclidean" else scores, np.take_along_axis(found.ids, order, 1))
+
+
+def _selector(index: Index, where: Mask | None) -> Any:
+    """FAISS's selector of the rows that may be found, None if all may."""
+    ordinals = index.rows.ordinals
+    if where is None and ordinals is None:
+        return None
+    may = np.zeros(index.about["covers"], bool)
+    covered = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+    may[covered if ordinals is None else ordinals[covered]] = True
+    return faiss().IDSelectorBitmap(np.packbits(may, bitorder="little"))
+
+
+def _joined(one: Neighbors, other: Neighbors, k: int, metric: str) -> Neighbors:
+    """The k best of both."""
+    scores, rows = np.hstack([one.scores, other.scores]), np.hstack([one.ids, other.ids])
+    worth = np.where(rows >= 0, -scores if metric == "euclidean" else scores, -np.inf)
+    order = np.lexsort((rows, -worth), axis=1)[:, :k]
+    return Neighbors(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))

@@ -21,7 +21,7 @@ from retrieval.errors import UserError
 from retrieval.locks import LOCK, sole_writer
 
 MANIFEST = "manifest.json"
-FORMATS = {"store": 2, "index": 2}  # of the kinds that changed since their first format, 1
+FORMATS = {"store": 2, "index": 3}  # of the kinds that changed since their first format, 1
 HASHED_ON_OPENING = 1 << 30  # bytes of an artifact that are always hashed when it is opened, in a second or so
 REMEDIES = {
     "store": "; `retrieval embed` makes one",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retrieval.errors import UserError
-from retrieval.neighbors import METRICS, Base, exact_neighbors, neighbor_tiles
+from retrieval.neighbors import METRICS, Base, exact_neighbors, exact_within, neighbor_tiles
 from retrieval.neighbors import base as bases
 from retrieval.neighbors.exact import Search
 from retrieval.neighbors.select import Best, first_keys, from_keys, in_order, keys_of
@@ -185,3 +185,19 @@ def test_keys_order_by_score_then_row():
     found = from_keys(keys)
     np.testing.assert_array_equal(found[0].numpy(), np.take_along_axis(scores, order, 1))
     np.testing.assert_array_equal(found[1].numpy(), np.take_along_axis(rows, order, 1))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["clusters", "copies", "offset"])
+def test_all_within_a_radius(metric, kind):
+    base, queries = vectors(400, 12, kind=kind), vectors(23, 12, seed=1, kind=kind)
+    queries[:3] = base[[0, 200, 399]]
+    scores, rows = sorted_neighbors(queries, base, 400, metric)
+    for radius in (*scores[0, [0, 5, 80]].tolist(), float(scores.mean()), -3e38 if metric != "euclidean" else 0.0):
+        found = exact_within(queries, Base(base, metric), radius)
+        inside = scores <= np.float32(radius) if metric == "euclidean" else scores >= np.float32(radius)
+        assert np.diff(found.starts).tolist() == inside.sum(1).tolist()
+        np.testing.assert_array_equal(found.rows, rows[inside])
+        np.testing.assert_allclose(found.scores, scores[inside], rtol=2e-7, atol=1e-9)
+    assert len(exact_within(queries[:0], Base(base, metric), 0.5).rows) == 0

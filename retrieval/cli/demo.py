@@ -111,7 +111,7 @@ def _docs(folder: Path, seed: int) -> "Section":
     from retrieval.encoder import MINILM, load_encoder
     from retrieval.eval.report import Section
     from retrieval.index.bundle import open_index
-    from retrieval.index.search import search
+    from retrieval.index.search import hits, search
     from retrieval.samples import docs_as_texts, library_docs
     from retrieval.train.loss import named
     from retrieval.train.text import TextConfig, train_text
@@ -134,7 +134,8 @@ def _docs(folder: Path, seed: int) -> "Section":
             encoder.model, train, config, loss, source="docs", encoded=encoded, progress=lambda c: _step(bar, c)
         )
     after, metrics = _artifacts(folder, _Trained(encoder, curve, before), data, labels, held_out, seed)
-    found = search(open_index(folder / "index"), encoder.encode(list(QUERIES)), 5)
+    index = open_index(folder / "index")
+    found = hits(index, search(index, encoder.encode(list(QUERIES)), 5))
     return Section(
         title="Python's standard library",
         summary=f"all-MiniLM-L6-v2 with a linear head, {DOC_STEPS} steps on the documentation of {len(seen)} modules; "
@@ -146,8 +147,8 @@ def _docs(folder: Path, seed: int) -> "Section":
         metrics_after=metrics[1],
         texts=data.texts[held_out],
         searches=[
-            (q, [(h.score, str(h.id), h.payload.get("text", "")) for h in hits])
-            for q, hits in zip(QUERIES, found, strict=True)
+            (q, [(h.score, str(h.id), h.payload.get("text", "")) for h in best])
+            for q, best in zip(QUERIES, found, strict=True)
         ],
     )
 

@@ -1,55 +1,229 @@
-"""`retrieval index build | info`."""
+"""`retrieval index build | tune | info | verify | import | export`; what changes an index is in index_changes.py."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import checks, common, emit, existing, progress, writes
+from retrieval.errors import UserError
+
+from .options import MEMORY, TIME, F, checks, common, emit, existing, plural, progress, say, verify_artifact, writes
+
+if TYPE_CHECKING:
+    from retrieval.index.bundle import Index
+    from retrieval.index.plan import Candidate, Goal
+
+index_argument = click.argument("folder", metavar="INDEX", type=existing("folder"))
 
 
 @click.group()
 def index() -> None:
-    """Build and inspect search indexes."""
+    """Build, tune, change and check search indexes, and exchange them with FAISS."""
+
+
+def aims(command: F) -> F:
+    """What an index is to reach, and the queries to judge it by."""
+    for option in (
+        click.option(
+            "--queries", type=existing("folder"), help="A store of real queries to tune with.  [default: stored items]"
+        ),
+        click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of recall@k."),
+        click.option(
+            "--for",
+            "use",
+            type=click.Choice(["batch", "single"]),
+            help="Queries that come many at a time, or one by one.  [default: batch, single with --latency]",
+        ),
+        click.option("--latency", type=TIME, help='How long one query may take: "5ms".'),
+        click.option("--recall", type=click.FloatRange(0.01, 1), help="Recall@k to reach.  [default: 0.95]"),
+    ):
+        command = option(command)
+    return command
 
 
 @index.command()
 @click.argument("store", type=existing("folder"))
+@click.option("--factory", help='A FAISS factory string such as "IVF256,Flat", "HNSW32".  [default: by what is asked]')
+@aims
+@click.option("--memory", type=MEMORY, help='What the index may take when it is searched: "2GB".')
 @click.option(
-    "--factory", help='FAISS factory string such as "IVF256,Flat" or "HNSW32".  [default: by size; exact up to 200,000]'
+    "--trained-by", type=existing("folder"), help="An index whose training is taken over: the two can be merged."
 )
+@click.option("--plan", is_flag=True, help="Only say what would be built.")
 @writes
 @checks
 @common
 def build(
-    store: Path, factory: str | None, output: Path, overwrite: bool, check: bool, seed: int, as_json: bool
+    store: Path,
+    factory: str | None,
+    recall: float | None,
+    latency: float | None,
+    use: str | None,
+    k: int,
+    queries: Path | None,
+    memory: float | None,
+    trained_by: Path | None,
+    plan: bool,
+    output: Path,
+    overwrite: bool,
+    check: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Build an index from the embedding store STORE.
+    """Build an index from the embedding store STORE, tune it, and measure it against exact search.
+
+    Without --factory and aims: exact search up to 200,000 vectors, beyond that the type that is fastest at recall .95. A build
+    that was killed goes on with the same command.
 
     \b
-    Example:
+    Examples:
       retrieval index build store --output index
+      retrieval index build store --recall 0.95 --memory 2GB --for single --output index
     """
     from retrieval.index.build import build as build_index
+    from retrieval.index.bundle import open_index
+    from retrieval.index.plan import candidates
     from retrieval.store import open_store
 
     source = open_store(store, check=check)
-    with progress("index", source.count) as advance:
-        bundle = build_index(source, output, factory=factory, overwrite=overwrite, seed=seed, progress=advance)
-    made = bundle.manifest
-    tuned = ", ".join(f"{name} {value}" for name, value in made["search"].items())
-    lines = [
-        f"{output}: {made['count']:,} × {made['dim']} in {made['factory']}" + (f", {tuned}" if tuned else ""),
-        f"  recall@10 {made['recall@10']:.3f} against exact search (queries: a sample of the stored items)",
-    ]
-    emit(
-        {"output": str(output), **{k: made[k] for k in ("count", "dim", "factory", "search", "recall@10")}},
-        as_json,
-        lines,
+    goal = _goal(recall, latency, use, k, memory)
+    if factory and memory:
+        raise UserError("--memory: chooses a type, and --factory has chosen; give one of them")
+    chosen = [] if factory or trained_by else candidates(source.count, source.dim, goal)
+    if plan:
+        emit({"plan": [vars(one) for one in chosen]}, as_json, _planned(chosen, factory))
+        return
+    for line in _planned(chosen, factory) if chosen and chosen[0].factory != "Flat" else []:
+        say(line)
+    vectors = _queries(queries, source.folder, source.manifest, check)
+    with progress("index", source.count * max(1, len(chosen))) as advance:
+        made = build_index(
+            source,
+            output,
+            factory=factory,
+            goal=goal,
+            queries=vectors,
+            trained_by=open_index(trained_by) if trained_by else None,
+            overwrite=overwrite,
+            seed=seed,
+            progress=advance,
+        )
+    emit({"output": str(output), **_told(made)}, as_json, [f"{output}: {_sentence(made)}", *_findings(made)])
+
+
+def _goal(recall: float | None, latency: float | None, use: str | None, k: int, memory: float | None) -> "Goal | None":
+    from retrieval.index.plan import RECALL, Goal
+
+    if (recall, latency, use, memory, k) == (None, None, None, None, 10):
+        return None
+    single = use == "single" or (use is None and latency is not None)
+    return Goal(recall or RECALL, k, None if memory is None else int(memory), latency, single)
+
+
+def _planned(chosen: "list[Candidate]", factory: str | None) -> list[str]:
+    if factory:
+        return [f"plan: {factory}, as asked"]
+    return [f"plan: {one.factory}, {one.memory / 1e6:,.0f} MB when searched: {one.why}" for one in chosen] + (
+        ["plan: each is built, the faster at this recall is kept"] if len(chosen) > 1 else []
     )
 
 
+def _queries(folder: Path | None, source: Path, made: dict[str, Any], check: bool) -> Any:
+    """The vectors of a store of queries. Raises UserError unless they go with the index."""
+    if folder is None:
+        return None
+    from retrieval.index.bundle import require_same_encoder
+    from retrieval.store import open_store
+
+    with open_store(folder, check=check) as opened:
+        require_same_encoder(made, (opened.manifest["encoder"] or {}).get("fingerprint"), str(folder))
+        for name in ("dim", "metric", "normalized"):
+            if opened.manifest[name] != made[name]:
+                raise UserError(
+                    f"--queries {folder}: {name} is {opened.manifest[name]}, of {source} {made[name]}; they do not go together"
+                )
+        if opened.count < 2:
+            raise UserError(f"--queries {folder}: has {plural(opened.count, 'query')[:-1]}; give two at least")
+        return opened.embeddings()
+
+
+def _told(made: "Index") -> dict[str, Any]:
+    about = made.about
+    return {"count": made.rows.count, "dim": made.rows.dim, "metric": made.metric} | {
+        name: about[name] for name in ("factory", "search", "measured", "why", "covers")
+    }
+
+
+def _sentence(made: "Index") -> str:
+    about = made.about
+    tuned = ", ".join(f"{name} {value}" for name, value in about["search"].items())
+    return f"{made.rows.count:,} × {made.rows.dim}, {made.metric}, in {about['factory']}" + (
+        f", {tuned}" if tuned else ""
+    )
+
+
+def _findings(made: "Index") -> list[str]:
+    """How well and how fast it finds."""
+    told, goal = made.about["measured"], made.about.get("goal", {})
+    low, high = told["interval"]
+    kind = "real queries" if told["queries_from"] == "given" else "stored items as queries"
+    recall = "1, since every vector is compared" if made.exact else f"{told['recall']:.3f} ({low:.3f}–{high:.3f})"
+    lines = [
+        f"  recall@{told['k']} {recall}"
+        + ("" if made.exact else f" against exact search, {told['queries']:,} {kind} that it was not tuned with"),
+        f"  {told['batch_qps']:,.0f} queries/s in batches, {told['single_qps']:,.0f} one by one "
+        f"({1e3 / told['single_qps']:.2f} ms each), on {plural(told['threads'], 'thread')}",
+    ]
+    if not made.exact and high < goal.get("recall", 0):
+        lines.append(
+            f"  Note: below the recall of {goal['recall']} that was asked; try another --factory, or more --memory"
+        )
+    if goal.get("latency") and 1 / told["single_qps"] > goal["latency"]:
+        lines.append(f"  Note: slower than the {goal['latency'] * 1e3:g} ms that were asked; ask for less --recall")
+    for other in made.about.get("others", []):
+        lines.append(
+            f"  not kept: {other['factory']}, recall {other['measured']['recall']:.3f} at "
+            f"{other['measured']['batch_qps']:,.0f} queries/s in batches, {other['measured']['single_qps']:,.0f} one by one"
+        )
+    return lines
+
+
 @index.command()
-@click.argument("folder", metavar="INDEX", type=existing("folder"))
+@index_argument
+@aims
+@checks
+@common
+def tune(
+    folder: Path,
+    recall: float | None,
+    latency: float | None,
+    use: str | None,
+    k: int,
+    queries: Path | None,
+    check: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Choose the search parameters of INDEX anew, for another recall or by real queries, and measure it again.
+
+    \b
+    Example:
+      retrieval index tune index --recall 0.99 --queries query-store
+    """
+    from retrieval.index.bundle import open_index
+    from retrieval.index.change import retune
+    from retrieval.index.plan import Goal
+
+    goal = _goal(recall, latency, use, k, None) or Goal()
+    opened = open_index(folder, check=check)
+    vectors = _queries(queries, folder, opened.manifest, check)
+    opened.rows.close()
+    made = retune(folder, goal, vectors, seed)
+    emit({"index": str(folder), **_told(made)}, as_json, [f"{folder}: {_sentence(made)}", *_findings(made)])
+
+
+@index.command()
+@index_argument
 @checks
 @common
 def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
@@ -61,11 +235,137 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     """
     from retrieval.index.bundle import open_index
 
-    made = open_index(folder, check=check).manifest
+    opened = open_index(folder, check=check)
+    made, rows = opened.manifest, opened.rows
     encoder = made["encoder"] or {"name": "unknown", "fingerprint": "imported vectors"}
+    late, deleted = rows.count - opened.covered, rows.written - rows.count
+    size = sum(part["bytes"] for part in made["files"].values())
+    graph = made["files"][opened.about["file"]]["bytes"]
     lines = [
-        f"{folder}: {made['count']:,} {made['modality'] or ''} items × {made['dim']}, {made['factory']}, cosine",
-        f"  made {made['created']} by encoder {encoder['name']} ({encoder['fingerprint'][:12]})",
-        f"  recall@10 {made['recall@10']:.3f}, search parameters {made['search'] or 'none'}",
-    ] + (["  every file matches its hash"] if check else [])
-    emit(made, as_json, lines)
+        f"{folder}: {_sentence(opened)}, generation {made['generation']}",
+        f"  {size / 1e6:,.1f} MB, of which FAISS {graph / 1e6:,.1f} MB ({graph / max(1, rows.written):,.0f} bytes a vector)",
+        f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
+        *_findings(opened),
+    ]
+    if late and not opened.exact:
+        lines.append(f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS")
+    if deleted:
+        lines.append(f"  {plural(deleted, 'deleted row')} passed over; `retrieval index compact` takes them out")
+    lines += ["  every file matches its hash"] if check else []
+    told = {k: v for k, v in made.items() if k not in ("files", "shards")}
+    emit(told | {"late": late, "deleted": deleted, "bytes": size}, as_json, lines)
+
+
+@index.command()
+@index_argument
+@common
+def verify(folder: Path, seed: int, as_json: bool) -> None:
+    """Hash every file of INDEX against its manifest, and open what FAISS is to search. Exit code 2 if anything differs.
+
+    \b
+    Example:
+      retrieval index verify index
+    """
+    from retrieval.index.bundle import KIND, open_index
+
+    verify_artifact(folder, KIND, as_json)
+    _ = open_index(folder).faiss
+
+
+@index.command("import")
+@click.argument("path", metavar="FILE", type=existing("file"))
+@click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's own]")
+@click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
+@click.option(
+    "--metric",
+    type=click.Choice(["cosine"]),
+    help="Where inner products are of unit vectors, which FAISS does not say.",
+)
+@click.option("--encoder", "name", help="The encoder that made the vectors, to which the index will be bound.")
+@aims
+@writes
+@common
+def import_(
+    path: Path,
+    ids_path: Path | None,
+    labels_path: Path | None,
+    metric: str | None,
+    name: str | None,
+    recall: float | None,
+    latency: float | None,
+    use: str | None,
+    k: int,
+    queries: Path | None,
+    output: Path,
+    overwrite: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Make an index of the bare FAISS file FILE: with ids, tuned, measured, and safe to change.
+
+    \b
+    Example:
+      retrieval index import old.faiss --ids ids.txt --metric cosine --encoder run --output index
+    """
+    from retrieval.formats import read_lines
+    from retrieval.index.exchange import import_faiss
+
+    if queries:
+        raise UserError("--queries: tune with them afterwards, by `retrieval index tune`")
+    encoder = None
+    if name:
+        from retrieval.encoder import load_encoder
+
+        loaded = load_encoder(name, "cpu")
+        encoder = {"name": loaded.name, "fingerprint": loaded.fingerprint}
+    made = import_faiss(
+        path,
+        output,
+        ids=read_lines(ids_path) if ids_path else None,
+        labels=read_lines(labels_path) if labels_path else None,
+        metric=metric,
+        encoder=encoder,
+        goal=_goal(recall, latency, use, k, None),
+        overwrite=overwrite,
+        seed=seed,
+    )
+    emit({"output": str(output), **_told(made)}, as_json, [f"{output}: {_sentence(made)}", *_findings(made)])
+
+
+@index.command()
+@index_argument
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write: .faiss.")
+@click.option(
+    "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the files.")
+@checks
+@common
+def export(
+    folder: Path, output: Path, ids_path: Path | None, overwrite: bool, check: bool, seed: int, as_json: bool
+) -> None:
+    """Write INDEX as a bare FAISS file, which has integer ids as they are and numbers the others from 0.
+
+    \b
+    Example:
+      retrieval index export index --output plain.faiss --ids ids.txt
+    """
+    from retrieval.artifact import writing_atomically
+    from retrieval.formats import write_lines
+    from retrieval.index.bundle import open_index
+    from retrieval.index.exchange import export_faiss
+
+    if output.suffix != ".faiss":
+        raise UserError(f"--output {output}: name a .faiss file")
+    for path in (output, ids_path):
+        if path is not None and path.exists() and not overwrite:
+            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
+    opened = open_index(folder, check=check)
+    export_faiss(opened, output)
+    if ids_path is not None:
+        with writing_atomically(ids_path) as file:
+            write_lines(file, opened.rows.all_ids())
+    elif opened.manifest["ids"] == "string":
+        say("Note: FAISS holds no strings; --ids FILE writes which row has which id")
+    result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
+    emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}, {opened.about['factory']}"])

@@ -10,11 +10,14 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from retrieval.errors import UserError, is_disk_full
+
+if TYPE_CHECKING:
+    from retrieval.store import Ids, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 Advance = Callable[..., None]
@@ -124,6 +127,79 @@ class Number(click.ParamType[float]):
             low = "above 0" if self.positive else f"from −{MOST:,}"
             self.fail(f"{value!r} must be a number {low} and at most {MOST:,}.", param, ctx)
         return number
+
+
+class Amount(click.ParamType[float]):
+    """A number with a unit, such as 2GB or 5ms; in bytes or seconds."""
+
+    def __init__(self, name: str, units: dict[str, float]) -> None:
+        self.name, self.units = name, units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().lower()
+        for unit in sorted(self.units, key=len, reverse=True):
+            if text.endswith(unit.lower()):
+                try:
+                    amount = float(text[: -len(unit)]) * self.units[unit]
+                except ValueError:
+                    break
+                if 0 < amount < float("inf"):
+                    return amount
+        return self.fail(f"{value!r} is no {self.name}; write a number and {', '.join(self.units)}", param, ctx)
+
+
+MEMORY = Amount("memory", {"MB": 1e6, "GB": 1e9, "TB": 1e12})
+TIME = Amount("time", {"us": 1e-6, "ms": 1e-3, "s": 1.0})
+
+
+def named_ids(command: F) -> F:
+    """`--id` and `--ids`: rows by their ids."""
+    for option in (
+        click.option("--ids", "ids_path", type=existing("file"), help="A file of ids, one a line."),
+        click.option("--id", "named", multiple=True, help="An id; may be given several times."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_ids(named: tuple[str, ...], path: Path | None) -> list[str]:
+    """The ids of `--id` and `--ids`, each once."""
+    from retrieval.formats import read_lines
+
+    return list(dict.fromkeys([*named, *(read_lines(path) if path else [])]))
+
+
+def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
+    """Ids as the rows have them: strings, or integers. Raises UserError for what is no integer."""
+    if rows.manifest["ids"] == "string":
+        return ids
+    import numpy as np
+
+    try:
+        return np.array([int(i) for i in ids], np.int64)
+    except (ValueError, OverflowError):
+        bad = next((i for i in ids if not i.strip().lstrip("-").isdigit()), ids[0])
+        raise UserError(f"{rows.folder}: its ids are integers, {bad!r} is none") from None
+
+
+def plural(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def verify_artifact(folder: Path, kind: str, as_json: bool) -> None:
+    """Hash every file of an artifact and say which differ; raises UserError if any does."""
+    from retrieval.artifact import damaged, read_statement
+
+    files = read_statement(folder, kind)["files"]
+    bad = damaged(folder, files)
+    result = {kind: str(folder), "files": len(files), "intact": not bad, "damaged": bad}
+    lines = [f"{folder}: {'all ' if len(files) > 1 else ''}{plural(len(files), 'file')} intact"]
+    emit(result, as_json, [f"{folder / name}: damaged or missing" for name in bad] or lines)
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad):,} of {plural(len(files), 'file')} damaged; bring them back, or make it again"
+        )
 
 
 def common(command: F) -> F:

@@ -1,7 +1,8 @@
 """`retrieval search`."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -10,8 +11,11 @@ from retrieval.errors import UserError
 from .options import checks, common, emit, existing, pick_device, quiet_libraries, uses_device
 
 if TYPE_CHECKING:
-    from retrieval.index.bundle import Bundle
-    from retrieval.index.search import Hit
+    from retrieval.index.bundle import Index
+    from retrieval.index.filters import Mask
+    from retrieval.index.search import Found, Hit
+
+ENDINGS = (".run", ".trec", ".jsonl", ".npy")
 
 
 @click.command()
@@ -23,6 +27,16 @@ if TYPE_CHECKING:
 @click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
 @click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results a query.")
+@click.option("--radius", type=float, help="All with at least this cosine (by distance: at most), however many; exact.")
+@click.option("--label", "labels", multiple=True, help="Only items of this label; may be given several times.")
+@click.option("--among", type=existing("file"), help="Only items whose ids are in this file, one a line.")
+@click.option("--explain", is_flag=True, help="Say how it was searched, and how sure the result is.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to a file instead: .run or .trec (TREC), .jsonl, .npy (row numbers).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
 @checks
 @uses_device
 @common
@@ -33,6 +47,12 @@ def search(
     store: Path | None,
     name: str | None,
     k: int,
+    radius: float | None,
+    labels: tuple[str, ...],
+    among: Path | None,
+    explain: bool,
+    output: Path | None,
+    overwrite: bool,
     check: bool,
     device: str | None,
     seed: int,
@@ -41,46 +61,138 @@ def search(
     """Search the index INDEX by text, by image, or by every row of a store.
 
     \b
-    Example:
+    Examples:
       retrieval search index --encoder run --query "card not working" -k 5
+      retrieval search index --store query-store -k 100 --output results.run
     """
     if sum(map(bool, (queries, pictures, store))) != 1:
         raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
     if any(not query.strip() for query in queries):
         raise UserError("--query: is empty; give a text to search for")
+    _refuse_output(output, overwrite, radius)
     from retrieval.index.bundle import open_index
+    from retrieval.index.search import hits, within
     from retrieval.index.search import search as search_index
 
-    bundle = open_index(index, check=check)
+    opened = open_index(index, check=check)
+    where = _where(opened, labels, among)
     names, vectors = (
-        _store_queries(bundle, store, check) if store else _encoded_queries(bundle, queries, pictures, name, device)
+        _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
     )
-    found = search_index(bundle, vectors, k)
-    result = {
-        "results": [{"query": q, "hits": [_as_json(hit) for hit in hits]} for q, hits in zip(names, found, strict=True)]
+    if radius is None:
+        found = search_index(opened, vectors, k, where=where)
+    else:
+        found = within(opened, vectors, radius, where=where)
+    if output is not None:
+        _write(output, opened, names, found)
+        emit({"output": str(output), "queries": len(names), "k": k}, as_json, [f"{output}: {len(names):,} queries"])
+        return
+    results = hits(opened, found)
+    result: dict[str, Any] = {
+        "results": [
+            {"query": q, "hits": [_as_json(hit) for hit in best]} for q, best in zip(names, results, strict=True)
+        ]
     }
+    if explain:
+        result["how"] = found.how
     lines = []
-    for query, hits in zip(names, found, strict=True):
+    for query, best in zip(names, results, strict=True):
         lines += [f"{query}"] if len(names) > 1 else []
-        lines += [f"{rank:>3}  {hit.score:.3f}  {_described(hit)}" for rank, hit in enumerate(hits, 1)]
-    emit(result, as_json, lines)
+        lines += [f"{rank:>3}  {hit.score:.3f}  {_described(hit)}" for rank, hit in enumerate(best, 1)]
+    if not any(results):
+        lines.append("nothing found" + (f" within {radius:g}" if radius is not None else ""))
+    emit(result, as_json, lines + (_explained(opened, found) if explain else []))
 
 
-def _store_queries(bundle: "Bundle", folder: Path, check: bool) -> tuple[list[str], Any]:
+def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mask | None":
+    """Which rows may be found, None if all. Raises UserError for a label or an id that no row has."""
+    if not labels and among is None:
+        return None
+    import numpy as np
+
+    from retrieval.formats import read_lines
+    from retrieval.index.filters import rows_of_ids, rows_of_labels
+
+    where = np.ones(opened.rows.count, bool)
+    if labels:
+        where &= rows_of_labels(opened, labels)
+    if among is not None:
+        from .options import typed_ids
+
+        where &= rows_of_ids(opened, typed_ids(opened.rows, read_lines(among)))
+    return where
+
+
+def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -> None:
+    if output is None:
+        return
+    if output.suffix not in ENDINGS:
+        raise UserError(f"--output {output}: name a file that ends with {', '.join(ENDINGS)}")
+    if output.suffix == ".npy" and radius is not None:
+        raise UserError(f"--output {output}: --radius gives a different number for each query; write .jsonl or .run")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: already exists; choose another name, or replace it with --overwrite")
+
+
+def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> None:
+    """All results to a file: whole, or not at all."""
+    import numpy as np
+
+    from retrieval.artifact import writing_atomically
+    from retrieval.index.search import hits
+
+    with writing_atomically(output) as file:
+        if output.suffix == ".npy":
+            np.save(file, found.rows, allow_pickle=False)
+            return
+        for start in range(0, len(names), 1000):
+            part = found[start : start + 1000]
+            for query, best in zip(names[start : start + 1000], hits(opened, part), strict=True):
+                _write_one(file, output.suffix, query, best)
+
+
+def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> None:
+    if ending == ".jsonl":
+        line = {"query": query, "hits": [_as_json(hit) for hit in best]}
+        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        return
+    for rank, hit in enumerate(best, 1):
+        for what, name in (("query", query), ("id", str(hit.id))):
+            if not name or any(character.isspace() for character in name):
+                raise UserError(f"{what} {name!r}: TREC runs take no spaces in names; write .jsonl instead")
+        file.write(f"{query} Q0 {hit.id} {rank} {hit.score:.6f} retrieval\n".encode())
+
+
+def _explained(opened: "Index", found: "Found") -> list[str]:
+    how, told = found.how, opened.about["measured"]
+    lines = [f"{how['compared']:,} of {opened.rows.count:,} rows compared exactly"]
+    if how["way"] == "approximate":
+        low, high = told["interval"]
+        tuned = ", ".join(f"{name} {value}" for name, value in how["settings"].items()) or "no parameters"
+        lines = [
+            f"{opened.about['factory']} over {how['covered']:,} rows, {tuned}",
+            f"recall@{told['k']} {told['recall']:.3f} ({low:.3f}–{high:.3f}) when measured",
+        ] + ([f"{lines[0]}, which came later"] if how["compared"] else [])
+    return [f"     {line}" for line in lines]
+
+
+def _store_queries(opened: "Index", folder: Path, check: bool) -> tuple[list[str], Any]:
     from retrieval.index.bundle import require_same_encoder
     from retrieval.store import open_store
 
     store = open_store(folder, check=check)
-    require_same_encoder(bundle.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
-    if store.dim != bundle.manifest["dim"]:
-        raise UserError(f"{folder}: has {store.dim} dimensions, the index {bundle.manifest['dim']}; embed it again")
-    store.require_unit_vectors()
+    require_same_encoder(opened.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
+    for name in ("dim", "metric", "normalized"):
+        if store.manifest[name] != opened.manifest[name]:
+            raise UserError(
+                f"{folder}: {name} is {store.manifest[name]}, of the index {opened.manifest[name]}; embed it again"
+            )
     rows = store.load()
     return [str(i) for i in rows.ids], rows.embeddings
 
 
 def _encoded_queries(
-    bundle: "Bundle", queries: tuple[str, ...], pictures: tuple[Path, ...], name: str | None, device: str | None
+    opened: "Index", queries: tuple[str, ...], pictures: tuple[Path, ...], name: str | None, device: str | None
 ) -> tuple[list[str], Any]:
     quiet_libraries()
     from retrieval.encoder import load_encoder
@@ -90,19 +202,19 @@ def _encoded_queries(
 
     items: list[Any] = list(queries) or [decode(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
-    encoder = load_encoder(name or _recorded_encoder(bundle), pick_device(device))
-    require_same_encoder(bundle.manifest, encoder.fingerprint, encoder.name)
+    encoder = load_encoder(name or _recorded_encoder(opened), pick_device(device))
+    require_same_encoder(opened.manifest, encoder.fingerprint, encoder.name)
     vectors = encoder.encode(items)
     refuse_bad_vectors(vectors, names)
     return names, vectors
 
 
-def _recorded_encoder(bundle: "Bundle") -> str:
-    if bundle.manifest["encoder"] is None:
+def _recorded_encoder(opened: "Index") -> str:
+    if opened.manifest["encoder"] is None:
         raise UserError(
             "--query: this index is of imported vectors, whose encoder it does not know; search with --store"
         )
-    recorded = str(bundle.manifest["encoder"]["name"])
+    recorded = str(opened.manifest["encoder"]["name"])
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UserError(f"--encoder: is needed, since {recorded}, which made this index, is no longer there")
     return recorded

@@ -14,18 +14,23 @@ from .options import (
     emit,
     existing,
     fills_store,
+    named_ids,
     pick_device,
+    plural,
     progress,
+    read_ids,
     refuse_two_ways,
     require_store,
     say,
+    typed_ids,
     uses_device,
+    verify_artifact,
     writes,
 )
 
 if TYPE_CHECKING:
     from retrieval.formats import Opened
-    from retrieval.store import Ids, Store
+    from retrieval.store import Store
 
 store_argument = click.argument("folder", metavar="STORE", type=existing("folder"))
 
@@ -63,7 +68,7 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
         f"{folder}: {opened.count:,} {made['modality'] or 'item'}s × {opened.dim} in {opened.dtype}, {made['metric']}, "
         f"generation {made['generation']}",
         f"  ids are {made['ids']}s; columns {', '.join(made['columns']) or 'none'}",
-        f"  {_some(len(shards), 'shard')}, {size / 1e6:,.1f} MB, {deleted:,} deleted rows"
+        f"  {plural(len(shards), 'shard')}, {size / 1e6:,.1f} MB, {deleted:,} deleted rows"
         + ("; `retrieval store compact` removes them" if deleted else ""),
         f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
     ]
@@ -90,22 +95,9 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
     Example:
       retrieval store verify store
     """
-    from retrieval.artifact import damaged, read_statement
     from retrieval.store import KIND
 
-    files = read_statement(folder, KIND)["files"]
-    bad = damaged(folder, files)
-    result = {"store": str(folder), "files": len(files), "intact": not bad, "damaged": bad}
-    lines = [f"{folder}: {'all ' if len(files) > 1 else ''}{_some(len(files), 'file')} intact"]
-    emit(result, as_json, [f"{folder / name}: damaged or missing" for name in bad] or lines)
-    if bad:
-        raise UserError(
-            f"{folder}: {len(bad):,} of {_some(len(files), 'file')} damaged; bring them back, or make it again"
-        )
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+    verify_artifact(folder, KIND, as_json)
 
 
 @store.command("import")
@@ -269,8 +261,7 @@ def _left_out(opened: "Store", ids_path: Path | None) -> list[str]:
 
 @store.command()
 @store_argument
-@click.option("--id", "named", multiple=True, help="An id; may be given several times.")
-@click.option("--ids", "ids_path", type=existing("file"), help="A file of ids, one a line.")
+@named_ids
 @common
 def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: int, as_json: bool) -> None:
     """Delete rows of STORE by id. The space comes back with `retrieval store compact`.
@@ -279,30 +270,17 @@ def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     Example:
       retrieval store delete store --id doc-17 --id doc-18
     """
-    from retrieval.formats import read_lines
     from retrieval.store import delete as delete_rows
     from retrieval.store import open_store
 
-    ids = list(dict.fromkeys([*named, *(read_lines(ids_path) if ids_path else [])]))
+    ids = read_ids(named, ids_path)
     if not ids:
         raise UserError("give --id ID or --ids FILE")
     with open_store(folder) as opened:
-        typed = _typed(opened, ids)
+        typed = typed_ids(opened, ids)
     left = delete_rows(folder, typed)
     result = {"store": str(folder), "deleted": len(ids), "count": left.count, "generation": left.manifest["generation"]}
     emit(result, as_json, [f"{folder}: {len(ids):,} deleted, {left.count:,} left"])
-
-
-def _typed(opened: "Store", ids: list[str]) -> "Ids":
-    if opened.manifest["ids"] == "string":
-        return ids
-    import numpy as np
-
-    try:
-        return np.array([int(i) for i in ids], np.int64)
-    except (ValueError, OverflowError):
-        bad = next(i for i in ids if not i.strip().lstrip("-").isdigit())
-        raise UserError(f"{opened.folder}: its ids are integers, {bad!r} is none") from None
 
 
 @store.command()
@@ -324,7 +302,7 @@ def compact(folder: Path, seed: int, as_json: bool) -> None:
     after = _bytes(made)
     result: dict[str, Any] = {"store": str(folder), "count": made.count, "shards": len(made.shards)}
     result |= {"bytes_before": before, "bytes": after}
-    shards = _some(len(made.shards), "shard")
+    shards = plural(len(made.shards), "shard")
     if any(path.name.startswith("part-") and path.name not in made.manifest["files"] for path in folder.iterdir()):
         say(f"Note: files of older generations stay until {folder} is changed when nobody reads them any more")
     emit(result, as_json, [f"{folder}: {made.count:,} rows in {shards}, {before / 1e6:,.1f} → {after / 1e6:,.1f} MB"])

@@ -8,6 +8,18 @@ rounded to float32, and equal scores by row number.
 """
 
 from .base import METRICS, Base, Floats, Ints
-from .exact import Neighbors, exact_neighbors, neighbor_tiles
+from .exact import Neighbors, exact_neighbors, neighbor_tiles, score_rows
+from .within import Within, exact_within
 
-__all__ = ["METRICS", "Base", "Floats", "Ints", "Neighbors", "exact_neighbors", "neighbor_tiles"]
+__all__ = [
+    "METRICS",
+    "Base",
+    "Floats",
+    "Ints",
+    "Neighbors",
+    "Within",
+    "exact_within",
+    "exact_neighbors",
+    "neighbor_tiles",
+    "score_rows",
+]

@@ -163,21 +163,7 @@ class Search:
         return scores
 
     def _score_again(self, which: Tensor, rows: Tensor) -> Tensor:
-        """Scores (q, k) in float64 of base rows (q, k), larger is nearer: inner product, cosine, or minus the distance."""
-        step = max(1, RESCORED // (rows.shape[1] * self.queries.shape[1]))
-        found = []
-        for chosen, asked in zip(torch.split(which, step), torch.split(rows, step), strict=True):
-            vectors = self.base.take(asked.flatten()).double().reshape(*asked.shape, self.queries.shape[1])
-            queries = self.queries[chosen].double()
-            if self.base.metric == "euclidean":
-                found.append(-torch.linalg.vector_norm(vectors - queries[:, None], dim=2))
-                continue
-            products = torch.bmm(vectors, queries[:, :, None])[:, :, 0]
-            if self.base.metric == "cosine":
-                both = torch.linalg.vector_norm(vectors, dim=2) * self.norms[chosen, None]
-                products = products / both.clamp_min(TINY)
-            found.append(products)
-        return torch.cat(found)
+        return score_rows(self.queries[which], self.base, rows)
 
     def _rough(self, which: Tensor, scores: Tensor) -> Tensor:
         """Final scores (q,) as a product would have given them, to be compared with what was left out."""
@@ -196,3 +182,21 @@ class Search:
         query, row = (squares < NEAR * own.square()).nonzero(as_tuple=True)  # small differences of large numbers
         near = self._score_again(which[query], (start + row)[:, None])[:, 0]
         return (-squares.clamp_min(0).sqrt()).index_put((query, row), near)
+
+
+def score_rows(queries: Tensor, base: Base, rows: Tensor) -> Tensor:
+    """Scores (q, k) in float64 of base rows (q, k), larger is nearer: inner product, cosine, or minus the distance."""
+    step = max(1, RESCORED // (rows.shape[1] * queries.shape[1]))
+    found = []
+    for some, asked in zip(torch.split(queries, step), torch.split(rows, step), strict=True):
+        vectors = base.take(asked.flatten()).double().reshape(*asked.shape, queries.shape[1])
+        exact = some.double()
+        if base.metric == "euclidean":
+            found.append(-torch.linalg.vector_norm(vectors - exact[:, None], dim=2))
+            continue
+        products = torch.bmm(vectors, exact[:, :, None])[:, :, 0]
+        if base.metric == "cosine":
+            both = torch.linalg.vector_norm(vectors, dim=2) * lengths(exact)[:, None]
+            products = products / both.clamp_min(TINY)
+        found.append(products)
+    return torch.cat(found)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import sha256_json
+from retrieval.artifact import Manifest, sha256_json
 
 from .dtypes import Encoded
 from .journal import Shards
@@ -21,26 +21,33 @@ def compact(folder: Path | str) -> Store:
     """Rewrite what is worth it as a new generation. Full shards without deleted rows are left as they are."""
     folder = Path(folder)
     with changing(folder) as (store, manifest):
-        runs = [list(run) for _, run in groupby(range(len(store.shards)), lambda number: _is_full(store, number))]
-        if any(_gains(store, run) for run in runs):
-            shards = Shards(folder, sha256_json(["compact", store.manifest_hash]), manifest["next_part"])
-            manifest["shards"], number = [], 0
-            for run in runs:
-                if not _gains(store, run):
-                    manifest["shards"] += [store.shards[kept] for kept in run]
-                    continue
-                old = [store.shards[i][part] for i in run for part in ("name", "deleted") if part in store.shards[i]]
-                store.verify(old)  # or a damaged shard would get a new hash
-                for name in old:
-                    del manifest["files"][name]
-                for pieces in _repacked(store, run):
-                    if number not in shards.done:
-                        shards.add(number, _write(store, pieces, shards.path(number)))
-                    enter(manifest, shards, number)
-                    number += 1
-            manifest["next_part"] += max(1, number)
-            manifest["plan"] = None
+        repack(folder, store, manifest)
     return Store(folder, trusted=True)
+
+
+def repack(folder: Path, store: Store, manifest: Manifest) -> bool:
+    """Enter shards without deleted rows into the next generation; whether there was anything to do."""
+    runs = [list(run) for _, run in groupby(range(len(store.shards)), lambda number: _is_full(store, number))]
+    if not any(_gains(store, run) for run in runs):
+        return False
+    shards = Shards(folder, sha256_json(["compact", store.manifest_hash]), manifest["next_part"])
+    manifest["shards"], number = [], 0
+    for run in runs:
+        if not _gains(store, run):
+            manifest["shards"] += [store.shards[kept] for kept in run]
+            continue
+        old = [store.shards[i][part] for i in run for part in ("name", "deleted") if part in store.shards[i]]
+        store.verify(old)  # or a damaged shard would get a new hash
+        for name in old:
+            del manifest["files"][name]
+        for pieces in _repacked(store, run):
+            if number not in shards.done:
+                shards.add(number, _write(store, pieces, shards.path(number)))
+            enter(manifest, shards, number)
+            number += 1
+    manifest["next_part"] += max(1, number)
+    manifest["plan"] = None
+    return True
 
 
 def _is_full(store: Store, number: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.artifact import Manifest, read_manifest, sha256_json
+from retrieval.artifact import REMEDIES, Manifest, read_manifest, sha256_json
 from retrieval.artifact import verify as verify_files
 from retrieval.errors import UserError
 from retrieval.locks import start_reading
@@ -35,15 +35,18 @@ class Part(NamedTuple):
 
 
 class Store:
-    """One generation of a store, opened for reading. Rows are counted without the deleted ones."""
+    """One generation of a store, opened for reading. Rows are counted without the deleted ones.
 
-    def __init__(self, folder: Path, *, check: bool = False, trusted: bool = False) -> None:
+    kind: what the folder must be: a store, or an index, which holds its rows as a store does.
+    """
+
+    def __init__(self, folder: Path, *, kind: str = KIND, check: bool = False, trusted: bool = False) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give a store, which `retrieval embed` or `store import` makes")
-        self.folder = folder
+            raise UserError(f"{folder}: no such folder{REMEDIES[kind]}")
+        self.folder, self.kind = folder, kind
         self._descriptor = start_reading(folder)
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        self.manifest: Manifest = read_manifest(folder, KIND, check=check, trusted=trusted)
+        self.manifest: Manifest = read_manifest(folder, kind, check=check, trusted=trusted)
         self._live: dict[int, Ints | None] = {}
 
     def close(self) -> None:
@@ -110,6 +113,10 @@ class Store:
         stored, live = self.stored(number), self.live(number)
         return decode(stored if live is None else _rows(stored, live), self.dtype)
 
+    def all_vectors(self, number: int) -> Floats:
+        """The vectors of one shard, deleted ones too, as float32."""
+        return decode(self.stored(number), self.dtype)
+
     def stored(self, number: int) -> Encoded:
         """One shard's vectors as stored, deleted ones too: a read-only map (rows, d), with scales for int8."""
         first = int(self._firsts[number])
@@ -150,6 +157,51 @@ class Store:
         held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
         found = np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(self._firsts, held, strict=True))])
         return None if np.array_equal(found, np.arange(len(found))) else found
+
+    @cached_property
+    def ordinals(self) -> Ints | None:
+        """The number of each row when deleted ones are counted too; None where none is deleted."""
+        lives = [self.live(number) for number in range(len(self.shards))]
+        if all(live is None for live in lives):
+            return None
+        firsts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
+        held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
+        return np.concatenate([first + rows for first, rows in zip(firsts, held, strict=False)]).astype(np.int64)
+
+    @property
+    def written(self) -> int:
+        """How many rows there are when deleted ones are counted too."""
+        return sum(int(shard["rows"]) for shard in self.shards)
+
+    def table(self, count: int) -> NDArray[Any] | None:
+        """The first `count` rows ever written, deleted ones too, as stored and as one map; None where they do not lie
+        together, or are int8, whose scales lie elsewhere."""
+        firsts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
+        needed = int(np.searchsorted(firsts, count))
+        together = np.array_equal(self._firsts[:needed], firsts[:needed])
+        return self._table[:count] if together and self.dtype != "int8" else None
+
+    def describe(self, rows: Ints) -> tuple[Ids, list[str] | None, dict[str, list[str]]]:
+        """ids, labels and payload of some rows, in the order asked for."""
+        order = np.argsort(rows, kind="stable")
+        distinct, back = np.unique(rows[order], return_inverse=True)
+        shard_of = np.searchsorted(self.starts, distinct, side="right") - 1
+        parts = []
+        for number in np.unique(shard_of).tolist():
+            within = distinct[shard_of == number] - self.starts[number]
+            live = self.live(number)
+            columns = self._read(number, read_columns, within if live is None else live[within])
+            parts.append(Rows(np.empty((len(within), 0), np.float32), *columns))
+        if not parts:
+            return [], None, {}
+        place = np.empty(len(rows), np.int64)
+        place[order] = back
+        found = concatenate(parts, 0)[place]
+        return found.ids, found.labels, found.payload
+
+    def all_ids(self) -> Ids:
+        """Every id, in memory."""
+        return self.ids_between(0, self.count)
 
     def _files(self) -> Iterator[BinaryIO]:
         for shard in self.shards:
@@ -261,7 +313,7 @@ class Store:
     def verify(self, names: Collection[str] | None = None) -> None:
         """Hash files of this generation, all unless named; raises UserError at the first that differs."""
         files = self.manifest["files"]
-        verify_files(self.folder, KIND, {name: files[name] for name in (files if names is None else names)})
+        verify_files(self.folder, self.kind, {name: files[name] for name in (files if names is None else names)})
 
 
 def _rows(stored: Encoded, rows: Ints) -> Encoded:

@@ -194,13 +194,14 @@ def append(
     notes: Manifest | None = None,
     replace: bool = False,
     run: Runner = write_in_turn,
+    artifact: str = KIND,
 ) -> Store:
-    """Add rows to a store. Ids that it has already are refused, or with `replace` their old rows are deleted.
+    """Add rows to a store, or to another `artifact` that holds its rows as one. Ids that it has already are refused, or with `replace` their old rows are deleted.
 
     The same call twice in a row adds nothing the second time.
     """
     folder = Path(folder)
-    with changing(folder) as (store, manifest):
+    with changing(folder, artifact) as (store, manifest):
         plan = plan_of("replace" if replace else "append", source, kind, settings)
         if manifest["plan"] != plan:
             _refuse_other_rows(store, source, kind)
@@ -220,14 +221,14 @@ def append(
             for name, value in (notes or {}).items():
                 manifest[name] = [*manifest.get(name, []), *value]
             manifest["plan"] = plan
-    return Store(folder, trusted=True)
+    return Store(folder, kind=artifact, trusted=True)
 
 
-def delete(folder: Path | str, ids: Ids) -> Store:
+def delete(folder: Path | str, ids: Ids, artifact: str = KIND) -> Store:
     """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
     folder = Path(folder)
     plan = sha256_json(["delete", sorted(map(str, listed(ids)))])
-    with changing(folder) as (store, manifest):
+    with changing(folder, artifact) as (store, manifest):
         if manifest["plan"] != plan:
             known = find(store, [ids])
             missing = [i for i in listed(ids) if i not in known]
@@ -235,16 +236,18 @@ def delete(folder: Path | str, ids: Ids) -> Store:
                 raise UserError(f"{folder}: lacks {named(missing)} of these ids; nothing was deleted")
             _bury(folder, manifest, list(known.values()))
             manifest["plan"] = plan
-    return Store(folder, trusted=True)
+    return Store(folder, kind=artifact, trusted=True)
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[tuple[Store, Manifest]]:
+def changing(folder: Path, artifact: str = KIND) -> Iterator[tuple[Store, Manifest]]:
     """Change a store: yields its present generation, and the fields of the next, committed when the block ends if changed."""
     if not (folder / MANIFEST).is_file():
-        Store(folder)  # says what is wrong with it, before a lock file is left in a folder that is not ours
+        Store(
+            folder, kind=artifact
+        )  # says what is wrong with it, before a lock file is left in a folder that is not ours
     with sole_writer(folder):
-        with Store(folder) as store:
+        with Store(folder, kind=artifact) as store:
             manifest = {k: v for k, v in store.manifest.items() if k not in ("kind", "format", "made_by")}
             manifest["shards"] = [dict(shard) for shard in store.shards]
             manifest["files"] = dict(manifest["files"])
@@ -252,7 +255,7 @@ def changing(folder: Path) -> Iterator[tuple[Store, Manifest]]:
             yield store, manifest
         if sha256_json(manifest) != before:
             manifest["generation"] += 1
-            seal(folder, KIND, manifest)
+            seal(folder, artifact, manifest)
         _drop_superseded(folder, manifest)
 
 

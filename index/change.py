@@ -1,0 +1,204 @@
+"""Changing an index: every change is a new generation, published by one rename, while readers go on with the old.
+
+New rows are found at once, compared exactly; when they are many, `fold` gives them to FAISS. Deleted rows are passed over;
+`compact` takes them out. Both write the FAISS index anew, beside the old one.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.artifact import Manifest, creating, now
+from retrieval.errors import UserError
+from retrieval.neighbors import Floats
+from retrieval.store import Ids, Kind, Rows, Store, append, delete
+from retrieval.store.compact import repack
+from retrieval.store.ids import first_repeated
+from retrieval.store.writer import changing
+
+from .backend import faiss
+from .build import Progress, add_rows, link_rows, tune
+from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
+from .kinds import layers
+from .plan import Goal
+
+FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given to FAISS
+FOLDED_SHARE = 0.1
+COMPACTED_FROM = 0.3  # of all rows ever written are deleted: time to take them out
+
+
+class StoreRows:
+    """The rows of a store as a source of rows for an index of this dtype."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def count(self) -> int:
+        return self.store.count
+
+    @property
+    def fingerprint(self) -> str:
+        return self.store.manifest_hash
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.store.manifest["columns"])
+
+    def ids(self, start: int, stop: int) -> Ids:
+        return self.store.ids_between(start, stop)
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        return self.store.between(start, stop)
+
+
+def add(folder: Path, store: Store, *, replace: bool = False, fold_late: bool = True) -> Index:
+    """Add the rows of a store. Ids that are there already are refused, or with `replace` their old rows are deleted.
+
+    The same call twice in a row adds nothing the second time.
+    """
+    with Store(folder, kind=KIND) as rows:
+        made = store.manifest
+        kind = Kind(store.dim, rows.dtype, made["metric"], made["normalized"], made["modality"], made["encoder"])
+    append(folder, StoreRows(store), kind, replace=replace, artifact=KIND)
+    index = open_index(folder)
+    late = index.rows.count - index.covered
+    if fold_late and late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):
+        index.rows.close()  # or the old generation's files would stay
+        return fold(folder)
+    return index
+
+
+def remove(folder: Path, ids: Ids) -> Index:
+    """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
+    delete(folder, ids, artifact=KIND)
+    return open_index(folder)
+
+
+def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
+    """Give FAISS the rows that it does not cover yet."""
+    with changing(folder, KIND) as (rows, manifest):
+        index = Index(rows)
+        if index.about["covers"] < rows.written:
+            grown = _whole(index)
+            if any(isinstance(part, faiss().IndexNSG) for part in layers(grown)):
+                raise UserError(f"{folder}: an NSG takes no more rows; `retrieval index compact` builds it anew")
+            for number, first in enumerate(np.cumsum([0, *(shard["rows"] for shard in rows.shards)])[:-1].tolist()):
+                if first + rows.shards[number]["rows"] > index.about["covers"]:
+                    part = rows.all_vectors(number)[max(0, index.about["covers"] - first) :]
+                    _attempt(folder, lambda part=part: grown.add(as_float32(part)))  # type: ignore[misc]
+                    progress(len(part))
+            _replace(folder, manifest, grown)
+    return open_index(folder)
+
+
+def compact(folder: Path, progress: Progress = lambda rows: None) -> Index:
+    """Take deleted rows out, merge small shards, and build the FAISS index anew, as it was trained, over what is left."""
+    with changing(folder, KIND) as (rows, manifest):
+        index = Index(rows)
+        packed = repack(folder, rows, manifest)
+        if packed or index.about["covers"] < rows.written:
+            grown = _whole(index)
+            grown.reset()
+            _attempt(folder, lambda: add_rows(grown, rows, 0, None, progress))
+            _replace(folder, manifest, grown)
+    return open_index(folder)
+
+
+def retune(folder: Path, goal: Goal, queries: Floats | None = None, seed: int = 0) -> Index:
+    """Choose the search parameters anew, as a new generation; queries as in `build`."""
+    with changing(folder, KIND) as (rows, manifest):
+        index = Index(rows)
+        manifest["index"] = index.about | tune(index, goal, queries, seed)
+    return open_index(folder)
+
+
+def merge(
+    indexes: list[Index], output: Path, *, overwrite: bool = False, progress: Progress = lambda rows: None
+) -> Index:
+    """One index of the rows of several, built as the first is. Inverted files that were trained alike (`build` with
+    `trained_by`) are merged list by list; for other types the rows of the later ones are added to the first.
+
+    Raises UserError where their rows differ in kind, or an id stands in two of them.
+    """
+    _refuse_unlike(indexes)
+    repeated = first_repeated([index.rows.ids(number) for index in indexes for number in range(len(index.rows.shards))])
+    if repeated is not None:
+        raise UserError(f"id {repeated!r} stands in more than one of the indexes; remove it from all but one")
+    with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
+        rows = link_rows([index.rows for index in indexes], folder)
+        grown = _joined(indexes, progress)
+        stated = write_faiss(grown, folder / FIRST_FILE)
+        about = indexes[0].about | {"file": FIRST_FILE, "covers": grown.ntotal, "merged": len(indexes)}
+        manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
+    return open_index(output)
+
+
+def _joined(indexes: list[Index], progress: Progress) -> Any:
+    whole = all(i.rows.ordinals is None and i.about["covers"] == i.rows.count for i in indexes)
+    grown = _whole(indexes[0])
+    if whole and all(_trained_alike(grown, index.faiss) for index in indexes[1:]):
+        for index in indexes[1:]:
+            progress(index.rows.count)
+            grown.merge_from(_whole(index), grown.ntotal)
+        return grown
+    begun = 0
+    if not whole:
+        grown.reset()
+    else:
+        begun = 1
+    for index in indexes[begun:]:
+        _attempt(index.folder, lambda index=index: add_rows(grown, index.rows, 0, None, progress))  # type: ignore[misc]
+    return grown
+
+
+def _trained_alike(one: Any, other: Any) -> bool:
+    """Whether two indexes differ in their vectors only, and so can be merged list by list."""
+    if type(one) is not type(other) or not any(isinstance(part, faiss().IndexIVF) for part in layers(one)):
+        return False
+    try:
+        one.check_compatible_for_merge(other)
+    except RuntimeError:
+        return False
+    return bytes(_empty(one)) == bytes(_empty(other))
+
+
+def _empty(index: Any) -> Any:
+    copy = faiss().clone_index(index)
+    copy.reset()
+    return faiss().serialize_index(copy)
+
+
+def _whole(index: Index) -> Any:
+    """The FAISS index as new, in memory: not the one that searches use."""
+    return read_faiss(index.folder / index.about["file"], mapped=False)
+
+
+def _replace(folder: Path, manifest: Manifest, grown: Any) -> None:
+    """Write the next generation's FAISS index and enter it."""
+    about = dict(manifest["index"])
+    del manifest["files"][about["file"]]
+    name = f"index-{manifest['generation'] + 1}.faiss"
+    manifest["files"][name] = write_faiss(grown, folder / name)
+    manifest["index"] = about | {"file": name, "covers": grown.ntotal}
+
+
+def _attempt(folder: Path, step: Callable[[], Any]) -> None:
+    try:
+        step()
+    except RuntimeError as error:
+        raise UserError(f"{folder}: FAISS cannot add to it ({faiss_message(error)}); build it again") from None
+
+
+def _refuse_unlike(indexes: list[Index]) -> None:
+    first = indexes[0]
+    for other in indexes[1:]:
+        for name in ("dim", "dtype", "metric", "normalized", "modality", "ids", "columns"):
+            found, wanted = other.manifest[name], first.manifest[name]
+            if found != wanted:
+                raise UserError(f"{other.folder}: {name} is {found}, of {first.folder} {wanted}; they cannot be merged")
+        marks = [(index.manifest["encoder"] or {}).get("fingerprint") for index in (first, other)]
+        if marks[0] != marks[1]:
+            raise UserError(f"{other.folder}: is by another encoder than {first.folder}; embed one of them again")

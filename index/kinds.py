@@ -1,0 +1,85 @@
+"""What FAISS's index types can do, and their search parameters by one set of names.
+
+nprobe   inverted files: how many lists a query looks into
+effort   graphs (HNSW, NSG): how many nodes a query keeps open (FAISS's efSearch, search_L)
+rerank   coded vectors: how many times k candidates are fetched, to be scored again from the stored vectors
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .backend import faiss
+
+Settings = dict[str, int]
+LARGEST_EFFORT = 4096
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """knob: the parameter that trades time for recall, None if there is none; limit: its largest useful value. coded: its
+    scores are approximate. refined: it scores again by itself. selects: it can be told to look at some rows only."""
+
+    knob: str | None
+    limit: int
+    coded: bool
+    refined: bool
+    selects: bool
+
+
+def layers(index: Any) -> Iterator[Any]:
+    """An index and what it wraps, the innermost storage last."""
+    f = faiss()
+    while True:
+        index = f.downcast_index(index)
+        yield index
+        if isinstance(index, f.IndexPreTransform):
+            index = index.index
+        elif isinstance(index, f.IndexRefine):
+            index = index.base_index
+        elif isinstance(index, f.IndexHNSW | f.IndexNSG):
+            index = index.storage
+        else:
+            return
+
+
+def abilities(index: Any) -> Abilities:
+    f, chain = faiss(), list(layers(index))
+    knob, limit = None, 0
+    if isinstance(chain[-1], f.IndexIVF):
+        knob, limit = "nprobe", int(chain[-1].nlist)
+    graph = next((part for part in chain if isinstance(part, f.IndexHNSW | f.IndexNSG)), None)
+    if graph is not None:
+        knob, limit = "effort", LARGEST_EFFORT
+    refined = any(isinstance(part, f.IndexRefine) for part in chain)
+    plain = isinstance(chain[-1], f.IndexFlat | f.IndexIVFFlat)
+    changed = any(isinstance(part, f.IndexPreTransform) for part in chain)  # perhaps to fewer dimensions
+    deaf = isinstance(graph if graph is not None else chain[-1], f.IndexNSG | f.IndexPQ | f.IndexPQFastScan)
+    return Abilities(knob, limit, coded=changed or not plain, refined=refined, selects=not deaf)
+
+
+def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
+    """FAISS's search parameters for one call; the index itself stays as it is, so that threads can share it.
+
+    Only an NSG takes none: its effort is set on the index.
+    """
+    f = faiss()
+    index = f.downcast_index(index)
+    if isinstance(index, f.IndexPreTransform):
+        return f.SearchParametersPreTransform(index_params=parameters(index.index, settings, selector))
+    if isinstance(index, f.IndexRefine):
+        inner = parameters(index.base_index, settings, selector)
+        return f.IndexRefineSearchParameters(k_factor=settings.get("rerank", 1), base_index_params=inner)
+    if isinstance(index, f.IndexIVF):
+        nprobe = min(settings.get("nprobe", 1), index.nlist)
+        if isinstance(f.downcast_index(index.quantizer), f.IndexHNSW):  # which must find the lists first
+            coarse = f.SearchParametersHNSW(efSearch=max(2 * nprobe, 64))
+            return f.SearchParametersIVF(nprobe=nprobe, sel=selector, quantizer_params=coarse)
+        return f.SearchParametersIVF(nprobe=nprobe, sel=selector)
+    if isinstance(index, f.IndexHNSW):
+        return f.SearchParametersHNSW(efSearch=settings.get("effort", 16), sel=selector)
+    if isinstance(index, f.IndexNSG):
+        index.nsg.search_L = settings.get("effort", 16)
+    if isinstance(index, f.IndexNSG | f.IndexPQ | f.IndexPQFastScan):
+        return None
+    return f.SearchParameters(sel=selector)

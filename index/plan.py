@@ -1,0 +1,105 @@
+"""Which types of index suit a number of vectors, a recall, a memory and a kind of use; before anything is built."""
+
+from dataclasses import dataclass
+from math import log2
+
+from retrieval.errors import UserError
+
+EXACT_UP_TO = 200_000  # vectors; where nothing is asked for, exact search answers in milliseconds and is never wrong
+BOTH_UP_TO = 2_000_000  # vectors; up to here the two best types are built and the faster is kept
+RECALL = 0.95
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an index is for. recall: of the k nearest, on average. memory: bytes. latency: seconds a query may take.
+    single: queries come one at a time, and not in batches."""
+
+    recall: float = RECALL
+    k: int = 10
+    memory: int | None = None
+    latency: float | None = None
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """factory: FAISS's string. memory: bytes in all when searched. why: for people."""
+
+    factory: str
+    memory: int
+    why: str
+
+
+def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
+    """What is worth building, the most promising first: one type, or two of which the faster is to be kept.
+
+    Measured on 60,000 × 784, 140,000 × 384 and a million × 128 (docs/index.md): graphs answer single queries fastest; in
+    batches, and the more the higher the recall, inverted files of 4-bit codes whose candidates are scored again.
+
+    Raises UserError where nothing fits the memory.
+    """
+    if goal is None:
+        if count <= EXACT_UP_TO:
+            return [
+                _flat(count, dim, f"up to {EXACT_UP_TO:,} vectors exact search takes milliseconds and is never wrong")
+            ]
+        goal = Goal()
+    if goal.recall >= 1 or count < 1000:
+        why = (
+            "only exact search finds all neighbours" if goal.recall >= 1 else "so few that exact search is the fastest"
+        )
+        found = [_flat(count, dim, why)]
+    else:
+        graph, lists = _graph(count, dim, goal), _lists(count, dim)
+        found = [graph] if goal.single else [graph, *lists] if count <= BOTH_UP_TO else [*lists, graph]
+    fit = [one for one in found if goal.memory is None or one.memory <= goal.memory]
+    if not fit and goal.recall < 1 and count >= 1000:
+        fit = [one for one in _smaller(count, dim) if one.memory <= (goal.memory or 0)][:1]
+    if not fit:
+        least = min(one.memory for one in [*found, *(_smaller(count, dim) if goal.recall < 1 else [])])
+        raise UserError(
+            f"--memory {goal.memory:,} bytes: {count:,} × {dim} vectors need {least:,} at least at recall {goal.recall}; "
+            f"give more, or fewer dimensions"
+        )
+    return fit if count <= BOTH_UP_TO else fit[:1]
+
+
+def lists_for(count: int) -> int:
+    """How many lists an inverted file of so many vectors has: the power of two nearest to 4 √n, and half of that below 200,000."""
+    return int(2 ** max(2, round(log2((4 if count >= 200_000 else 2) * count**0.5))))
+
+
+def _flat(count: int, dim: int, why: str) -> Candidate:
+    return Candidate("Flat", 4 * dim * count, why)
+
+
+def _graph(count: int, dim: int, goal: Goal) -> Candidate:
+    links = 16 if goal.recall < 0.97 else 32
+    why = "a graph: fastest for one query at a time" if goal.single else "a graph, held against lists"
+    return Candidate(f"HNSW{links}", count * (4 * dim + 4 * 2 * links + 12), why)
+
+
+def _lists(count: int, dim: int) -> list[Candidate]:
+    if dim % 2:
+        return [Candidate(f"IVF{lists_for(count)},SQ8", count * (dim + 8), "lists of 8-bit codes, scored again")]
+    size = count * (dim // 4 + 8)
+    return [
+        Candidate(
+            f"IVF{lists_for(count)},PQ{dim // 2}x4fs", size, "lists of 4-bit codes, scored again: fast in batches"
+        )
+    ]
+
+
+def _smaller(count: int, dim: int) -> list[Candidate]:
+    """Codes of fewer and fewer bytes, whose vectors stay on disk."""
+    lists = lists_for(count)
+    found = [
+        *_lists(count, dim),
+        Candidate(f"IVF{lists},RaBitQ", count * (dim // 8 + 16), "one bit a dimension, scored again"),
+    ]
+    for each in (4, 8, 16):
+        if dim % each == 0:
+            codes = dim // each
+            found.append(Candidate(f"OPQ{codes},IVF{lists},PQ{codes}", count * (codes + 8), f"{codes} bytes a vector"))
+    return sorted(found, key=lambda one: -one.memory)

@@ -1,0 +1,107 @@
+"""`retrieval index add | remove | compact | merge`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from retrieval.errors import UserError
+
+from .index import index, index_argument
+from .options import checks, common, emit, existing, named_ids, plural, progress, read_ids, typed_ids, writes
+
+if TYPE_CHECKING:
+    from retrieval.index.bundle import Index
+
+
+@index.command()
+@index_argument
+@click.argument("store", type=existing("folder"))
+@click.option("--replace", is_flag=True, help="Rows whose ids are there replace the old ones.")
+@checks
+@common
+def add(folder: Path, store: Path, replace: bool, check: bool, seed: int, as_json: bool) -> None:
+    """Add the rows of STORE to INDEX. They are found at once; FAISS gets them when they are many.
+
+    \b
+    Example:
+      retrieval index add index new-store
+    """
+    from retrieval.index.change import add as add_rows
+    from retrieval.store import open_store
+
+    with open_store(store, check=check) as opened:
+        made = add_rows(folder, opened, replace=replace)
+        _say(folder, made, f"{plural(opened.count, 'row')} {'added or replaced' if replace else 'added'}", as_json)
+
+
+@index.command()
+@index_argument
+@named_ids
+@common
+def remove(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: int, as_json: bool) -> None:
+    """Remove rows of INDEX by id. The space comes back with `retrieval index compact`.
+
+    \b
+    Example:
+      retrieval index remove index --id doc-17 --id doc-18
+    """
+    from retrieval.index.bundle import KIND
+    from retrieval.index.change import remove as remove_rows
+    from retrieval.store import Store
+
+    ids = read_ids(named, ids_path)
+    if not ids:
+        raise UserError("give --id ID or --ids FILE")
+    with Store(folder, kind=KIND) as opened:
+        typed = typed_ids(opened, ids)
+    _say(folder, remove_rows(folder, typed), f"{plural(len(ids), 'row')} removed", as_json)
+
+
+@index.command()
+@index_argument
+@common
+def compact(folder: Path, seed: int, as_json: bool) -> None:
+    """Take removed rows out of INDEX, and give FAISS all rows that it does not cover yet. Readers go on undisturbed.
+
+    \b
+    Example:
+      retrieval index compact index
+    """
+    from retrieval.index.bundle import open_index
+    from retrieval.index.change import compact as compact_index
+
+    with open_index(folder).rows as rows:
+        total = rows.count
+    with progress("compact", total) as advance:
+        made = compact_index(folder, advance)
+    _say(folder, made, "compacted", as_json)
+
+
+@index.command()
+@click.argument("folders", metavar="INDEX INDEX ...", nargs=-1, required=True, type=existing("folder"))
+@writes
+@checks
+@common
+def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool, seed: int, as_json: bool) -> None:
+    """Make one index of several, built as the first is. Those built with --trained-by the first are merged without new work.
+
+    \b
+    Example:
+      retrieval index merge index-a index-b --output whole
+    """
+    from retrieval.index.bundle import open_index
+    from retrieval.index.change import merge as merge_indexes
+
+    if len(folders) < 2:
+        raise UserError("INDEX: give two or more to merge")
+    opened = [open_index(folder, check=check) for folder in folders]
+    with progress("merge", sum(one.rows.count for one in opened)) as advance:
+        made = merge_indexes(opened, output, overwrite=overwrite, progress=advance)
+    _say(output, made, f"of {len(opened)} indexes", as_json)
+
+
+def _say(folder: Path, made: "Index", what: str, as_json: bool) -> None:
+    late = made.rows.count - made.covered
+    result = {"index": str(folder), "count": made.rows.count, "generation": made.manifest["generation"], "late": late}
+    emit(result, as_json, [f"{folder}: {what}, {made.rows.count:,} × {made.rows.dim} in all"])

@@ -1,0 +1,200 @@
+"""Indexes that change: added, replaced, removed rows on every type; generations; merging; FAISS files in and out."""
+
+import faiss
+import numpy as np
+import pytest
+from test_index import FACTORIES, rows_for, store_of, unit
+
+from retrieval.errors import UserError
+from retrieval.index import change
+from retrieval.index.build import build
+from retrieval.index.bundle import open_index
+from retrieval.index.change import add, compact, fold, merge, remove, retune
+from retrieval.index.exchange import export_faiss, import_faiss
+from retrieval.index.plan import Goal
+from retrieval.index.search import hits, search
+from retrieval.neighbors import exact_neighbors
+from retrieval.store import Rows
+
+
+@pytest.fixture
+def store(tmp_path):
+    return store_of(tmp_path / "store", rows_for(900))
+
+
+@pytest.fixture
+def later(tmp_path):
+    """150 rows more, of which 50 have ids that are there already."""
+    return store_of(tmp_path / "later", rows_for(150, seed=7, first=850))
+
+
+def best(index, queries, k=1):
+    return [[hit.id for hit in found] for found in hits(index, search(index, queries, k))]
+
+
+def same_as_exact(index, least):
+    queries = unit(50, seed=5)
+    truth = exact_neighbors(queries, index.rows.embeddings(), 10)
+    got = search(index, queries, 10)
+    recall = (truth.ids[:, :, None] == got.rows[:, None]).any(2).mean()
+    assert recall >= least, recall
+    assert (got.rows >= 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("factory", [None, *FACTORIES])
+def test_rows_come_and_go_on_every_type(store, later, tmp_path, factory):
+    folder = tmp_path / "index"
+    build(store, folder, factory=factory)
+    with pytest.raises(UserError, match=r"has 50 \(id-850, id-851, id-852\) of the new ids already"):
+        add(folder, later)
+    index = add(folder, later, replace=True)
+    assert index.rows.count == 1000 and index.manifest["generation"] == 2
+    new = later.embeddings()
+    assert best(index, new[:60]) == [[f"id-{850 + i}"] for i in range(60)]
+    gone = ["id-0", "id-450", "id-860", "id-999"]
+    index = remove(folder, gone)
+    assert index.rows.count == 996 and not set(gone) & set(sum(best(index, np.vstack([unit(900), new]), 3), []))
+    same_as_exact(index, 0.8)
+    index.rows.close()
+    index = compact(folder)
+    assert index.rows.count == index.faiss.ntotal == 996 == index.covered and index.rows.ordinals is None
+    same_as_exact(index, 0.8)
+    assert not set(gone) & set(sum(best(index, np.vstack([unit(900), new]), 3), []))
+    found = best(index, new[[0, 20, 148]], 3)
+    assert sum(name in three for name, three in zip(["id-850", "id-870", "id-998"], found, strict=True)) >= 2
+    on_disk = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
+    assert on_disk == set(index.manifest["files"])
+
+
+def test_many_late_rows_are_given_to_faiss(store, tmp_path, monkeypatch):
+    folder = tmp_path / "index"
+    build(store, folder, factory="IVF16,Flat")
+    more = store_of(tmp_path / "more", rows_for(200, seed=3, first=900))
+    index = add(folder, more)
+    assert (index.about["covers"], index.rows.count, index.covered) == (900, 1100, 900)
+    remove(folder, ["id-5", "id-1000"])
+    index = fold(folder)
+    assert (index.about["covers"], index.covered, index.faiss.ntotal) == (1100, 1098, 1100)
+    assert best(index, more.embeddings()[[0, 99, 199]]) == [["id-900"], ["id-999"], ["id-1099"]]
+    assert "id-1000" not in best(index, more.embeddings()[[100]], 5)[0]
+    monkeypatch.setattr(change, "FOLDED_FROM", 100)
+    index = add(folder, store_of(tmp_path / "third", rows_for(150, seed=4, first=5000)))
+    assert index.covered == index.rows.count == 1248
+    same_as_exact(index, 0.8)
+
+
+def test_a_reader_keeps_its_generation(store, later, tmp_path):
+    folder = tmp_path / "index"
+    for factory in ("IVF16,Flat", None):
+        old = build(store, folder, factory=factory, overwrite=True)
+        before = search(old, unit(5), 3)
+        add(folder, later, replace=True)
+        compact(folder)
+        remove(folder, ["id-1", "id-2"])
+        again = search(old, unit(5), 3)  # the FAISS file of a generation that is no more is read now
+        np.testing.assert_array_equal(before.rows, again.rows)
+        assert hits(old, again)[1][0].id == "id-1"
+        old.rows.close()
+
+
+def test_the_same_addition_twice_adds_once_and_others_are_refused(store, later, tmp_path):
+    folder = tmp_path / "index"
+    build(store, folder, factory="HNSW16")
+    first = add(folder, later, replace=True)
+    assert add(folder, later, replace=True).manifest["generation"] == first.manifest["generation"]
+    other = store_of(tmp_path / "other", rows_for(10, first=9000), encoder={"name": "x", "fingerprint": "g"})
+    with pytest.raises(UserError, match="encoder of the store"):
+        add(folder, other)
+    flat = store_of(tmp_path / "flat", Rows(unit(4, dim=8), [f"n{i}" for i in range(4)]))
+    with pytest.raises(UserError, match="dim of the store"):
+        add(folder, flat)
+    with pytest.raises(UserError, match="lacks 1"):
+        remove(folder, ["id-1", "nobody"])
+    assert open_index(folder).rows.count == 1000
+
+
+def test_rows_of_another_dtype_are_stored_as_the_index_stores_them(store, tmp_path):
+    build(store, tmp_path / "index", factory="IVF16,Flat")
+    half = store_of(tmp_path / "half", rows_for(20, seed=9, first=2000), dtype="float16")
+    index = add(tmp_path / "index", half)
+    assert index.rows.dtype == "float32" and best(index, half.embeddings()[:2]) == [["id-2000"], ["id-2001"]]
+
+
+def test_tuning_anew_is_a_new_generation(store, tmp_path):
+    build(store, tmp_path / "index", factory="IVF64,Flat", goal=Goal(0.5))
+    low = open_index(tmp_path / "index").about
+    index = retune(tmp_path / "index", Goal(0.99), queries=unit(200, seed=6))
+    assert index.about["search"]["nprobe"] > low["search"]["nprobe"] and index.manifest["generation"] == 2
+    assert index.about["measured"]["recall"] > 0.95 > low["measured"]["recall"]
+
+
+@pytest.mark.parametrize("factory", [None, "HNSW16", "IVF16,Flat", "OPQ8_16,IVF8,PQ8x4", "IVF8,PQ12x4fs"])
+def test_merging(store, tmp_path, factory):
+    one = build(store, tmp_path / "one", factory=factory)
+    other_store = store_of(tmp_path / "other", rows_for(300, seed=2, first=900))
+    other = build(other_store, tmp_path / "two", trained_by=one)
+    assert other.about["factory"] == one.about["factory"]
+    merged = merge([one, other], tmp_path / "merged")
+    assert merged.rows.count == merged.faiss.ntotal == 1200
+    assert best(merged, np.vstack([unit(900)[[0, 899]], other_store.embeddings()[[0, 299]]])) == [
+        ["id-0"], ["id-899"], ["id-900"], ["id-1199"]
+    ] or "PQ8x4" in str(factory)  # fmt: skip
+    same_as_exact(merged, 0.75)
+    remove(tmp_path / "two", ["id-900"])
+    again = merge([open_index(tmp_path / "one"), open_index(tmp_path / "two")], tmp_path / "again")
+    assert again.rows.count == again.faiss.ntotal == 1199
+    with pytest.raises(UserError, match="'id-0' stands in more than one"):
+        merge([one, one], tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+
+
+def test_merged_lists_are_those_of_one_build(store, tmp_path):
+    """Trained once, added in two places: what is found is what one build of all rows finds."""
+    whole_store = store_of(tmp_path / "whole-store", rows_for(900))
+    whole = build(whole_store, tmp_path / "whole", factory="IVF16,Flat")
+    halves = [Rows(unit(900)[part], [f"id-{i}" for i in range(900)][part]) for part in (slice(0, 500), slice(500, 900))]
+    made = [
+        build(store_of(tmp_path / f"s{i}", rows), tmp_path / f"i{i}", trained_by=whole) for i, rows in enumerate(halves)
+    ]
+    merged = merge(made, tmp_path / "merged")
+    for nprobe in (1, 3, 16):
+        one, two = (search(index, unit(40, seed=5), 10, settings={"nprobe": nprobe}) for index in (whole, merged))
+        np.testing.assert_array_equal(one.rows, two.rows)
+
+
+@pytest.mark.parametrize(
+    "key", ["Flat", "IDMap2,Flat", "IVF8,Flat", "IDMap2,HNSW16", "HNSW16", "IVF8,SQ8", "OPQ8_16,IVF8,PQ8"]
+)
+def test_faiss_files_come_in_with_their_ids(tmp_path, key):
+    x = unit(700)
+    index = faiss.index_factory(24, key, faiss.METRIC_INNER_PRODUCT)
+    index.train(x)
+    ids = np.random.default_rng(0).permutation(700) * 3 + 10
+    own = key.startswith(("IDMap", "IVF"))
+    index.add_with_ids(x, ids) if own else index.add(x)
+    path = tmp_path / "plain.faiss"
+    faiss.write_index(index, str(path))
+    names = None if own else [f"n{i}" for i in range(700)]
+    made = import_faiss(path, tmp_path / "index", ids=names, metric="cosine" if "Flat" in key else None)
+    expected = [int(ids[i]) if own else f"n{i}" for i in (0, 5, 699)]
+    found = best(made, x[[0, 5, 699]], 3)
+    assert all(name in three for name, three in zip(expected, found, strict=True))
+    assert made.manifest["metric"] == ("cosine" if "Flat" in key else "inner_product")
+    with pytest.raises(UserError, match="gives|ids of its own" if own else "has 2 lines for the 700 vectors"):
+        import_faiss(path, tmp_path / "x", ids=["a"] * 700 if own else ["a", "b"])
+    with pytest.raises(UserError, match="--metric euclidean"):
+        import_faiss(path, tmp_path / "x", metric="euclidean")
+
+
+def test_faiss_files_go_out(tmp_path):
+    x = unit(400)
+    numbers = np.arange(400) * 7 + 1
+    index = build(store_of(tmp_path / "numbers", Rows(x, numbers)), tmp_path / "index", factory="IVF8,Flat")
+    export_faiss(index, tmp_path / "plain.faiss")
+    plain = faiss.read_index(str(tmp_path / "plain.faiss"))
+    assert plain.search(x[:9], 1)[1][:, 0].tolist() == numbers[:9].tolist()
+    remove(tmp_path / "index", numbers[:3])
+    with pytest.raises(UserError, match="index compact"):
+        export_faiss(open_index(tmp_path / "index"), tmp_path / "late.faiss")
+    back = import_faiss(tmp_path / "plain.faiss", tmp_path / "back")
+    assert best(back, x[:3]) == [[1], [8], [15]]
