@@ -10,7 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import Manifest, creating, empty, environment, now, read_sealed, seal, sha256_json, write_sealed
+from retrieval.artifact import (
+    Manifest,
+    creating,
+    empty,
+    environment,
+    now,
+    read_sealed,
+    seal,
+    sha256_json,
+    write_sealed,
+    writing_atomically,
+)
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Store
@@ -168,9 +179,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        partial = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(source, partial)
-        partial.rename(target)
+        with open(source, "rb") as old, writing_atomically(target) as new:
+            shutil.copyfileobj(old, new, 1 << 24)
 
 
 def grow(

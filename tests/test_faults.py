@@ -1,8 +1,12 @@
 """Kills, full disks and flipped bytes, a few of each: benchmarks/faults.py does hundreds."""
 
 import faults
+import index_faults
 import pytest
 import torch
+
+from retrieval.errors import UserError
+from retrieval.index import change
 
 OPERATIONS = ["embed", "embed --append", "append", "replace", "compact"]
 
@@ -39,3 +43,31 @@ def test_the_faults_are_noticed(operations, tmp_path, monkeypatch):
     monkeypatch.setattr("retrieval.store.journal._whole", lambda *words: False)
     with pytest.raises(AssertionError, match="were committed"):
         faults.kills(operations["embed"], 8, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["build", "add", "replace", "remove", "fold", "compact", "merge"])
+def test_an_index_answers_as_before_or_as_after(name, tmp_path, small_disk):
+    index_faults.alone()
+    operation = {operation.name: operation for operation in index_faults.operations()}[name]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "full").mkdir()
+    assert index_faults.kills(operation, 5, tmp_path / "killed")[0] == 5
+    tried, full = index_faults.full_disks(operation, 5, tmp_path / "full")
+    assert tried == 5 and full >= 1
+
+
+def test_a_generation_published_too_early_is_noticed(tmp_path, monkeypatch):
+    """The harness can fail: a manifest that names a file before it is whole."""
+    index_faults.alone()
+    operation = {operation.name: operation for operation in index_faults.operations()}["fold"]
+
+    def early(index, path):
+        stated = whole(index, path)
+        path.write_bytes(path.read_bytes()[:-1])
+        return stated
+
+    whole = change.write_faiss
+    monkeypatch.setattr(change, "write_faiss", early)
+    with pytest.raises(UserError, match="bytes where the manifest says"):
+        index_faults.kills(operation, 2, tmp_path)

@@ -164,11 +164,12 @@ def test_ctrl_c_says_what_is_left(run_cli, tmp_path, monkeypatch):
     assert "interrupted; nothing stands half-written" in run_cli(*words, code=130).stderr
 
 
-@pytest.mark.parametrize("part,place", [("index.faiss", 40), ("index.faiss", -9), ("items.h5", -40)])
+@pytest.mark.parametrize("part,place", [("index.faiss", 40), ("index.faiss", -9), ("part-00000.h5", -40)])
 def test_a_flipped_byte_is_noticed_on_opening(text_path, run_cli, tmp_path, part, place):
     shutil.copytree(text_path[0] / "index", tmp_path / "index")
     content = bytearray((tmp_path / "index" / part).read_bytes())
     content[place] ^= 1
     (tmp_path / "index" / part).write_bytes(content)
+    assert f"{part}: damaged" in run_cli("index", "verify", tmp_path / "index", code=2).stdout
     words = ["search", tmp_path / "index", "--store", text_path[0] / "store"]
     assert f"{part}: its content does not match" in run_cli(*words, code=2).stderr
