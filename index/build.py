@@ -100,7 +100,7 @@ def build(
         except UserError:
             empty(folder)  # it would not go better the next time
             raise
-        best = max(tried, key=lambda about: _worth(about, goal))
+        best = max(tried, key=lambda about: worth(about, goal))
         manifest |= _finish(folder, rows, best, tried)
         (folder / STATE).unlink()
     return open_index(output)
@@ -288,7 +288,7 @@ def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tupl
     return whole[:half], whole[-half:]
 
 
-def _worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
+def worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
     """Larger is better: the recall reached, then the speed."""
     told = about["measured"]
     return told["interval"][1] >= goal.recall, told["single_qps" if goal.single else "batch_qps"]

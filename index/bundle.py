@@ -52,7 +52,7 @@ class Index:
     def manifest(self) -> Manifest:
         return self.rows.manifest
 
-    @property
+    @cached_property
     def about(self) -> Manifest:
         """file, factory, covers, search, measured and what else the manifest says of the FAISS index."""
         return dict(self.manifest["index"])
@@ -66,7 +66,7 @@ class Index:
         """What is computed: of unit vectors the cosine is the inner product."""
         return "inner_product" if self.metric == "cosine" else self.metric
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether every vector is compared."""
         return bool(self.about["factory"] == "Flat")
@@ -93,6 +93,11 @@ class Index:
         able = self.abilities
         table = self.rows.table(self.about["covers"]) if able.coded and not able.refined else None
         return self.faiss if table is None else refined(self.faiss, table, self.rows.dtype, self.metric)
+
+    @cached_property
+    def calls(self) -> dict[tuple[tuple[str, int], ...], Any]:
+        """FAISS's parameters of calls without a selector, by their settings: making them takes as long as a short search."""
+        return {}
 
     @cached_property
     def covered(self) -> int:

@@ -37,7 +37,7 @@ def test_make_has_what_the_readme_names():
 
 def test_every_module_has_its_place_in_the_tree():
     tree = blocks("")[-1]
-    for folder in ("retrieval", "retrieval/store", "retrieval/formats", "train", "train/loss", "index", "eval"):
+    for folder in ("retrieval", "retrieval/store", "retrieval/formats", "retrieval/neighbors", "train", "train/loss", "index", "eval"):
         for path in (ROOT / folder).glob("*.py"):
             assert path.name.startswith("__") or path.name in tree, path
 
