@@ -196,15 +196,14 @@ class Ours:
 
     def chosen(self, goal: Goal) -> tuple[Any, dict[str, Any]]:
         """The index and what it says of itself, for a goal."""
-        told = {}
-        for one in candidates(*self.data.base.shape, goal):
+        for one in (chosen := candidates(*self.data.base.shape, goal)):
             if one.factory not in self.made:
                 place = self.folder / one.factory
                 self.made[one.factory] = build(self.store, place, factory=one.factory, queries=self.data.tuning)
-            index = self.made[one.factory]
-            told[one.factory] = index.about | tune(index, goal, self.data.tuning, 0)
-        best = max(told, key=lambda factory: worth(told[factory], goal))
-        return self.made[best], told[best]
+        indexes = [self.made[one.factory] for one in chosen]
+        told = [i.about | found for i, found in zip(indexes, tune(indexes, goal, self.data.tuning, 0), strict=True)]
+        best = max(range(len(told)), key=lambda number: worth(told[number], goal))
+        return indexes[best], told[best]
 
 
 def compare(data: Set, folder: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from .bundle import (
 )
 from .kinds import layers
 from .plan import Candidate, Goal, candidates
-from .tune import Probe, measured, probe, tuned
+from .tune import Probe, fitting, measured, probe, race
 
 SAMPLED_QUERIES = 1000  # to tune with, and as many to measure with
 BLOCK_ROWS = 65_536
@@ -58,7 +58,7 @@ Progress = Callable[[int], None]
 
 def build(
     store: Store,
-    output: Path,
+    output: Path | str,
     *,
     factory: str | None = None,
     goal: Goal | None = None,
@@ -77,6 +77,7 @@ def build(
 
     Raises UserError for a factory that FAISS cannot make or build, and for what fits no memory.
     """
+    output = Path(output)
     refuse_unsuited(store)
     if trained_by is not None:
         chosen, made = _taken_over(trained_by, factory, store)
@@ -91,12 +92,12 @@ def build(
             write_sealed(folder / STATE, {"plan": plan})
         try:
             rows = link_rows([store], folder)
-            tried = []
-            for number, (one, index) in enumerate(zip(chosen, made, strict=True)):
+            grown = []
+            for number, one in enumerate(chosen):
                 file = f"candidate-{number}.faiss"
-                about = grow(index, one, store, folder / file, seed, progress)
-                about |= {"file": file, "factory": one.factory, "why": one.why}
-                tried.append(settle(folder, rows, about, goal, queries, seed))
+                about = grow(made.pop(0), one, store, folder / file, seed, progress)  # and let go of: it may be large
+                grown.append(about | {"file": file, "factory": one.factory, "why": one.why})
+            tried = settle(folder, rows, grown, goal, queries, seed)
         except UserError:
             empty(folder)  # it would not go better the next time
             raise
@@ -256,21 +257,36 @@ def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: 
             saved = time.monotonic()
 
 
-def settle(folder: Path, rows: Manifest, about: Manifest, goal: Goal, queries: Floats | None, seed: int) -> Manifest:
-    """Tune and measure what is being built; returns `about` with the search parameters and what they give."""
-    stated = about["stated"]
-    seal(folder, KIND, rows | {"index": about | {"search": {}}, "files": rows["files"] | {about["file"]: stated}})
-    with Store(folder, kind=KIND, trusted=True) as staged:
-        return about | tune(Index(staged), goal, queries, seed)
+def settle(
+    folder: Path, rows: Manifest, grown: list[Manifest], goal: Goal, queries: Floats | None, seed: int
+) -> list[Manifest]:
+    """Tune and measure what is being built; each comes back with its search parameters and what they give."""
+    staged = []
+    for about in grown:
+        stated = rows["files"] | {about["file"]: about["stated"]}
+        seal(folder, KIND, rows | {"index": about | {"search": {}}, "files": stated})
+        staged.append(Index(Store(folder, kind=KIND, trusted=True)))
+    told = tune(staged, goal, queries, seed)
+    for index in staged:
+        index.rows.close()
+    return [about | found for about, found in zip(grown, told, strict=True)]
 
 
-def tune(index: Index, goal: Goal, queries: Floats | None, seed: int) -> Manifest:
-    """Search parameters for a goal, and what they give on other queries than they were chosen with."""
-    one, other = _probes(index, goal, queries, seed)
-    settings = {} if index.exact else tuned(index, one, goal.recall, goal.single)
-    told = measured(index, other, settings) | {"queries_from": "given" if queries is not None else "stored"}
-    asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
-    return {"search": settings, "measured": told, "goal": asked}
+def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) -> list[Manifest]:
+    """For each index over the same rows: the fastest search parameters that reach a goal, and what they give on other
+    queries than they were chosen with."""
+    one, other = _probes(indexes[0], goal, queries, seed)
+    fit = [(index, s) for index in indexes for s in ([{}] if index.exact else fitting(index, one, goal.recall))]
+    seconds = race(fit, one.queries, goal.k, goal.single)
+    found = []
+    for index in indexes:
+        own = [(spent, settings) for spent, (which, settings) in zip(seconds, fit, strict=True) if which is index]
+        spent, settings = min(own, key=lambda pair: pair[0])
+        told = measured(index, other, settings) | {"raced": spent}
+        told["queries_from"] = "given" if queries is not None else "stored"
+        asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
+        found.append({"search": settings, "measured": told, "goal": asked})
+    return found
 
 
 def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
@@ -289,9 +305,9 @@ def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tupl
 
 
 def worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
-    """Larger is better: the recall reached, then the speed."""
+    """Larger is better: the recall reached, then the speed when all took turns."""
     told = about["measured"]
-    return told["interval"][1] >= goal.recall, told["single_qps" if goal.single else "batch_qps"]
+    return told["interval"][1] >= goal.recall, -told["raced"]
 
 
 def _finish(folder: Path, rows: Manifest, best: Manifest, tried: list[Manifest]) -> Manifest:

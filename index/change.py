@@ -111,7 +111,7 @@ def retune(folder: Path, goal: Goal, queries: Floats | None = None, seed: int = 
     """Choose the search parameters anew, as a new generation; queries as in `build`."""
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
-        manifest["index"] = index.about | tune(index, goal, queries, seed)
+        manifest["index"] = index.about | tune([index], goal, queries, seed)[0]
     return open_index(folder)
 
 

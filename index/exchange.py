@@ -63,7 +63,7 @@ def import_faiss(
         stated = write_faiss(index, folder / FIRST_FILE)
         about = {"file": FIRST_FILE, "factory": _described(index), "why": f"imported from {path.name}", "seed": seed}
         about |= {"covers": index.ntotal, "rows": index.ntotal, "stated": stated, "others": []}
-        about = settle(folder, rows, about, goal or Goal(), queries, seed)
+        about = settle(folder, rows, [about], goal or Goal(), queries, seed)[0]
         del about["stated"]
         manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
     return open_index(output)

@@ -1,7 +1,7 @@
 """Search parameters that reach a recall at the least time, and what they then reach on other queries."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from .bundle import Index
 from .kinds import Settings
 from .search import search
 
-RERANKS = (1, 2, 4, 8, 16, 32)
+RERANKS = (1, 2, 3, 5, 8, 12, 20, 32)
+ROUNDS, SINGLES = 7, 200  # of a race; queries one by one in a round
 RESAMPLES = 2000
 SATURATED = 0.0005  # less than this gained by twice the effort: no more is to be had
 
@@ -62,8 +63,9 @@ def interval(shares: Floats, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def tuned(index: Index, on: Probe, target: float, single: bool) -> Settings:
-    """The fastest settings that reach the target; the best that were tried if none does."""
+def fitting(index: Index, on: Probe, target: float) -> list[Settings]:
+    """The least settings that reach the target, one for each `rerank` with which it can be reached; where it cannot, the best
+    that were tried."""
     able, knob = index.abilities, index.abilities.knob
     tried: dict[tuple[tuple[str, int], ...], float] = {}
 
@@ -73,22 +75,20 @@ def tuned(index: Index, on: Probe, target: float, single: bool) -> Settings:
             tried[key] = float(recalls(index, on, settings).mean())
         return tried[key]
 
-    times: list[tuple[float, Settings]] = []
+    found: list[Settings] = []
     for rerank in RERANKS if able.coded else RERANKS[:1]:
-        fixed: Settings = {"rerank": rerank} if able.coded else {}
-        settings = fixed
+        settings: Settings = {"rerank": rerank} if able.coded else {}
         if knob is not None:
-            value = least(lambda value, fixed=fixed: recall(fixed | {knob: value}), target, able.limit)  # type: ignore[misc]
-            settings = fixed | {knob: value}
-        if recall(settings) < target:
-            continue
-        times.append((seconds_per_query(index, on.queries, settings, single), settings))
-        if times[-1][0] > 1.2 * min(taken for taken, _ in times):
-            break  # more candidates to score again cost more than they save
-    if times:
-        return min(times, key=lambda pair: pair[0])[1]
+            value = least(lambda value, fixed=settings: recall(fixed | {knob: value}), target, able.limit)  # type: ignore[misc]
+            settings = settings | {knob: value}
+        if recall(settings) >= target:
+            found.append(settings)
+            if len(found) > 1 and knob is not None and settings[knob] == found[-2][knob]:
+                break  # more candidates to score again find nothing more
+    if found:
+        return found
     best, _ = max(tried.items(), key=lambda pair: pair[1])
-    return dict(best)
+    return [dict(best)]
 
 
 def least(recall: Callable[[int], float], target: float, limit: int) -> int:
@@ -109,27 +109,19 @@ def least(recall: Callable[[int], float], target: float, limit: int) -> int:
     return high
 
 
-def seconds_per_query(
-    index: Index, queries: Floats, settings: Settings, single: bool, least_time: float = 0.3
-) -> float:
-    """Median time of a query, alone or in a batch of all."""
-    k = 10
-    times = []
-    search(index, queries[:1], k, settings=settings)
-    for block in _repeated(queries, 1 if single else len(queries), least_time):
-        started = time.perf_counter()
-        search(index, block, k, settings=settings)
-        times.append((time.perf_counter() - started) / len(block))
-    return float(np.median(times))
-
-
-def _repeated(queries: Floats, size: int, least_time: float) -> Iterator[Floats]:
-    """Blocks of queries, at least three, until the time is over."""
-    end, given = time.perf_counter() + least_time, 0
-    while given < 3 or time.perf_counter() < end:
-        start = given * size % max(1, len(queries) - size + 1)
-        yield queries[start : start + size]
-        given += 1
+def race(entrants: Sequence[tuple[Index, Settings]], queries: Floats, k: int, single: bool) -> list[float]:
+    """Median seconds of a query for each entrant, alone or in a batch of all. They take turns, so that a machine that is
+    busy for a while is so for all."""
+    blocks = [queries[i : i + 1] for i in range(min(len(queries), SINGLES))] if single else [queries]
+    times: list[list[float]] = [[] for _ in entrants]
+    for turn in range(ROUNDS + 1):
+        for (index, settings), taken in zip(entrants, times, strict=True):
+            started = time.perf_counter()
+            for block in blocks:
+                search(index, block, k, settings=settings)
+            if turn:  # the first warms up
+                taken.append((time.perf_counter() - started) / sum(map(len, blocks)))
+    return [float(np.median(taken)) for taken in times]
 
 
 def measured(index: Index, on: Probe, settings: Settings) -> dict[str, Any]:
@@ -141,7 +133,7 @@ def measured(index: Index, on: Probe, settings: Settings) -> dict[str, Any]:
         "recall": float(shares.mean()),
         "interval": [low, high],
         "queries": len(on),
-        "batch_qps": 1 / seconds_per_query(index, on.queries, settings, single=False),
-        "single_qps": 1 / seconds_per_query(index, on.queries, settings, single=True),
+        "batch_qps": 1 / race([(index, settings)], on.queries, on.truth.shape[1], single=False)[0],
+        "single_qps": 1 / race([(index, settings)], on.queries, on.truth.shape[1], single=True)[0],
         "threads": int(faiss().omp_get_max_threads()),
     }

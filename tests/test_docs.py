@@ -37,7 +37,16 @@ def test_make_has_what_the_readme_names():
 
 def test_every_module_has_its_place_in_the_tree():
     tree = blocks("")[-1]
-    for folder in ("retrieval", "retrieval/store", "retrieval/formats", "retrieval/neighbors", "train", "train/loss", "index", "eval"):
+    for folder in (
+        "retrieval",
+        "retrieval/store",
+        "retrieval/formats",
+        "retrieval/neighbors",
+        "train",
+        "train/loss",
+        "index",
+        "eval",
+    ):
         for path in (ROOT / folder).glob("*.py"):
             assert path.name.startswith("__") or path.name in tree, path
 
@@ -77,12 +86,12 @@ def test_the_readmes_commands_run(own_data, number):
 
 
 def test_the_code_in_the_documentation_runs(tmp_path):
-    stores = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "stores.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    rows = Rows(np.ones((3000, 4), np.float32), np.arange(3000))
-    create(tmp_path / "store", Held(rows), Kind(4))
-    for code in [*blocks("python"), *stores]:
+    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("stores.md", "index.md"))
+    found = re.findall(r"^```python\n(.*?)^```$", pages, re.DOTALL | re.MULTILINE)
+    vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    create(tmp_path / "store", Held(Rows(vectors, np.arange(3000), ["cat", "dog"] * 1500)), Kind(4))
+    for code in [*blocks("python"), *found]:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0 and not done.stderr, done.stderr
 
