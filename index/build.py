@@ -42,6 +42,7 @@ from .bundle import (
     require_same_encoder,
     write_faiss,
 )
+from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
 from .kinds import layers
 from .plan import Candidate, Goal, candidates
 from .tune import Probe, fitting, measured, probe, race
@@ -64,6 +65,7 @@ def build(
     goal: Goal | None = None,
     queries: Floats | None = None,
     trained_by: Index | None = None,
+    device: str = "cpu",
     overwrite: bool = False,
     seed: int = 0,
     progress: Progress = lambda rows: None,
@@ -72,18 +74,23 @@ def build(
 
     factory: a FAISS factory string, or None to choose by the goal, and without a goal by size. queries: (q, d) vectors of
     the kind that will be asked, of which one half tunes and the other measures; without them stored vectors stand in, each
-    looking for the others. trained_by: an index whose type and training are taken over. The recall reached is recorded,
-    whatever it is. A call that was killed is taken up by the same call.
+    looking for the others. trained_by: an index whose type and training are taken over. device: where inverted files are
+    trained and their vectors assigned to lists, and CAGRA graphs built. The recall reached is recorded, whatever it is. A
+    call that was killed is taken up by the same call.
 
     Raises UserError for a factory that FAISS cannot make or build, and for what fits no memory.
     """
     output = Path(output)
     refuse_unsuited(store)
+    if device != "cpu":
+        gpus(device)
     if trained_by is not None:
         chosen, made = _taken_over(trained_by, factory, store)
     else:
         chosen = [Candidate(factory, 0, "as asked")] if factory else candidates(store.count, store.dim, goal)
-        made = [new_index(one.factory, store) for one in chosen]  # so that a bad factory is refused before any work
+        made = [
+            new_index(one.factory, store, device) for one in chosen
+        ]  # so that a bad factory is refused before any work
     goal = goal or Goal()
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
         plan = _plan(store, chosen, goal, queries, seed, trained_by)
@@ -95,7 +102,9 @@ def build(
             grown = []
             for number, one in enumerate(chosen):
                 file = f"candidate-{number}.faiss"
-                about = grow(made.pop(0), one, store, folder / file, seed, progress)  # and let go of: it may be large
+                about = grow(
+                    made.pop(0), one, store, folder / file, seed, device, progress
+                )  # and let go of: it may be large
                 grown.append(about | {"file": file, "factory": one.factory, "why": one.why})
             tried = settle(folder, rows, grown, goal, queries, seed)
         except UserError:
@@ -114,8 +123,12 @@ def refuse_unsuited(store: Store) -> None:
         store.require_unit_vectors()
 
 
-def new_index(factory: str, store: Store) -> Any:
-    """An empty index of the store's metric. Raises UserError for a factory string that FAISS does not take."""
+def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
+    """An empty index of the store's metric, None for a CAGRA graph, which is built at once. Raises UserError for a factory
+    string that FAISS does not take."""
+    if factory.startswith("CAGRA"):
+        require_cagra(factory, device)
+        return None
     if factory.startswith("IDMap"):
         raise UserError(f"--factory {factory!r}: leave IDMap out; ids are kept with the rows, for every type")
     try:
@@ -185,7 +198,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def grow(
-    index: Any, one: Candidate, store: Store, path: Path, seed: int, progress: Progress = lambda rows: None
+    index: Any, one: Candidate, store: Store, path: Path, seed: int, device: str, progress: Progress = lambda rows: None
 ) -> Manifest:
     """Train an empty index and add all rows; what an earlier, killed call had saved is taken up.
 
@@ -195,10 +208,11 @@ def grow(
     if path.exists():
         index = read_faiss(path)
     try:
+        if index is None:
+            index = cagra(store.embeddings(), METRICS[store.manifest["metric"]](faiss()), one.factory, device)
         if not index.is_trained:
-            train(index, store, seed)
-        begun = index.ntotal
-        add_rows(index, store, begun, path, progress)
+            train(index, store, seed, device)
+        add_rows(index, store, index.ntotal, path, progress, device)
     except RuntimeError as error:
         raise UserError(
             f"--factory {one.factory!r}: FAISS cannot build it on {store.count:,} vectors ({faiss_message(error)})"
@@ -208,9 +222,10 @@ def grow(
     return {"covers": index.ntotal, "rows": index.ntotal, "seed": seed, "seconds": round(seconds, 3), "stated": file}
 
 
-def train(index: Any, store: Store, seed: int) -> None:
+def train(index: Any, store: Store, seed: int, device: str = "cpu") -> None:
     """Train on a sample that the seed decides."""
     f, count, held = faiss(), store.count, []
+    kept = train_on(index, device) if device != "cpu" else None
     for part in layers(index):
         if isinstance(part, f.IndexIVF):
             part.cp.niter, part.cp.max_points_per_centroid = 20, PER_LIST
@@ -229,6 +244,13 @@ def train(index: Any, store: Store, seed: int) -> None:
     index.train(as_float32(store.take(rows)))
     for transform, _ in held:
         transform.pq = None
+    if kept is not None:
+        _lists(index).clustering_index = None
+
+
+def _lists(index: Any) -> Any:
+    """The inverted file in an index, None if there is none."""
+    return next((part for part in layers(index) if isinstance(part, faiss().IndexIVF)), None)
 
 
 def _seeded(clustering: Any, seed: int) -> None:
@@ -236,8 +258,8 @@ def _seeded(clustering: Any, seed: int) -> None:
     clustering.min_points_per_centroid = 1  # FAISS warns below 39, a line for every part of every vector
 
 
-def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: Progress) -> None:
-    """Add the rows from `begun` on, saving now and then."""
+def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: Progress, device: str = "cpu") -> None:
+    """Add the rows from `begun` on, saving now and then; on another device the lists of an inverted file are found there."""
     block, step = BLOCK_ROWS, BLOCK_ROWS // 16
     for part in layers(index):
         if isinstance(part, faiss().IndexHNSW):
@@ -250,7 +272,11 @@ def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: 
         stop = min(start + block, store.count)
         for low in range(start, stop, step):
             high = min(low + step, stop)
-            index.add(as_float32(store.take(np.arange(low, high))))
+            vectors = as_float32(store.take(np.arange(low, high)))
+            if device != "cpu" and _lists(index) is not None:
+                add_assigned(index, vectors, low, device.partition(",")[0])
+            else:
+                index.add(vectors)
             progress(high - low)
         if path is not None and time.monotonic() - saved > SAVED_EVERY and stop < store.count:
             write_faiss(index, path)

@@ -40,9 +40,14 @@ MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead 
 
 @dataclass(frozen=True)
 class Index:
-    """One generation of an index, opened for searching."""
+    """One generation of an index, opened for searching.
+
+    device: "cpu", or GPUs as in "cuda" or "cuda:0,cuda:1": a whole copy on each, or with `shards` a part on each.
+    """
 
     rows: Store
+    device: str = "cpu"
+    shards: bool = False
 
     @property
     def folder(self) -> Path:
@@ -88,11 +93,25 @@ class Index:
 
     @cached_property
     def engine(self) -> Any:
-        """The FAISS index as it is searched: what coded vectors find is scored again from the stored ones, inside FAISS
-        where those can be mapped as one table."""
+        """The FAISS index as it is searched: on its device; on the CPU what coded vectors find is scored again from the
+        stored ones inside FAISS, where those can be mapped as one table."""
+        if self.device != "cpu":
+            from .gpu import to_gpus
+
+            return to_gpus(self.faiss, self.device, shards=self.shards)
         able = self.abilities
         table = self.rows.table(self.about["covers"]) if able.coded and not able.refined else None
         return self.faiss if table is None else refined(self.faiss, table, self.rows.dtype, self.metric)
+
+    @cached_property
+    def rescored(self) -> bool:
+        """Whether its scores are approximate, so that candidates must be scored again after FAISS."""
+        return self.abilities.coded and (self.device != "cpu" or self.engine is self.faiss)
+
+    @cached_property
+    def selects(self) -> bool:
+        """Whether FAISS can be told to look at some rows only; its GPU types take a selector and ignore it."""
+        return self.device == "cpu" and self.abilities.selects
 
     @cached_property
     def calls(self) -> dict[tuple[tuple[str, int], ...], Any]:
@@ -112,7 +131,8 @@ class Index:
         whole = self.rows.dtype == "float32" and self.rows.ordinals is None
         vectors = self.rows.table(self.rows.count) if whole else None
         keep = self.rows.count * self.rows.dim * 4 <= KEPT_UP_TO
-        return Base(self.rows if vectors is None else vectors, self.measure, keep=keep)
+        where = self.device.partition(",")[0]
+        return Base(self.rows if vectors is None else vectors, self.measure, where, keep=keep and where == "cpu")
 
     def live_rows(self, found: Ints) -> Ints:
         """Row numbers of the store for ids that FAISS gave; −1 stays −1."""
@@ -123,9 +143,9 @@ class Index:
         return np.where((found >= 0) & (ordinals[places] == found), places, -1)
 
 
-def open_index(folder: Path | str, *, check: bool = False) -> Index:
+def open_index(folder: Path | str, *, check: bool = False, device: str = "cpu", shards: bool = False) -> Index:
     """Open an index; its files are checked as the manifest states them, with `check` by every hash whatever the size."""
-    return Index(Store(Path(folder), kind=KIND, check=check))
+    return Index(Store(Path(folder), kind=KIND, check=check), device, shards)
 
 
 def read_faiss(path: Path, *, mapped: bool | None = None) -> Any:

@@ -13,6 +13,7 @@ from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, exact_
 from .backend import faiss
 from .bundle import Index, as_float32
 from .filters import Mask
+from .gpu import LARGEST_K, set_on_gpus
 from .kinds import Settings, parameters
 
 EXACT_UP_TO = (
@@ -159,7 +160,7 @@ def _covered(index: Index, queries: Floats, k: int, where: Mask | None, settings
     k = min(k, most)
     if selector is None:
         return _faiss_search(index, queries, k, settings, None)
-    if not index.abilities.selects:
+    if not index.selects:
         return _more_until_enough(index, queries, k, where, settings)
     settings = _widened(index, settings, index.about["covers"] / max(1, most))
     found = _faiss_search(index, queries, k, settings, selector)
@@ -196,9 +197,13 @@ def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None
 
 
 def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, selector: Any) -> Neighbors:
-    engine = index.engine
-    again = engine is index.faiss and index.abilities.coded
+    engine, again = index.engine, index.rescored
     fetched = min(k * settings.get("rerank", 1), index.about["covers"]) if again else k
+    if index.device != "cpu" and fetched > LARGEST_K:
+        raise UserError(
+            f"{fetched:,} results of a query: FAISS finds {LARGEST_K:,} at most on a GPU; search on cpu, ask for a smaller -k, or "
+            f"for a filter that leaves more"
+        )
     scores, ids = np.empty((len(queries), fetched), np.float32), np.empty((len(queries), fetched), np.int64)
     pointer = faiss().swig_ptr  # FAISS's own wrapper does the same, and takes a tenth of a short search for it
     engine.search_c(
@@ -211,6 +216,9 @@ def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, sel
 
 
 def _call(index: Index, settings: Settings, selector: Any) -> Any:
+    if index.device != "cpu":
+        set_on_gpus(index.engine, settings)
+        return None
     if selector is not None:
         return parameters(index.engine, settings, selector)
     key = tuple(settings.items())

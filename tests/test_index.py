@@ -1,5 +1,6 @@
 """Indexes: what FAISS opens, what search finds, what is refused. How they change is in test_index_changes.py."""
 
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from retrieval.index import build as building
 from retrieval.index.build import build
 from retrieval.index.bundle import open_index, require_same_encoder, write_faiss
 from retrieval.index.filters import rows_of_ids, rows_of_labels
+from retrieval.index.gpu import add_assigned
 from retrieval.index.plan import Goal, candidates
 from retrieval.index.search import hits, search, within
 from retrieval.index.tune import interval, least
@@ -282,6 +284,31 @@ def test_a_full_disk_is_noticed_where_faiss_itself_is_silent(small_disk):
     with pytest.raises(OSError, match="No space left"):
         write_faiss(index, small_disk / "index.faiss")
     assert list(small_disk.iterdir()) == []
+
+
+def test_where_there_is_no_gpu_it_is_said_and_never_done_otherwise(store, tmp_path, run_cli):
+    build(store, tmp_path / "index", factory="IVF8,Flat")
+    for words in (
+        ["index", "build", store.folder, "--device", "cuda", "--output", tmp_path / "x"],
+        ["search", tmp_path / "index", "--store", store.folder, "--index-device", "cuda:0,cuda:1"],
+    ):
+        assert re.search("has no GPU code|FAISS sees 0 GPUs", run_cli(*words, code=2).stderr)
+    with pytest.raises(UserError, match="built on a GPU"):
+        build(store, tmp_path / "x", factory="CAGRA32")
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "OPQ8_16,IVF8,PQ8x4", "IVF8,SQ8"])
+def test_vectors_assigned_by_exact_search_are_where_faiss_puts_them(store, factory):
+    """What a GPU does for an index of the CPU."""
+    plain, assigned = (building.new_index(factory, store) for _ in range(2))
+    building.train(plain, store, 0)
+    building.train(assigned, store, 0)
+    x = store.embeddings()
+    plain.add(x)
+    for start in range(0, 900, 300):
+        add_assigned(assigned, x[start : start + 300], start, "cpu")
+    assert assigned.ntotal == 900
+    assert bytes(faiss.serialize_index(plain)) == bytes(faiss.serialize_index(assigned))
 
 
 def test_least_searches_up_and_then_down():

@@ -49,6 +49,9 @@ def aims(command: F) -> F:
 @click.option(
     "--trained-by", type=existing("folder"), help="An index whose training is taken over: the two can be merged."
 )
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where lists are trained and filled: cuda, cuda:0,cuda:1."
+)
 @click.option("--plan", is_flag=True, help="Only say what would be built.")
 @writes
 @checks
@@ -63,6 +66,7 @@ def build(
     queries: Path | None,
     memory: float | None,
     trained_by: Path | None,
+    device: str,
     plan: bool,
     output: Path,
     overwrite: bool,
@@ -104,6 +108,7 @@ def build(
             goal=goal,
             queries=vectors,
             trained_by=open_index(trained_by) if trained_by else None,
+            device=device,
             overwrite=overwrite,
             seed=seed,
             progress=advance,

@@ -30,6 +30,14 @@ ENDINGS = (".run", ".trec", ".jsonl", ".npy")
 @click.option("--radius", type=float, help="All with at least this cosine (by distance: at most), however many; exact.")
 @click.option("--label", "labels", multiple=True, help="Only items of this label; may be given several times.")
 @click.option("--among", type=existing("file"), help="Only items whose ids are in this file, one a line.")
+@click.option(
+    "--index-device",
+    "where_to",
+    default="cpu",
+    show_default=True,
+    help="Where to search: cuda, or cuda:0,cuda:1, a copy each.",
+)
+@click.option("--shards", is_flag=True, help="A part of the index on each of several GPUs, instead of a copy.")
 @click.option("--explain", is_flag=True, help="Say how it was searched, and how sure the result is.")
 @click.option(
     "--output",
@@ -50,6 +58,8 @@ def search(
     radius: float | None,
     labels: tuple[str, ...],
     among: Path | None,
+    where_to: str,
+    shards: bool,
     explain: bool,
     output: Path | None,
     overwrite: bool,
@@ -74,7 +84,11 @@ def search(
     from retrieval.index.search import hits, within
     from retrieval.index.search import search as search_index
 
-    opened = open_index(index, check=check)
+    if where_to != "cpu":
+        from retrieval.index.gpu import gpus
+
+        gpus(where_to)
+    opened = open_index(index, check=check, device=where_to, shards=shards)
     where = _where(opened, labels, among)
     names, vectors = (
         _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
