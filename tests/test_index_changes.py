@@ -11,6 +11,7 @@ from retrieval.index.build import build
 from retrieval.index.bundle import open_index
 from retrieval.index.change import add, compact, fold, merge, remove, retune
 from retrieval.index.exchange import export_faiss, import_faiss
+from retrieval.index.hnswlib_file import write_hnswlib
 from retrieval.index.plan import Goal
 from retrieval.index.search import hits, search
 from retrieval.neighbors import exact_neighbors
@@ -198,3 +199,24 @@ def test_faiss_files_go_out(tmp_path):
         export_faiss(open_index(tmp_path / "index"), tmp_path / "late.faiss")
     back = import_faiss(tmp_path / "plain.faiss", tmp_path / "back")
     assert best(back, x[:3]) == [[1], [8], [15]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_graphs_go_out_to_hnswlib(tmp_path, metric):
+    hnswlib = pytest.importorskip("hnswlib")
+    x, numbers = unit(3000), np.random.default_rng(0).permutation(3000) + 7
+    index = build(store_of(tmp_path / "s", Rows(x, numbers), metric=metric), tmp_path / "index", factory="HNSW16")
+    with open(tmp_path / "graph.hnswlib", "wb") as file:
+        write_hnswlib(index, file)
+    there = hnswlib.Index("l2" if metric == "euclidean" else "ip", 24)
+    there.load_index(str(tmp_path / "graph.hnswlib"))
+    there.set_ef(64)
+    queries = unit(200, seed=5)
+    found = there.knn_query(queries, 10)[0].astype(np.int64)
+    ours = search(index, queries, 10, settings={"effort": 64})
+    assert (found == numbers[ours.rows]).mean() > 0.99
+    there.resize_index(3100)
+    there.add_items(unit(50, seed=9), np.arange(10_000, 10_050))  # it is a whole index there: it grows
+    assert there.knn_query(unit(50, seed=9), 1)[0][:, 0].tolist() == list(range(10_000, 10_050))
+    with pytest.raises(UserError, match="is IVF8,Flat; hnswlib reads"):
+        write_hnswlib(build(index.rows, tmp_path / "ivf", factory="IVF8,Flat"), None)

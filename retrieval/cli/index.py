@@ -339,38 +339,59 @@ def import_(
 
 @index.command()
 @index_argument
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write: .faiss.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="File to write: .faiss, .hnswlib, or a file of vectors as `store export` writes them.",
+)
 @click.option(
     "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
 )
+@click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5 of ann-benchmarks.")
 @click.option("--overwrite", is_flag=True, help="Replace the files.")
 @checks
 @common
 def export(
-    folder: Path, output: Path, ids_path: Path | None, overwrite: bool, check: bool, seed: int, as_json: bool
+    folder: Path,
+    output: Path,
+    ids_path: Path | None,
+    queries: Path | None,
+    overwrite: bool,
+    check: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Write INDEX as a bare FAISS file, which has integer ids as they are and numbers the others from 0.
+    """Write INDEX as a bare file of FAISS or hnswlib, which have integer ids as they are and number the others from 0; or its vectors.
 
     \b
-    Example:
+    Examples:
       retrieval index export index --output plain.faiss --ids ids.txt
+      retrieval index export index --output vectors.hdf5 --queries query-store
     """
     from retrieval.artifact import writing_atomically
+    from retrieval.formats import export as export_vectors
     from retrieval.formats import write_lines
     from retrieval.index.bundle import open_index
     from retrieval.index.exchange import export_faiss
+    from retrieval.index.hnswlib_file import write_hnswlib
+    from retrieval.store import open_store
 
-    if output.suffix != ".faiss":
-        raise UserError(f"--output {output}: name a .faiss file")
     for path in (output, ids_path):
         if path is not None and path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
     opened = open_index(folder, check=check)
-    export_faiss(opened, output)
+    if output.suffix == ".faiss":
+        export_faiss(opened, output)
+    elif output.suffix == ".hnswlib":
+        with writing_atomically(output) as file:
+            write_hnswlib(opened, file)
+    else:
+        export_vectors(opened.rows, output, queries=open_store(queries, check=check) if queries else None)
     if ids_path is not None:
         with writing_atomically(ids_path) as file:
             write_lines(file, opened.rows.all_ids())
     elif opened.manifest["ids"] == "string":
-        say("Note: FAISS holds no strings; --ids FILE writes which row has which id")
+        say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
     result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
     emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}, {opened.about['factory']}"])
