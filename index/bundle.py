@@ -62,7 +62,7 @@ class Index:
         """file, factory, covers, search, measured and what else the manifest says of the FAISS index."""
         return dict(self.manifest["index"])
 
-    @property
+    @cached_property
     def metric(self) -> str:
         return str(self.manifest["metric"])
 

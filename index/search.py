@@ -34,7 +34,7 @@ class Hit(NamedTuple):
     payload: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Found:
     """The best rows of each query, best first.
 
@@ -123,10 +123,10 @@ def _exactly(index: Index, queries: Floats, k: int, where: Mask | None) -> Found
 
 
 def _fitting(index: Index, queries: Floats) -> Floats:
-    queries = as_float32(queries)
     if queries.ndim != 2 or queries.shape[1] != index.rows.dim:
         raise UserError(f"the queries are {queries.shape}, the index has {index.rows.dim} dimensions")
-    return queries
+    ready = queries.dtype == np.float32 and queries.flags.c_contiguous
+    return queries if ready else as_float32(queries)
 
 
 def _how(way: str, compared: int) -> dict[str, Any]:

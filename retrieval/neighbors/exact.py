@@ -1,7 +1,7 @@
 """Exact k nearest neighbours: fast products find candidates, float64 decides, and an error bound says whether it could."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ TINY = 1e-300
 NEAR = 1e-5  # of ‖q‖²: below, a squared distance is taken from the difference of the vectors
 
 
-@dataclass(frozen=True)
-class Neighbors:
+class Neighbors(NamedTuple):
     """The k nearest of each query, nearest first; equal scores by row number.
 
     scores: (queries, k) float32, inner products or cosines, or for the metric "euclidean" distances (not squared).

@@ -59,14 +59,14 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
+    @cached_property
     def count(self) -> int:
         return int(self.manifest["count"])
 
     def __len__(self) -> int:
         return self.count
 
-    @property
+    @cached_property
     def dim(self) -> int:
         return int(self.manifest["dim"])
 
