@@ -6,7 +6,7 @@ from math import log2
 from retrieval.errors import UserError
 
 EXACT_UP_TO = 200_000  # vectors; where nothing is asked for, exact search answers in milliseconds and is never wrong
-BOTH_UP_TO = 2_000_000  # vectors; up to here the two best types are built and the faster is kept
+ALL_UP_TO = 2_000_000  # vectors; up to here the best types are built and the fastest is kept
 RECALL = 0.95
 
 
@@ -32,7 +32,7 @@ class Candidate:
 
 
 def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
-    """What is worth building, the most promising first: one type, or two of which the faster is to be kept.
+    """What is worth building, the most promising first: one type, or some of which the fastest is to be kept.
 
     Measured on 60,000 × 784, 140,000 × 384 and a million × 128 (docs/index.md): graphs answer single queries fastest; in
     batches, and the more the higher the recall, inverted files of 4-bit codes whose candidates are scored again.
@@ -52,7 +52,7 @@ def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
         found = [_flat(count, dim, why)]
     else:
         graph, lists = _graph(count, dim, goal), _lists(count, dim)
-        found = [graph] if goal.single else [graph, *lists] if count <= BOTH_UP_TO else [*lists, graph]
+        found = [graph] if goal.single else [graph, *lists] if count <= ALL_UP_TO else [*lists, graph]
     fit = [one for one in found if goal.memory is None or one.memory <= goal.memory]
     if not fit and goal.recall < 1 and count >= 1000:
         fit = [one for one in _smaller(count, dim) if one.memory <= (goal.memory or 0)][:1]
@@ -62,12 +62,13 @@ def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
             f"--memory {goal.memory:,} bytes: {count:,} × {dim} vectors need {least:,} at least at recall {goal.recall}; "
             f"give more, or fewer dimensions"
         )
-    return fit if count <= BOTH_UP_TO else fit[:1]
+    return fit if count <= ALL_UP_TO else fit[:1]
 
 
 def lists_for(count: int) -> int:
-    """How many lists an inverted file of so many vectors has: the power of two nearest to 4 √n, and half of that below 200,000."""
-    return int(2 ** max(2, round(log2((4 if count >= 200_000 else 2) * count**0.5))))
+    """How many lists an inverted file of 4-bit codes has: the power of two nearest to √n, which makes reading codes as much
+    work as finding the lists; up to 4 √n for many vectors, whose codes do not stay in cache."""
+    return int(2 ** max(2, round(log2(count**0.5 * (1 if count < 500_000 else 4)))))
 
 
 def _flat(count: int, dim: int, why: str) -> Candidate:
@@ -81,14 +82,18 @@ def _graph(count: int, dim: int, goal: Goal) -> Candidate:
 
 
 def _lists(count: int, dim: int) -> list[Candidate]:
-    if dim % 2:
-        return [Candidate(f"IVF{lists_for(count)},SQ8", count * (dim + 8), "lists of 8-bit codes, scored again")]
-    size = count * (dim // 4 + 8)
-    return [
+    """Inverted files whose codes are small enough to be compared in registers."""
+    lists = lists_for(count)
+    found = [
         Candidate(
-            f"IVF{lists_for(count)},PQ{dim // 2}x4fs", size, "lists of 4-bit codes, scored again: fast in batches"
+            f"IVF{lists},PQ{dim // each}x4fs",
+            count * (dim // each // 2 + 8),
+            f"lists of 4-bit codes of {each} dimensions, scored again",
         )
+        for each in (2, 4)
+        if dim % each == 0
     ]
+    return found or [Candidate(f"IVF{lists},SQ8", count * (dim + 8), "lists of 8-bit codes, scored again")]
 
 
 def _smaller(count: int, dim: int) -> list[Candidate]:

@@ -164,7 +164,7 @@ def test_queries_of_another_kind_tune_and_measure(store, tmp_path):
 
 def test_the_plan_keeps_to_the_memory_and_says_when_nothing_does():
     assert [one.factory for one in candidates(200_000, 384, None)] == ["Flat"]
-    assert [one.factory for one in candidates(10**6, 384, None)] == ["HNSW16", "IVF4096,PQ192x4fs"]
+    assert [one.factory for one in candidates(10**6, 384, None)] == ["HNSW16", "IVF4096,PQ192x4fs", "IVF4096,PQ96x4fs"]
     assert [one.factory for one in candidates(10**6, 384, Goal(single=True))] == ["HNSW16"]
     assert [one.factory for one in candidates(10**6, 384, Goal(1.0))] == ["Flat"]
     small = candidates(10**6, 384, Goal(memory=60_000_000))
@@ -175,11 +175,11 @@ def test_the_plan_keeps_to_the_memory_and_says_when_nothing_does():
     assert candidates(10**7, 383, Goal())[0].factory == "IVF16384,SQ8"
 
 
-def test_by_goal_the_faster_of_two_is_kept(store, tmp_path, monkeypatch):
+def test_by_goal_the_fastest_is_kept(store, tmp_path, monkeypatch):
     big = store_of(tmp_path / "big", rows_for(1500))
     index = build(big, tmp_path / "index", goal=Goal(0.9))
-    assert len(index.about["others"]) == 1 and index.about["measured"]["interval"][1] >= 0.9
-    assert index.about["measured"]["batch_qps"] >= index.about["others"][0]["measured"]["batch_qps"]
+    assert len(index.about["others"]) == 2 and index.about["measured"]["interval"][1] >= 0.9
+    assert all(index.about["measured"]["raced"] <= other["measured"]["raced"] for other in index.about["others"])
     assert sorted(p.name for p in (tmp_path / "index").iterdir() if p.suffix in (".faiss", ".json")) == [
         "index.faiss",
         "manifest.json",

@@ -129,7 +129,7 @@ def _planned(chosen: "list[Candidate]", factory: str | None) -> list[str]:
     if factory:
         return [f"plan: {factory}, as asked"]
     return [f"plan: {one.factory}, {one.memory / 1e6:,.0f} MB when searched: {one.why}" for one in chosen] + (
-        ["plan: each is built, the faster at this recall is kept"] if len(chosen) > 1 else []
+        ["plan: each is built, the fastest at this recall is kept"] if len(chosen) > 1 else []
     )
 
 
