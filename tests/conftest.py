@@ -24,6 +24,11 @@ from retrieval.samples import digits, docs_as_texts, library_docs
 torch.set_num_threads(1)  # on shared cores two threads can be several times slower than one
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("gpu: there is no CUDA device here")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

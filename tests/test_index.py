@@ -351,3 +351,16 @@ def test_torch_comes_before_faiss_in_a_fresh_process():
         "names = list(sys.modules); assert names.index('torch') < names.index('faiss')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factory", ["Flat", "IVF16,Flat", "IVF8,SQ8", "IVF8,PQ8"])
+def test_a_gpu_finds_what_the_cpu_finds(store, tmp_path, factory):
+    index = build(store, tmp_path / "index", factory=factory, device="cuda")
+    there = open_index(tmp_path / "index", device="cuda")
+    queries = unit(100, seed=5)
+    one, two = search(index, queries, 10), search(there, queries, 10)
+    assert (one.rows == two.rows).mean() > 0.99
+    where = rows_of_labels(index, ["1", "4"])
+    found = search(there, queries, 10, where=where)
+    assert where[found.rows[found.rows >= 0]].all()

@@ -201,3 +201,14 @@ def test_all_within_a_radius(metric, kind):
         np.testing.assert_array_equal(found.rows, rows[inside])
         np.testing.assert_allclose(found.scores, scores[inside], rtol=2e-7, atol=1e-9)
     assert len(exact_within(queries[:0], Base(base, metric), 0.5).rows) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_gpu_gives_the_same_neighbours(metric):
+    base, queries = vectors(50_000, 96), vectors(300, 96, seed=1)
+    for k in (10, 3000):
+        here = exact_neighbors(queries, base, k, metric=metric)
+        there = exact_neighbors(queries, base, k, metric=metric, device="cuda")
+        np.testing.assert_array_equal(there.ids, here.ids)
+        np.testing.assert_array_equal(there.scores, here.scores)
