@@ -26,11 +26,11 @@ from corpora import DATA, clustered, embedded_texts
 from machine import header
 
 from retrieval.index.backend import faiss
-from retrieval.index.build import build, tune, worth
+from retrieval.index.build import build
 from retrieval.index.bundle import METRICS
 from retrieval.index.plan import Goal, candidates, lists_for
 from retrieval.index.search import search
-from retrieval.index.tune import least
+from retrieval.index.tune import least, tune, worth
 from retrieval.neighbors import exact_neighbors
 from retrieval.store import Held, Kind, Rows, create
 

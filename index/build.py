@@ -1,8 +1,6 @@
 """Build an index from a store: link its rows, train on a sample, add block by block, tune, measure."""
 
 import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +18,10 @@ from retrieval.artifact import (
     seal,
     sha256_json,
     write_sealed,
-    writing_atomically,
 )
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Store
-from retrieval.store.compact import repack
-from retrieval.store.journal import JOURNAL
-from retrieval.store.shard import shard_name
 
 from .backend import faiss
 from .bundle import (
@@ -45,15 +39,14 @@ from .bundle import (
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
 from .kinds import layers
 from .plan import Candidate, Goal, candidates
-from .tune import Probe, fitting, measured, probe, race
+from .rows import link_rows
+from .tune import tune, worth
 
-SAMPLED_QUERIES = 1000  # to tune with, and as many to measure with
 BLOCK_ROWS = 65_536
 PER_LIST = 64  # training vectors for each centre of a clustering
 EFFORT = 128  # of adding to a graph (FAISS's efConstruction, 40 by default): better links, searched ever after
 SAVED_EVERY = 120.0  # seconds between the states that a killed build goes on from
 STATE = "building.json"
-NOT_ROWS = ("kind", "format", "made_by")
 Progress = Callable[[int], None]
 
 
@@ -155,48 +148,6 @@ def _taken_over(trained_by: Index, factory: str | None, store: Store) -> tuple[l
     return [Candidate(trained_by.about["factory"], 0, f"trained by {trained_by.folder.name}")], [empty_one]
 
 
-def link_rows(stores: list[Store], folder: Path) -> Manifest:
-    """Give a new index the rows of stores: hard links to their shards where the file system has them, copies where not.
-
-    Returns the manifest fields of one store without deleted rows; shards that had some are written anew.
-    """
-    first = stores[0]
-    fields = {k: v for k, v in first.manifest.items() if k not in (*NOT_ROWS, "index")}
-    fields |= {"shards": [], "files": {}, "generation": 1, "plan": None, "next_part": 0}
-    fields |= {"count": sum(s.count for s in stores), "next_id": max(s.manifest["next_id"] for s in stores)}
-    for store in stores:
-        for shard in store.shards:
-            _link_shard(store, dict(shard), folder, fields)
-    if any("deleted" in shard for shard in fields["shards"]):
-        seal(folder, KIND, fields)
-        with Store(folder, kind=KIND, trusted=True) as linked:
-            repack(folder, linked, fields)
-    for path in folder.iterdir():
-        if path.name.startswith(("part-", JOURNAL)) and path.name not in fields["files"]:
-            path.unlink()
-    return fields
-
-
-def _link_shard(store: Store, shard: Manifest, folder: Path, fields: Manifest) -> None:
-    number = fields["next_part"]
-    fields["next_part"] += 1
-    for what, name in (("name", shard_name(number)), ("deleted", f"part-{number:05d}.deleted-0.npy")):
-        if what in shard:
-            if not (folder / name).exists():
-                _link(store.folder / shard[what], folder / name)
-            fields["files"][name] = store.manifest["files"][shard[what]]
-            shard[what] = name
-    fields["shards"].append(shard)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        with open(source, "rb") as old, writing_atomically(target) as new:
-            shutil.copyfileobj(old, new, 1 << 24)
-
-
 def grow(
     index: Any, one: Candidate, store: Store, path: Path, seed: int, device: str, progress: Progress = lambda rows: None
 ) -> Manifest:
@@ -206,7 +157,7 @@ def grow(
     """
     started = time.monotonic()
     if path.exists():
-        index = read_faiss(path)
+        index = read_faiss(path, mapped=False)
     try:
         if index is None:
             index = cagra(store.embeddings(), METRICS[store.manifest["metric"]](faiss()), one.factory, device)
@@ -296,44 +247,6 @@ def settle(
     for index in staged:
         index.rows.close()
     return [about | found for about, found in zip(grown, told, strict=True)]
-
-
-def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) -> list[Manifest]:
-    """For each index over the same rows: the fastest search parameters that reach a goal, and what they give on other
-    queries than they were chosen with."""
-    one, other = _probes(indexes[0], goal, queries, seed)
-    fit = [(index, s) for index in indexes for s in ([{}] if index.exact else fitting(index, one, goal.recall))]
-    seconds = race(fit, one.queries, goal.k, goal.single)
-    found = []
-    for index in indexes:
-        own = [(spent, settings) for spent, (which, settings) in zip(seconds, fit, strict=True) if which is index]
-        spent, settings = min(own, key=lambda pair: pair[0])
-        told = measured(index, other, settings) | {"raced": spent}
-        told["queries_from"] = "given" if queries is not None else "stored"
-        asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
-        found.append({"search": settings, "measured": told, "goal": asked})
-    return found
-
-
-def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
-    """Queries to tune with, and others to measure with."""
-    rng = np.random.default_rng([seed, 1])
-    count = index.rows.count
-    k = max(1, min(goal.k, count - 1))
-    if queries is not None:
-        order = rng.permutation(len(queries))[: 2 * SAMPLED_QUERIES]
-        whole = probe(index, as_float32(queries[order]), k)
-    else:
-        rows = rng.choice(count, min(2 * SAMPLED_QUERIES, count), replace=False)
-        whole = probe(index, as_float32(index.rows.take(rows)), k, rows if count > 1 else None)
-    half = max(1, len(whole) // 2)
-    return whole[:half], whole[-half:]
-
-
-def worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
-    """Larger is better: the recall reached, then the speed when all took turns."""
-    told = about["measured"]
-    return told["interval"][1] >= goal.recall, -told["raced"]
 
 
 def _finish(folder: Path, rows: Manifest, best: Manifest, tried: list[Manifest]) -> Manifest:

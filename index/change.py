@@ -19,10 +19,12 @@ from retrieval.store.ids import first_repeated
 from retrieval.store.writer import changing
 
 from .backend import faiss
-from .build import Progress, add_rows, link_rows, tune
+from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import layers
 from .plan import Goal
+from .rows import link_rows
+from .tune import tune
 
 FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given to FAISS
 FOLDED_SHARE = 0.1

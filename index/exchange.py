@@ -13,10 +13,11 @@ from retrieval.store import Held, Ids, Kind, Rows, create
 from retrieval.store.ids import first_repeated
 
 from .backend import faiss
-from .build import link_rows, settle
+from .build import settle
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import layers
 from .plan import Goal
+from .rows import link_rows
 
 
 def import_faiss(

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.artifact import Manifest
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
 from .backend import faiss
-from .bundle import Index
+from .bundle import Index, as_float32
 from .kinds import Settings
+from .plan import Goal
 from .search import search
 
+SAMPLED_QUERIES = 1000  # to tune with, and as many to measure with
 RERANKS = (1, 2, 3, 5, 8, 12, 20, 32)
 ROUNDS, SINGLES = 7, 200  # of a race; queries one by one in a round
 RESAMPLES = 2000
@@ -137,3 +140,41 @@ def measured(index: Index, on: Probe, settings: Settings) -> dict[str, Any]:
         "single_qps": 1 / race([(index, settings)], on.queries, on.truth.shape[1], single=True)[0],
         "threads": int(faiss().omp_get_max_threads()),
     }
+
+
+def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) -> list[Manifest]:
+    """For each index over the same rows: the fastest search parameters that reach a goal, and what they give on other
+    queries than they were chosen with."""
+    one, other = _probes(indexes[0], goal, queries, seed)
+    fit = [(index, s) for index in indexes for s in ([{}] if index.exact else fitting(index, one, goal.recall))]
+    seconds = race(fit, one.queries, goal.k, goal.single)
+    found = []
+    for index in indexes:
+        own = [(spent, settings) for spent, (which, settings) in zip(seconds, fit, strict=True) if which is index]
+        spent, settings = min(own, key=lambda pair: pair[0])
+        told = measured(index, other, settings) | {"raced": spent}
+        told["queries_from"] = "given" if queries is not None else "stored"
+        asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
+        found.append({"search": settings, "measured": told, "goal": asked})
+    return found
+
+
+def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
+    """Queries to tune with, and others to measure with."""
+    rng = np.random.default_rng([seed, 1])
+    count = index.rows.count
+    k = max(1, min(goal.k, count - 1))
+    if queries is not None:
+        order = rng.permutation(len(queries))[: 2 * SAMPLED_QUERIES]
+        whole = probe(index, as_float32(queries[order]), k)
+    else:
+        rows = rng.choice(count, min(2 * SAMPLED_QUERIES, count), replace=False)
+        whole = probe(index, as_float32(index.rows.take(rows)), k, rows if count > 1 else None)
+    half = max(1, len(whole) // 2)
+    return whole[:half], whole[-half:]
+
+
+def worth(about: Manifest, goal: Goal) -> tuple[bool, float]:
+    """Larger is better: the recall reached, then the speed when all took turns."""
+    told = about["measured"]
+    return told["interval"][1] >= goal.recall, -told["raced"]

@@ -1,0 +1,131 @@
+"""The index commands, one after the other, as people run them; and the one line that each mistake gets."""
+
+import json
+
+import faiss
+import numpy as np
+import pytest
+from test_index import rows_for, store_of, unit
+
+from retrieval.store import Rows
+
+
+@pytest.fixture
+def place(tmp_path):
+    store_of(tmp_path / "store", rows_for(900))
+    store_of(tmp_path / "new", rows_for(100, seed=3, first=900))
+    store_of(tmp_path / "queries", Rows(unit(60, seed=5), [f"q{i}" for i in range(60)]))
+    return tmp_path
+
+
+def told(result):
+    return json.loads(result.stdout)
+
+
+def test_from_a_plan_to_an_export(place, run_cli):
+    planned = told(
+        run_cli("index", "build", place / "store", "--recall", 1, "--plan", "--output", place / "x", "--json")
+    )
+    assert [one["factory"] for one in planned["plan"]] == ["Flat"] and not (place / "x").exists()
+    built = run_cli(
+        "index",
+        "build",
+        place / "store",
+        "--factory",
+        "IVF16,Flat",
+        "--queries",
+        place / "queries",
+        "--output",
+        place / "i",
+    )
+    assert "against exact search, 30 real queries" in built.stdout and "nprobe" in built.stdout
+    assert told(run_cli("index", "add", place / "i", place / "new", "--json"))["late"] == 100
+    removed = told(run_cli("index", "remove", place / "i", "--id", "id-3", "--id", "id-950", "--json"))
+    assert (removed["count"], removed["generation"]) == (998, 3)
+    shown = run_cli("index", "info", place / "i").stdout
+    assert "99 late rows compared exactly" in shown and "2 deleted rows passed over" in shown
+    assert told(run_cli("index", "compact", place / "i", "--json"))["late"] == 0
+    tuned = told(run_cli("index", "tune", place / "i", "--recall", 0.5, "--json"))
+    assert tuned["search"]["nprobe"] == 1
+    run_cli("index", "verify", place / "i")
+    run_cli("index", "export", place / "i", "--output", place / "plain.faiss", "--ids", place / "ids.txt")
+    assert faiss.read_index(str(place / "plain.faiss")).ntotal == 998
+    run_cli("index", "export", place / "i", "--output", place / "x.hdf5", "--queries", place / "queries")
+    words = [
+        "index",
+        "import",
+        place / "plain.faiss",
+        "--ids",
+        place / "ids.txt",
+        "--metric",
+        "cosine",
+        "--output",
+        place / "back",
+    ]
+    assert told(run_cli(*words, "--json"))["count"] == 998
+    run_cli("index", "build", place / "new", "--trained-by", place / "i", "--output", place / "part")
+    assert (
+        "'id-900' stands in more than one"
+        in run_cli("index", "merge", place / "i", place / "part", "--output", place / "m", code=2).stderr
+    )
+    run_cli("index", "remove", place / "i", "--ids", place / "new-ids.txt", code=2)
+
+
+def test_search_goes_where_it_is_told(place, run_cli):
+    run_cli("index", "build", place / "store", "--factory", "HNSW16", "--output", place / "i")
+    base = ["search", place / "i", "--store", place / "queries"]
+    full = told(run_cli(*base, "-k", 5, "--explain", "--json"))
+    assert full["how"]["way"] == "approximate" and full["how"]["settings"]["effort"] >= 1
+    labelled = told(run_cli(*base, "-k", 5, "--label", "2", "--label", "3", "--json"))["results"]
+    assert {hit["label"] for one in labelled for hit in one["hits"]} == {"2", "3"}
+    (place / "ids.txt").write_text("id-7\nid-8\n")
+    among = told(run_cli(*base, "-k", 5, "--among", place / "ids.txt", "--explain", "--json"))
+    assert {hit["id"] for one in among["results"] for hit in one["hits"]} == {"id-7", "id-8"}
+    assert among["how"] == {"way": "exact", "compared": 2}
+    near = told(run_cli(*base, "--radius", 0.6, "--json"))["results"]
+    assert (
+        all(hit["score"] >= 0.6 for one in near for hit in one["hits"]) and sum(len(one["hits"]) for one in near) > 30
+    )
+    run_cli(*base, "-k", 4, "--output", place / "a.run")
+    lines = (place / "a.run").read_text().splitlines()
+    assert len(lines) == 240 and lines[0].split()[:2] == ["q0", "Q0"] and lines[0].split()[3] == "1"
+    run_cli(*base, "-k", 4, "--output", place / "a.npy")
+    run_cli(*base, "-k", 4, "--output", place / "a.jsonl")
+    assert np.load(place / "a.npy").shape == (60, 4)
+    rows = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
+    assert [hit["id"] for hit in rows[3]["hits"]] == [f"id-{row}" for row in np.load(place / "a.npy")[3]]
+    assert "IVF" not in run_cli(*base, "-k", 1, "--explain").stdout
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["search", "{i}", "--store", "{queries}", "--label", "nine"], "label 'nine': no item"),
+        (["search", "{i}", "--store", "{queries}", "--output", "{p}/a.txt"], "name a file that ends with"),
+        (["search", "{i}", "--store", "{queries}", "--radius", "0.5", "--output", "{p}/a.npy"], "different number"),
+        (["search", "{store}", "--store", "{queries}"], "is of kind store, not index"),
+        (["index", "add", "{i}", "{store}"], "of the new ids already"),
+        (["index", "add", "{i}", "{other}"], "encoder of the store"),
+        (["index", "add", "{store}", "{i}"], "is of kind index, not store"),
+        (["index", "remove", "{i}"], "give --id ID or --ids FILE"),
+        (["index", "remove", "{i}", "--id", "nobody"], "lacks 1 (nobody)"),
+        (["index", "merge", "{i}", "--output", "{p}/m"], "give two or more"),
+        (["index", "build", "{store}", "--memory", "2", "--output", "{p}/x"], "is no memory; write a number and MB, GB, TB"),
+        (["index", "build", "{store}", "--memory", "1MB", "--factory", "Flat", "--output", "{p}/x"], "has chosen"),
+        (["index", "build", "{store}", "--latency", "fast", "--output", "{p}/x"], "is no time"),
+        (["index", "build", "{store}", "--queries", "{other}", "--output", "{p}/x"], "is not the encoder"),
+        (["index", "build", "{store}", "--factory", "CAGRA64", "--output", "{p}/x"], "built on a GPU"),
+        (["index", "tune", "{store}"], "is of kind store, not index"),
+        (["index", "export", "{i}", "--output", "{p}/x.hnswlib"], "hnswlib reads HNSW16"),
+        (["index", "export", "{i}", "--output", "{p}/x.what"], "what"),
+        (["index", "import", "{p}/broken.faiss", "--output", "{p}/x"], "FAISS cannot read it"),
+        (["index", "verify", "{store}"], "is of kind store, not index"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(place, run_cli, words, said):
+    run_cli("index", "build", place / "store", "--factory", "IVF16,Flat", "--output", place / "i")
+    store_of(place / "other", rows_for(20, first=5000), encoder={"name": "x", "fingerprint": "g"})
+    (place / "broken.faiss").write_bytes(b"IwFl" + bytes(100))
+    names = {name: place / name for name in ("i", "store", "queries", "other")} | {"p": place}
+    result = run_cli(*[word.format(**names) for word in words], code=2)
+    assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.stderr
