@@ -210,7 +210,7 @@ def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, sel
         len(queries), pointer(queries), fetched, pointer(scores), pointer(ids), _call(index, settings, selector)
     )
     if index.metric == "euclidean":
-        scores = np.sqrt(np.maximum(scores, 0))  # FAISS's are squared
+        np.sqrt(np.abs(scores, out=scores), out=scores)  # FAISS's are squared, and 0 may come out a little below
     found = Neighbors(scores, index.live_rows(ids))
     return _scored_again(index, queries, found, k) if again else found
 
