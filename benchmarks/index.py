@@ -202,7 +202,7 @@ class Ours:
                 self.made[one.factory] = build(self.store, place, factory=one.factory, queries=self.data.tuning)
         indexes = [self.made[one.factory] for one in chosen]
         told = [i.about | found for i, found in zip(indexes, tune(indexes, goal, self.data.tuning, 0), strict=True)]
-        best = max(range(len(told)), key=lambda number: worth(told[number], goal))
+        best = max(range(len(told)), key=lambda number: worth(told[number]))
         return indexes[best], told[best]
 
 

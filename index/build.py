@@ -103,7 +103,7 @@ def build(
         except UserError:
             empty(folder)  # it would not go better the next time
             raise
-        best = max(tried, key=lambda about: worth(about, goal))
+        best = max(tried, key=worth)
         manifest |= _finish(folder, rows, best, tried)
         (folder / STATE).unlink()
     return open_index(output)
