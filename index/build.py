@@ -129,6 +129,10 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
     except RuntimeError as error:
         reason = faiss_message(error)
         raise UserError(f"--factory {factory!r}: FAISS cannot make it for {store.dim} dimensions ({reason})") from None
+    if index.metric_type != METRICS[store.manifest["metric"]](faiss()):
+        raise UserError(
+            f"--factory {factory!r}: FAISS makes it for another metric than {store.manifest['metric']}; take another type"
+        )
     return index
 
 

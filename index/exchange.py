@@ -40,7 +40,10 @@ def import_faiss(
 
     Raises UserError for a type that does not give its vectors back, and for ids that do not match.
     """
-    index = read_faiss(path, mapped=False)
+    try:
+        index = read_faiss(path, mapped=False)
+    except UserError as error:
+        raise UserError(str(error).replace("build the index again", "give what faiss.write_index wrote")) from None
     index, own = _without_map(index)
     metric = _metric(path, index, metric)
     vectors, listed = _vectors(path, index)
@@ -109,6 +112,10 @@ def _metric(path: Path, index: Any, asked: str | None) -> str:
 def _vectors(path: Path, index: Any) -> tuple[Floats, Ints | None]:
     """All vectors by rising id, and those ids where they are not 0, 1, …"""
     f = faiss()
+    if any(
+        isinstance(part, f.IndexFastScan | f.IndexIVFFastScan) for part in layers(index)
+    ):  # it would end the process
+        raise UserError(f"{path}: holds 4-bit codes, which FAISS does not give back; embed again and build an index")
     lists = next((part for part in layers(index) if isinstance(part, f.IndexIVF)), None)
     ids = None
     if lists is not None:

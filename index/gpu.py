@@ -19,13 +19,13 @@ LARGEST_K = 2048  # of FAISS's own kernels; cuVS takes 16,384
 
 def gpus(device: str) -> list[int]:
     """The numbers in "cuda", "cuda:1" or "cuda:0,cuda:1". Raises UserError unless FAISS can use them."""
-    if not hasattr(faiss(), "StandardGpuResources"):
-        names = " and ".join(installed())
-        raise UserError(f"{device}: {names} has no GPU code; pip uninstall it, then install '.[gpu]'")
     try:
         numbers = [int(name.removeprefix("cuda").removeprefix(":") or 0) for name in device.split(",")]
     except ValueError:
-        raise UserError(f'{device!r}: is no device; write cpu, cuda, cuda:1 or "cuda:0,cuda:1"') from None
+        raise UserError(f'{device!r} is no device; write cpu, cuda, cuda:1 or "cuda:0,cuda:1"') from None
+    if not hasattr(faiss(), "StandardGpuResources"):
+        names = " and ".join(installed())
+        raise UserError(f"{device}: {names} has no GPU code; pip uninstall it, then install '.[gpu]'")
     here = faiss().get_num_gpus()
     if max(numbers) >= here:
         raise UserError(f"{device}: FAISS sees {here} GPUs here, counted from 0; use cpu or one of them")

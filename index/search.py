@@ -48,11 +48,15 @@ class Found:
     def __getitem__(self, queries: slice) -> "Found":
         return Found(self.scores[queries], self.rows[queries], self.how)
 
+    def first(self, k: int | None) -> "Found":
+        """The k best of each query, None for all."""
+        return Found(self.scores[:, :k], self.rows[:, :k], self.how)
+
 
 def search(
     index: Index, queries: Floats, k: int, *, where: Mask | None = None, settings: Settings | None = None
 ) -> Found:
-    """The k best items of each query; fewer where the index holds, or an approximate one reaches, fewer.
+    """The k best items of each query; fewer where the index, or what may be found of it, holds fewer.
 
     queries: (q, d) float32 vectors of the index's own encoder. where: (n,) which rows may be found. settings: search
     parameters instead of the tuned ones.
@@ -65,7 +69,7 @@ def search(
         return Found(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64), _how("exact", 0))
     if index.exact or (where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)):
         return _exactly(index, queries, k, where)
-    settings = index.about["search"] if settings is None else settings
+    settings = tuned_for(index, k) if settings is None else settings
     found, late = _covered(index, queries, k, where, settings), 0
     if index.covered < count:
         rows = np.arange(index.covered, count)
@@ -159,18 +163,41 @@ def _covered(index: Index, queries: Floats, k: int, where: Mask | None, settings
     most = index.covered if where is None else int(np.count_nonzero(where[: index.covered]))
     k = min(k, most)
     if selector is None:
-        return _faiss_search(index, queries, k, settings, None)
+        found = _faiss_search(index, queries, k, settings, None)
+        return found if (found.ids[:, -1] >= 0).all() else _filled(index, queries, found, where, settings, None)
     if not index.selects:
         return _more_until_enough(index, queries, k, where, settings)
     settings = _widened(index, settings, index.about["covers"] / max(1, most))
-    found = _faiss_search(index, queries, k, settings, selector)
-    knob = index.abilities.knob
-    while knob is not None and settings[knob] < index.abilities.limit:
-        short = np.flatnonzero((found.ids < 0).any(1))
-        if not len(short):
-            break
+    return _filled(index, queries, _faiss_search(index, queries, k, settings, selector), where, settings, selector)
+
+
+def tuned_for(index: Index, k: int) -> Settings:
+    """The tuned settings; for another k than they were tuned for, as much wider as that asks for.
+
+    More neighbours lie farther away. Of fewer, the first must still be found among as many candidates.
+    """
+    settings, tuned_k = dict(index.about["search"]), int(index.about["goal"]["k"])
+    if k > tuned_k:
+        return _widened(index, settings, k / tuned_k)
+    if k < tuned_k and "rerank" in settings:
+        settings["rerank"] = ceil(settings["rerank"] * tuned_k / k)
+    return settings
+
+
+def _filled(
+    index: Index, queries: Floats, found: Neighbors, where: Mask | None, settings: Settings, selector: Any
+) -> Neighbors:
+    """Search again, wider, for queries that got fewer than they asked for; at last by comparing all."""
+    k, knob = found.ids.shape[1], index.abilities.knob
+    short = np.flatnonzero(found.ids[:, -1] < 0)
+    while len(short) and knob is not None and settings.get(knob, 1) < index.abilities.limit:
         settings = _widened(index, settings, 4.0)
         again = _faiss_search(index, queries[short], k, settings, selector)
+        found.scores[short], found.ids[short] = again.scores, again.ids
+        short = np.flatnonzero(found.ids[:, -1] < 0)
+    if len(short):
+        rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+        again = _among(index, queries[short], k, rows)
         found.scores[short], found.ids[short] = again.scores, again.ids
     return found
 

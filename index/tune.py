@@ -83,6 +83,8 @@ def fitting(index: Index, on: Probe, target: float) -> tuple[list[Settings], boo
         settings: Settings = {"rerank": rerank} if able.coded else {}
         if knob is not None:
             value = least(lambda value, fixed=settings: recall(fixed | {knob: value}), target, able.limit)  # type: ignore[misc]
+            if knob == "effort":
+                value = max(value, on.truth.shape[1])  # FAISS takes k where it is less
             settings = settings | {knob: value}
         if recall(settings) >= target:
             found.append(settings)
@@ -136,6 +138,7 @@ def measured(index: Index, on: Probe, settings: Settings) -> dict[str, Any]:
         "recall": float(shares.mean()),
         "interval": [low, high],
         "queries": len(on),
+        "rows": index.rows.count,
         "batch_qps": 1 / race([(index, settings)], on.queries, on.truth.shape[1], single=False)[0],
         "single_qps": 1 / race([(index, settings)], on.queries, on.truth.shape[1], single=True)[0],
         "threads": int(faiss().omp_get_max_threads()),

@@ -232,6 +232,19 @@ def test_a_killed_build_goes_on(store, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("factory", ["HNSW8", "IVF64,Flat", "IVF8,PQ12x4fs", "NSG16,Flat", "PQ12x4"])
+def test_another_k_than_it_was_tuned_for(store, tmp_path, factory):
+    """Nobody gets fewer than they asked for, and the nearest of one is as sure as the nearest of ten."""
+    index = build(store, tmp_path / "index", factory=factory, goal=Goal(0.9))
+    queries, x = unit(60, seed=5), store.embeddings()
+    for k in (1, 10, 100, 500, 900):
+        truth = exact_neighbors(queries, x, k).ids
+        found = search(index, queries, k).rows
+        assert (found >= 0).all() and all(len(set(row)) == k for row in found.tolist())
+        recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(truth.tolist(), found.tolist(), strict=True)])
+        assert recall > 0.8, (k, recall)
+
+
 def test_more_results_than_items(store, tmp_path):
     index = build(store, tmp_path / "index")
     assert len(hits(index, search(index, unit(1), 5000))[0]) == 900

@@ -92,8 +92,9 @@ def test_search_goes_where_it_is_told(place, run_cli):
     run_cli(*base, "-k", 4, "--output", place / "a.npy")
     run_cli(*base, "-k", 4, "--output", place / "a.jsonl")
     assert np.load(place / "a.npy").shape == (60, 4)
+    first = np.load(place / "a.npy")
     rows = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
-    assert [hit["id"] for hit in rows[3]["hits"]] == [f"id-{row}" for row in np.load(place / "a.npy")[3]]
+    assert [hit["id"] for hit in rows[3]["hits"]] == first[3].tolist()
     assert "IVF" not in run_cli(*base, "-k", 1, "--explain").stdout
 
 
@@ -104,15 +105,23 @@ def test_search_goes_where_it_is_told(place, run_cli):
         (["search", "{i}", "--store", "{queries}", "--output", "{p}/a.txt"], "name a file that ends with"),
         (["search", "{i}", "--store", "{queries}", "--radius", "0.5", "--output", "{p}/a.npy"], "different number"),
         (["search", "{store}", "--store", "{queries}"], "is of kind store, not index"),
+        (["search", "{i}", "--store", "{queries}", "--radius", "1.5"], "cosines are between"),
+        (["search", "{i}", "--store", "{queries}", "--among", "{p}/empty.txt"], "has no ids"),
+        (["search", "{i}", "--store", "{queries}", "--shards"], "several GPUs"),
+        (["search", "{i}", "--store", "{queries}", "--index-device", "gpu"], "'gpu' is no device"),
+        (["search", "{i}", "--store", "{small}"], "dim is 8, of the index 24"),
+        (["index", "build", "{store}", "--recall", "0.9", "--output", "{i}"], "already exists"),
+        (["index", "build", "{store}", "--factory", "HNSW16,PQ8", "--output", "{p}/x"], "for another metric"),
+        (["index", "import", "{p}/codes.faiss", "--output", "{p}/x"], "holds 4-bit codes"),
         (["index", "add", "{i}", "{store}"], "of the new ids already"),
         (["index", "add", "{i}", "{other}"], "encoder of the store"),
         (["index", "add", "{store}", "{i}"], "is of kind index, not store"),
         (["index", "remove", "{i}"], "give --id ID or --ids FILE"),
         (["index", "remove", "{i}", "--id", "nobody"], "lacks 1 (nobody)"),
         (["index", "merge", "{i}", "--output", "{p}/m"], "give two or more"),
-        (["index", "build", "{store}", "--memory", "2", "--output", "{p}/x"], "is no memory; write a number and MB, GB, TB"),
+        (["index", "build", "{store}", "--memory", "2", "--output", "{p}/x"], "is not understood; write a number and KB, MB, GB, TB"),
         (["index", "build", "{store}", "--memory", "1MB", "--factory", "Flat", "--output", "{p}/x"], "has chosen"),
-        (["index", "build", "{store}", "--latency", "fast", "--output", "{p}/x"], "is no time"),
+        (["index", "build", "{store}", "--latency", "fast", "--output", "{p}/x"], "write a number and us, ms, s"),
         (["index", "build", "{store}", "--queries", "{other}", "--output", "{p}/x"], "is not the encoder"),
         (["index", "build", "{store}", "--factory", "CAGRA64", "--output", "{p}/x"], "built on a GPU"),
         (["index", "tune", "{store}"], "is of kind store, not index"),
@@ -125,7 +134,13 @@ def test_search_goes_where_it_is_told(place, run_cli):
 def test_mistakes_get_one_line(place, run_cli, words, said):
     run_cli("index", "build", place / "store", "--factory", "IVF16,Flat", "--output", place / "i")
     store_of(place / "other", rows_for(20, first=5000), encoder={"name": "x", "fingerprint": "g"})
+    store_of(place / "small", Rows(unit(5, dim=8), [str(i) for i in range(5)]))
+    codes = faiss.index_factory(24, "IVF4,PQ12x4fs", faiss.METRIC_INNER_PRODUCT)
+    codes.train(unit(900))
+    codes.add(unit(900))
+    faiss.write_index(codes, str(place / "codes.faiss"))
+    (place / "empty.txt").write_text("")
     (place / "broken.faiss").write_bytes(b"IwFl" + bytes(100))
-    names = {name: place / name for name in ("i", "store", "queries", "other")} | {"p": place}
+    names = {name: place / name for name in ("i", "store", "queries", "other", "small")} | {"p": place}
     result = run_cli(*[word.format(**names) for word in words], code=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.stderr

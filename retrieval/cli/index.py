@@ -7,7 +7,22 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import MEMORY, TIME, F, checks, common, emit, existing, plural, progress, say, verify_artifact, writes
+from .options import (
+    MEMORY,
+    TIME,
+    F,
+    checks,
+    common,
+    emit,
+    existing,
+    plural,
+    progress,
+    quiet_libraries,
+    say,
+    told_size,
+    verify_artifact,
+    writes,
+)
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index
@@ -84,6 +99,7 @@ def build(
       retrieval index build store --output index
       retrieval index build store --recall 0.95 --memory 2GB --for single --output index
     """
+    from retrieval.artifact import refuse_to_clobber
     from retrieval.index.build import build as build_index
     from retrieval.index.bundle import open_index
     from retrieval.index.plan import candidates
@@ -94,6 +110,8 @@ def build(
     if factory and memory:
         raise UserError("--memory: chooses a type, and --factory has chosen; give one of them")
     chosen = [] if factory or trained_by else candidates(source.count, source.dim, goal)
+    if not plan:
+        refuse_to_clobber(output, "index", overwrite)
     if plan:
         emit({"plan": [vars(one) for one in chosen]}, as_json, _planned(chosen, factory))
         return
@@ -128,7 +146,7 @@ def _goal(recall: float | None, latency: float | None, use: str | None, k: int, 
 def _planned(chosen: "list[Candidate]", factory: str | None) -> list[str]:
     if factory:
         return [f"plan: {factory}, as asked"]
-    return [f"plan: {one.factory}, {one.memory / 1e6:,.0f} MB when searched: {one.why}" for one in chosen] + (
+    return [f"plan: {one.factory}, {told_size(one.memory)} when searched: {one.why}" for one in chosen] + (
         ["plan: each is built, the fastest at this recall is kept"] if len(chosen) > 1 else []
     )
 
@@ -141,12 +159,12 @@ def _queries(folder: Path | None, source: Path, made: dict[str, Any], check: boo
     from retrieval.store import open_store
 
     with open_store(folder, check=check) as opened:
-        require_same_encoder(made, (opened.manifest["encoder"] or {}).get("fingerprint"), str(folder))
         for name in ("dim", "metric", "normalized"):
             if opened.manifest[name] != made[name]:
                 raise UserError(
                     f"--queries {folder}: {name} is {opened.manifest[name]}, of {source} {made[name]}; they do not go together"
                 )
+        require_same_encoder(made, (opened.manifest["encoder"] or {}).get("fingerprint"), str(folder))
         if opened.count < 2:
             raise UserError(f"--queries {folder}: has {plural(opened.count, 'query')[:-1]}; give two at least")
         return opened.embeddings()
@@ -179,6 +197,8 @@ def _findings(made: "Index") -> list[str]:
         f"  {told['batch_qps']:,.0f} queries/s in batches, {told['single_qps']:,.0f} one by one "
         f"({1e3 / told['single_qps']:.2f} ms each), on {plural(told['threads'], 'thread')}",
     ]
+    if told["rows"] != made.rows.count:
+        lines.append(f"  measured when it had {told['rows']:,} rows; `retrieval index tune` measures again")
     if not made.exact and high < goal.get("recall", 0):
         lines.append(
             f"  Note: below the recall of {goal['recall']} that was asked; try another --factory, or more --memory"
@@ -306,7 +326,9 @@ def import_(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Make an index of the bare FAISS file FILE: with ids, tuned, measured, and safe to change.
+    """Make an index of FILE, which faiss.write_index wrote: with ids, tuned, measured, and safe to change.
+
+    Texts are not in such a file, labels come from --labels; without --encoder only --store can search.
 
     \b
     Example:
@@ -319,6 +341,7 @@ def import_(
         raise UserError("--queries: tune with them afterwards, by `retrieval index tune`")
     encoder = None
     if name:
+        quiet_libraries()
         from retrieval.encoder import load_encoder
 
         loaded = load_encoder(name, "cpu")
@@ -394,4 +417,4 @@ def export(
     elif opened.manifest["ids"] == "string":
         say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
     result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
-    emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}, {opened.about['factory']}"])
+    emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}"])

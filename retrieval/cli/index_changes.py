@@ -27,12 +27,18 @@ def add(folder: Path, store: Path, replace: bool, check: bool, seed: int, as_jso
     Example:
       retrieval index add index new-store
     """
+    from retrieval.index.bundle import KIND
     from retrieval.index.change import add as add_rows
-    from retrieval.store import open_store
+    from retrieval.store import Store, open_store
 
     with open_store(store, check=check) as opened:
+        with Store(folder, kind=KIND) as rows:
+            before, generation = rows.count, rows.manifest["generation"]
         made = add_rows(folder, opened, replace=replace)
-        _say(folder, made, f"{plural(opened.count, 'row')} {'added or replaced' if replace else 'added'}", as_json)
+        new = made.rows.count - before
+        what = f"{plural(new, 'row')} added" + (f", {opened.count - new:,} replaced" if replace else "")
+        again = made.manifest["generation"] == generation
+        _say(folder, made, "has these rows already, nothing was done" if again else what, as_json)
 
 
 @index.command()
@@ -72,10 +78,11 @@ def compact(folder: Path, seed: int, as_json: bool) -> None:
     from retrieval.index.change import compact as compact_index
 
     with open_index(folder).rows as rows:
-        total = rows.count
+        total, generation = rows.count, rows.manifest["generation"]
     with progress("compact", total) as advance:
         made = compact_index(folder, advance)
-    _say(folder, made, "compacted", as_json)
+    nothing = made.manifest["generation"] == generation
+    _say(folder, made, "there was nothing to compact" if nothing else "compacted", as_json)
 
 
 @index.command()

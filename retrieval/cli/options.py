@@ -145,11 +145,16 @@ class Amount(click.ParamType[float]):
                     break
                 if 0 < amount < float("inf"):
                     return amount
-        return self.fail(f"{value!r} is no {self.name}; write a number and {', '.join(self.units)}", param, ctx)
+        return self.fail(f"{value!r} is not understood; write a number and {', '.join(self.units)}.", param, ctx)
 
 
-MEMORY = Amount("memory", {"MB": 1e6, "GB": 1e9, "TB": 1e12})
+MEMORY = Amount("memory", {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12})
 TIME = Amount("time", {"us": 1e-6, "ms": 1e-3, "s": 1.0})
+
+
+def told_size(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e3:,.0f} KB" if size < 1e6 else f"{size / 1e6:,.0f} MB"
 
 
 def named_ids(command: F) -> F:

@@ -26,8 +26,8 @@ ENDINGS = (".run", ".trec", ".jsonl", ".npy")
 )
 @click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
 @click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
-@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Results a query.")
-@click.option("--radius", type=float, help="All with at least this cosine (by distance: at most), however many; exact.")
+@click.option("-k", type=click.IntRange(min=1), help="Results a query.  [default: 10, or all within --radius]")
+@click.option("--radius", type=float, help="All with at least this cosine (by distance: at most); exact.")
 @click.option("--label", "labels", multiple=True, help="Only items of this label; may be given several times.")
 @click.option("--among", type=existing("file"), help="Only items whose ids are in this file, one a line.")
 @click.option(
@@ -42,7 +42,7 @@ ENDINGS = (".run", ".trec", ".jsonl", ".npy")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write to a file instead: .run or .trec (TREC), .jsonl, .npy (row numbers).",
+    help="Write to a file instead: .run or .trec (TREC), .jsonl, .npy (ids).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @checks
@@ -54,7 +54,7 @@ def search(
     pictures: tuple[Path, ...],
     store: Path | None,
     name: str | None,
-    k: int,
+    k: int | None,
     radius: float | None,
     labels: tuple[str, ...],
     among: Path | None,
@@ -84,6 +84,8 @@ def search(
     from retrieval.index.search import hits, within
     from retrieval.index.search import search as search_index
 
+    if shards and "," not in where_to:
+        raise UserError("--shards: is for several GPUs; name them, as in --index-device cuda:0,cuda:1")
     if where_to != "cpu":
         from retrieval.index.gpu import gpus
 
@@ -94,12 +96,19 @@ def search(
         _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
     )
     if radius is None:
-        found = search_index(opened, vectors, k, where=where)
+        found = search_index(opened, vectors, k or 10, where=where)
     else:
-        found = within(opened, vectors, radius, where=where)
+        _refuse_radius(opened, radius)
+        found = within(opened, vectors, radius, where=where).first(k)
     if output is not None:
         _write(output, opened, names, found)
-        emit({"output": str(output), "queries": len(names), "k": k}, as_json, [f"{output}: {len(names):,} queries"])
+        told = {"output": str(output), "queries": len(names), "results": int((found.rows >= 0).sum())}
+        lines = [f"{output}: {told['queries']:,} queries, {told['results']:,} results"]
+        emit(
+            told | ({"how": found.how} if explain else {}),
+            as_json,
+            lines + (_explained(opened, found) if explain else []),
+        )
         return
     results = hits(opened, found)
     result: dict[str, Any] = {
@@ -114,7 +123,7 @@ def search(
         lines += [f"{query}"] if len(names) > 1 else []
         lines += [f"{rank:>3}  {hit.score:.3f}  {_described(hit)}" for rank, hit in enumerate(best, 1)]
     if not any(results):
-        lines.append("nothing found" + (f" within {radius:g}" if radius is not None else ""))
+        lines.append("nothing found")
     emit(result, as_json, lines + (_explained(opened, found) if explain else []))
 
 
@@ -133,8 +142,17 @@ def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mas
     if among is not None:
         from .options import typed_ids
 
-        where &= rows_of_ids(opened, typed_ids(opened.rows, read_lines(among)))
+        if not (ids := read_lines(among)):
+            raise UserError(f"--among {among}: has no ids; give one a line")
+        where &= rows_of_ids(opened, typed_ids(opened.rows, ids))
     return where
+
+
+def _refuse_radius(opened: "Index", radius: float) -> None:
+    if opened.metric == "cosine" and not -1 <= radius <= 1:
+        raise UserError(f"--radius {radius:g}: cosines are between −1 and 1; give the least that is near enough")
+    if opened.metric == "euclidean" and radius < 0:
+        raise UserError(f"--radius {radius:g}: is less than any distance; give the largest that is near enough")
 
 
 def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -> None:
@@ -157,12 +175,21 @@ def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> N
 
     with writing_atomically(output) as file:
         if output.suffix == ".npy":
-            np.save(file, found.rows, allow_pickle=False)
+            np.save(file, _ids(opened, found), allow_pickle=False)
             return
         for start in range(0, len(names), 1000):
             part = found[start : start + 1000]
             for query, best in zip(names[start : start + 1000], hits(opened, part), strict=True):
                 _write_one(file, output.suffix, query, best)
+
+
+def _ids(opened: "Index", found: "Found") -> Any:
+    """(q, k) ids; −1 or "" where there are fewer."""
+    import numpy as np
+
+    held = np.asarray(opened.rows.all_ids())
+    nothing = np.zeros((), held.dtype) if held.dtype.kind == "U" else np.array(-1)
+    return np.where(found.rows >= 0, held[found.rows], nothing) if len(held) else found.rows
 
 
 def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> None:
@@ -185,7 +212,7 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
         tuned = ", ".join(f"{name} {value}" for name, value in how["settings"].items()) or "no parameters"
         lines = [
             f"{opened.about['factory']} over {how['covered']:,} rows, {tuned}",
-            f"recall@{told['k']} {told['recall']:.3f} ({low:.3f}–{high:.3f}) when measured",
+            f"recall@{told['k']} {told['recall']:.3f} ({low:.3f}–{high:.3f}) when measured, with {told['rows']:,} rows",
         ] + ([f"{lines[0]}, which came later"] if how["compared"] else [])
     return [f"     {line}" for line in lines]
 
@@ -195,12 +222,12 @@ def _store_queries(opened: "Index", folder: Path, check: bool) -> tuple[list[str
     from retrieval.store import open_store
 
     store = open_store(folder, check=check)
-    require_same_encoder(opened.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
     for name in ("dim", "metric", "normalized"):
         if store.manifest[name] != opened.manifest[name]:
             raise UserError(
                 f"{folder}: {name} is {store.manifest[name]}, of the index {opened.manifest[name]}; embed it again"
             )
+    require_same_encoder(opened.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
     rows = store.load()
     return [str(i) for i in rows.ids], rows.embeddings
 
@@ -225,9 +252,7 @@ def _encoded_queries(
 
 def _recorded_encoder(opened: "Index") -> str:
     if opened.manifest["encoder"] is None:
-        raise UserError(
-            "--query: this index is of imported vectors, whose encoder it does not know; search with --store"
-        )
+        raise UserError("--query: this index does not know the encoder of its vectors; search with --store")
     recorded = str(opened.manifest["encoder"]["name"])
     if Path(recorded).is_absolute() and not Path(recorded).is_dir():
         raise UserError(f"--encoder: is needed, since {recorded}, which made this index, is no longer there")
