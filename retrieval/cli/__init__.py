@@ -6,7 +6,7 @@ import click
 
 from retrieval import __version__
 
-from . import index_changes  # noqa: F401 - its commands join the group `index`
+from . import index_changes, index_files  # noqa: F401 - their commands join the group `index`
 from .demo import demo
 from .doctor import doctor
 from .embed import embed

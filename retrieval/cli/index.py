@@ -1,4 +1,4 @@
-"""`retrieval index build | tune | info | verify | import | export`; what changes an index is in index_changes.py."""
+"""`retrieval index build | tune | info | verify`; the rest is in index_changes.py and index_files.py."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from .options import (
     existing,
     plural,
     progress,
-    quiet_libraries,
     say,
     told_size,
     verify_artifact,
@@ -106,7 +105,7 @@ def build(
     from retrieval.store import open_store
 
     source = open_store(store, check=check)
-    goal = _goal(recall, latency, use, k, memory)
+    goal = goal_of(recall, latency, use, k, memory)
     if factory and memory:
         raise UserError("--memory: chooses a type, and --factory has chosen; give one of them")
     chosen = [] if factory or trained_by else candidates(source.count, source.dim, goal)
@@ -131,10 +130,12 @@ def build(
             seed=seed,
             progress=advance,
         )
-    emit({"output": str(output), **_told(made)}, as_json, [f"{output}: {_sentence(made)}", *_findings(made)])
+    emit({"output": str(output), **told_of(made)}, as_json, [f"{output}: {sentence(made)}", *findings(made)])
 
 
-def _goal(recall: float | None, latency: float | None, use: str | None, k: int, memory: float | None) -> "Goal | None":
+def goal_of(
+    recall: float | None, latency: float | None, use: str | None, k: int, memory: float | None
+) -> "Goal | None":
     from retrieval.index.plan import RECALL, Goal
 
     if (recall, latency, use, memory, k) == (None, None, None, None, 10):
@@ -170,14 +171,14 @@ def _queries(folder: Path | None, source: Path, made: dict[str, Any], check: boo
         return opened.embeddings()
 
 
-def _told(made: "Index") -> dict[str, Any]:
+def told_of(made: "Index") -> dict[str, Any]:
     about = made.about
     return {"count": made.rows.count, "dim": made.rows.dim, "metric": made.metric} | {
         name: about[name] for name in ("factory", "search", "measured", "why", "covers")
     }
 
 
-def _sentence(made: "Index") -> str:
+def sentence(made: "Index") -> str:
     about = made.about
     tuned = ", ".join(f"{name} {value}" for name, value in about["search"].items())
     return f"{made.rows.count:,} × {made.rows.dim}, {made.metric}, in {about['factory']}" + (
@@ -185,7 +186,7 @@ def _sentence(made: "Index") -> str:
     )
 
 
-def _findings(made: "Index") -> list[str]:
+def findings(made: "Index") -> list[str]:
     """How well and how fast it finds."""
     told, goal = made.about["measured"], made.about.get("goal", {})
     low, high = told["interval"]
@@ -239,12 +240,12 @@ def tune(
     from retrieval.index.change import retune
     from retrieval.index.plan import Goal
 
-    goal = _goal(recall, latency, use, k, None) or Goal()
+    goal = goal_of(recall, latency, use, k, None) or Goal()
     opened = open_index(folder, check=check)
     vectors = _queries(queries, folder, opened.manifest, check)
     opened.rows.close()
     made = retune(folder, goal, vectors, seed)
-    emit({"index": str(folder), **_told(made)}, as_json, [f"{folder}: {_sentence(made)}", *_findings(made)])
+    emit({"index": str(folder), **told_of(made)}, as_json, [f"{folder}: {sentence(made)}", *findings(made)])
 
 
 @index.command()
@@ -267,10 +268,10 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     size = sum(part["bytes"] for part in made["files"].values())
     graph = made["files"][opened.about["file"]]["bytes"]
     lines = [
-        f"{folder}: {_sentence(opened)}, generation {made['generation']}",
+        f"{folder}: {sentence(opened)}, generation {made['generation']}",
         f"  {size / 1e6:,.1f} MB, of which FAISS {graph / 1e6:,.1f} MB ({graph / max(1, rows.written):,.0f} bytes a vector)",
         f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
-        *_findings(opened),
+        *findings(opened),
     ]
     if late and not opened.exact:
         lines.append(f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS")
@@ -295,126 +296,3 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 
     verify_artifact(folder, KIND, as_json)
     _ = open_index(folder).faiss
-
-
-@index.command("import")
-@click.argument("path", metavar="FILE", type=existing("file"))
-@click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's own]")
-@click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
-@click.option(
-    "--metric",
-    type=click.Choice(["cosine"]),
-    help="Where inner products are of unit vectors, which FAISS does not say.",
-)
-@click.option("--encoder", "name", help="The encoder that made the vectors, to which the index will be bound.")
-@aims
-@writes
-@common
-def import_(
-    path: Path,
-    ids_path: Path | None,
-    labels_path: Path | None,
-    metric: str | None,
-    name: str | None,
-    recall: float | None,
-    latency: float | None,
-    use: str | None,
-    k: int,
-    queries: Path | None,
-    output: Path,
-    overwrite: bool,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Make an index of FILE, which faiss.write_index wrote: with ids, tuned, measured, and safe to change.
-
-    Texts are not in such a file, labels come from --labels; without --encoder only --store can search.
-
-    \b
-    Example:
-      retrieval index import old.faiss --ids ids.txt --metric cosine --encoder run --output index
-    """
-    from retrieval.formats import read_lines
-    from retrieval.index.exchange import import_faiss
-
-    if queries:
-        raise UserError("--queries: tune with them afterwards, by `retrieval index tune`")
-    encoder = None
-    if name:
-        quiet_libraries()
-        from retrieval.encoder import load_encoder
-
-        loaded = load_encoder(name, "cpu")
-        encoder = {"name": loaded.name, "fingerprint": loaded.fingerprint}
-    made = import_faiss(
-        path,
-        output,
-        ids=read_lines(ids_path) if ids_path else None,
-        labels=read_lines(labels_path) if labels_path else None,
-        metric=metric,
-        encoder=encoder,
-        goal=_goal(recall, latency, use, k, None),
-        overwrite=overwrite,
-        seed=seed,
-    )
-    emit({"output": str(output), **_told(made)}, as_json, [f"{output}: {_sentence(made)}", *_findings(made)])
-
-
-@index.command()
-@index_argument
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="File to write: .faiss, .hnswlib, or a file of vectors as `store export` writes them.",
-)
-@click.option(
-    "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
-)
-@click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5 of ann-benchmarks.")
-@click.option("--overwrite", is_flag=True, help="Replace the files.")
-@checks
-@common
-def export(
-    folder: Path,
-    output: Path,
-    ids_path: Path | None,
-    queries: Path | None,
-    overwrite: bool,
-    check: bool,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Write INDEX as a bare file of FAISS or hnswlib, which have integer ids as they are and number the others from 0; or its vectors.
-
-    \b
-    Examples:
-      retrieval index export index --output plain.faiss --ids ids.txt
-      retrieval index export index --output vectors.hdf5 --queries query-store
-    """
-    from retrieval.artifact import writing_atomically
-    from retrieval.formats import export as export_vectors
-    from retrieval.formats import write_lines
-    from retrieval.index.bundle import open_index
-    from retrieval.index.exchange import export_faiss
-    from retrieval.index.hnswlib_file import write_hnswlib
-    from retrieval.store import open_store
-
-    for path in (output, ids_path):
-        if path is not None and path.exists() and not overwrite:
-            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
-    opened = open_index(folder, check=check)
-    if output.suffix == ".faiss":
-        export_faiss(opened, output)
-    elif output.suffix == ".hnswlib":
-        with writing_atomically(output) as file:
-            write_hnswlib(opened, file)
-    else:
-        export_vectors(opened.rows, output, queries=open_store(queries, check=check) if queries else None)
-    if ids_path is not None:
-        with writing_atomically(ids_path) as file:
-            write_lines(file, opened.rows.all_ids())
-    elif opened.manifest["ids"] == "string":
-        say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
-    result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
-    emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}"])
