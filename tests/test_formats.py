@@ -257,7 +257,7 @@ def test_the_commands(run_cli, tmp_path):
     run_cli("index", "build", tmp_path / "s", "--output", tmp_path / "i")
     found = run_cli("search", tmp_path / "i", "--store", tmp_path / "s", "-k", "1", "--json").stdout
     assert '"id": "doc-0"' in found
-    assert "imported vectors" in run_cli("search", tmp_path / "i", "--query", "x", code=2).stderr
+    assert "does not know the encoder" in run_cli("search", tmp_path / "i", "--query", "x", code=2).stderr
     append(tmp_path / "s", Held(Rows(np.eye(5, dtype=np.float32), [f"e{i}" for i in range(5)])), Kind(5, "float16"))
 
 
