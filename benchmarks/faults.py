@@ -197,20 +197,34 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != LOCK}
 
 
+def killed(act: Callable[[], Any], after: float) -> bool:
+    """Kill `act` in a process of its own, `after` seconds after its first write; whether that was inside a write."""
+    clock = Clock()
+    child = in_child(act, clock)
+    while clock.read()[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.0002)
+    time.sleep(max(0.0, clock.read()[0] + after - time.monotonic()))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return clock.read()[2] == 1
+
+
+def unbroken_run(act: Callable[[], Any]) -> float:
+    """Do `act` in a process of its own; the seconds from its first write to its end."""
+    clock = Clock()
+    child = in_child(act, clock)
+    assert os.waitpid(child, 0)[1] == 0
+    first, last, _ = clock.read()
+    return last - first
+
+
 def kill_one(operation: Operation, template: Path, place: Path, want: dict[str, bytes], after: float) -> bool:
     """Kill the operation `after` seconds after its first write; whether that was inside a write. Checks everything."""
     folder = place / "store"
     if template.exists():
         shutil.copytree(template, folder)
     old = contents(folder) if folder.exists() else {}
-    clock = Clock()
-    child = in_child(lambda: operation.act(folder), clock)
-    while clock.read()[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.0002)
-    time.sleep(max(0.0, clock.read()[0] + after - time.monotonic()))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    inside = clock.read()[2] == 1
+    inside = killed(lambda: operation.act(folder), after)
     if folder.exists():  # the old generation or the new one, whole
         with open_store(folder, check=True) as store:
             found = store.load()
@@ -251,16 +265,12 @@ def kills(operation: Operation, count: int, place: Path) -> tuple[int, int]:
     template, unbroken = place / "template", place / "unbroken"
     for folder in (template, unbroken):
         operation.before(folder)
-    clock = Clock()
-    child = in_child(lambda: operation.act(unbroken), clock)
-    assert os.waitpid(child, 0)[1] == 0
-    first, last, _ = clock.read()
+    span = unbroken_run(lambda: operation.act(unbroken))
     want = contents(unbroken)
     inside = 0
     for trial in range(count):
         with tempfile.TemporaryDirectory(dir=place) as folder:
-            instant = (last - first) * (trial + 0.5) / count
-            inside += kill_one(operation, template, Path(folder), want, instant)
+            inside += kill_one(operation, template, Path(folder), want, span * (trial + 0.5) / count)
     return count, inside
 
 

@@ -9,9 +9,7 @@ every hash, and answers as before the operation or as after it; run again, it an
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from faults import Clock, in_child, small_disk
+from faults import killed, small_disk, unbroken_run
 from store import unit_rows
 
 from retrieval.errors import is_disk_full
@@ -109,14 +107,7 @@ def finished(operation: Operation, place: Path) -> bool:
 def kill_one(operation: Operation, template: Path, place: Path, want: Answers, after: float) -> bool:
     shutil.copytree(template, place, dirs_exist_ok=True)
     old = answers(place)
-    clock = Clock()
-    child = in_child(lambda: operation.act(place), clock)
-    while clock.read()[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.0002)
-    time.sleep(max(0.0, clock.read()[0] + after - time.monotonic()))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    inside = clock.read()[2] == 1
+    inside = killed(lambda: operation.act(place), after)
     assert answers(place) in (old, want), f"{operation.name}: neither as before nor as after"
     finished(operation, place)
     assert answers(place) == want, f"{operation.name}: not as an unbroken run"
@@ -129,13 +120,10 @@ def prepared(operation: Operation, place: Path) -> tuple[Path, Answers, float]:
     template.mkdir()
     operation.before(template)
     shutil.copytree(template, unbroken)
-    clock = Clock()
-    child = in_child(lambda: operation.act(unbroken), clock)
-    assert os.waitpid(child, 0)[1] == 0
-    first, last, _ = clock.read()
+    span = unbroken_run(lambda: operation.act(unbroken))
     want = answers(unbroken)
     assert want is not None and (want != answers(template) or operation.name in ("fold", "compact"))
-    return template, want, last - first
+    return template, want, span
 
 
 def kills(operation: Operation, count: int, place: Path) -> tuple[int, int]:

@@ -33,11 +33,11 @@ from .bundle import (
     faiss_message,
     open_index,
     read_faiss,
-    require_same_encoder,
+    require_fitting,
     write_faiss,
 )
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
-from .kinds import layers
+from .kinds import layers, lists_of
 from .plan import Candidate, Goal, candidates
 from .rows import link_rows
 from .tune import tune, worth
@@ -81,9 +81,7 @@ def build(
         chosen, made = _taken_over(trained_by, factory, store)
     else:
         chosen = [Candidate(factory, 0, "as asked")] if factory else candidates(store.count, store.dim, goal)
-        made = [
-            new_index(one.factory, store, device) for one in chosen
-        ]  # so that a bad factory is refused before any work
+        made = [new_index(one.factory, store, device) for one in chosen]  # a bad factory is refused before any work
     goal = goal or Goal()
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
         plan = _plan(store, chosen, goal, queries, seed, trained_by)
@@ -95,9 +93,9 @@ def build(
             grown = []
             for number, one in enumerate(chosen):
                 file = f"candidate-{number}.faiss"
-                about = grow(
-                    made.pop(0), one, store, folder / file, seed, device, progress
-                )  # and let go of: it may be large
+                index = made.pop(0)  # so that only one is held: they may be large
+                about = grow(index, one, store, folder / file, seed, device, progress)
+                del index
                 grown.append(about | {"file": file, "factory": one.factory, "why": one.why})
             tried = settle(folder, rows, grown, goal, queries, seed)
         except UserError:
@@ -140,13 +138,7 @@ def _taken_over(trained_by: Index, factory: str | None, store: Store) -> tuple[l
     """An empty index trained as another is."""
     if factory is not None:
         raise UserError("--trained-by: takes the type over too; leave --factory out")
-    for name in ("dim", "metric", "normalized"):
-        if store.manifest[name] != trained_by.manifest[name]:
-            raise UserError(
-                f"--trained-by {trained_by.folder}: its {name} is {trained_by.manifest[name]}, of {store.folder} "
-                f"{store.manifest[name]}; they do not go together"
-            )
-    require_same_encoder(trained_by.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(store.folder))
+    require_fitting(trained_by.manifest, store.manifest, str(store.folder))
     empty_one = read_faiss(trained_by.folder / trained_by.about["file"], mapped=False)
     empty_one.reset()
     return [Candidate(trained_by.about["factory"], 0, f"trained by {trained_by.folder.name}")], [empty_one]
@@ -200,12 +192,7 @@ def train(index: Any, store: Store, seed: int, device: str = "cpu") -> None:
     for transform, _ in held:
         transform.pq = None
     if kept is not None:
-        _lists(index).clustering_index = None
-
-
-def _lists(index: Any) -> Any:
-    """The inverted file in an index, None if there is none."""
-    return next((part for part in layers(index) if isinstance(part, faiss().IndexIVF)), None)
+        lists_of(index).clustering_index = None
 
 
 def _seeded(clustering: Any, seed: int) -> None:
@@ -228,7 +215,7 @@ def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: 
         for low in range(start, stop, step):
             high = min(low + step, stop)
             vectors = as_float32(store.take(np.arange(low, high)))
-            if device != "cpu" and _lists(index) is not None:
+            if device != "cpu" and lists_of(index) is not None:
                 add_assigned(index, vectors, low, device.partition(",")[0])
             else:
                 index.add(vectors)

@@ -195,6 +195,16 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def require_fitting(manifest: Manifest, other: Manifest, source: str) -> None:
+    """Refuse the vectors of a store or index that cannot be compared with those of an index."""
+    for name in ("dim", "metric", "normalized"):
+        if other[name] != manifest[name]:
+            raise UserError(
+                f"{source}: {name} is {other[name]}, of the index {manifest[name]}; they do not go together"
+            )
+    require_same_encoder(manifest, (other["encoder"] or {}).get("fingerprint"), source)
+
+
 def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: str) -> None:
     """Refuse vectors of another encoder than the one that made the index. None: of an encoder that is not known."""
     made_by = manifest["encoder"] or {"fingerprint": None, "name": "an encoder that was never told"}

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retrieval.artifact import Manifest, creating, now
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
-from retrieval.store import Ids, Kind, Rows, Store, append, delete
+from retrieval.store import Ids, Kind, Store, StoreRows, append, delete
 from retrieval.store.compact import repack
 from retrieval.store.ids import first_repeated
 from retrieval.store.writer import changing
@@ -21,42 +19,16 @@ from retrieval.store.writer import changing
 from .backend import faiss
 from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import layers
+from .kinds import layers, lists_of
 from .plan import Goal
 from .rows import link_rows
 from .tune import tune
 
 FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given to FAISS
 FOLDED_SHARE = 0.1
-COMPACTED_FROM = 0.3  # of all rows ever written are deleted: time to take them out
 
 
-class StoreRows:
-    """The rows of a store as a source of rows for an index of this dtype."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    @property
-    def count(self) -> int:
-        return self.store.count
-
-    @property
-    def fingerprint(self) -> str:
-        return self.store.manifest_hash
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.store.manifest["columns"])
-
-    def ids(self, start: int, stop: int) -> Ids:
-        return self.store.ids_between(start, stop)
-
-    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
-        return self.store.between(start, stop)
-
-
-def add(folder: Path, store: Store, *, replace: bool = False, fold_late: bool = True) -> Index:
+def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
     """Add the rows of a store. Ids that are there already are refused, or with `replace` their old rows are deleted.
 
     The same call twice in a row adds nothing the second time.
@@ -67,7 +39,7 @@ def add(folder: Path, store: Store, *, replace: bool = False, fold_late: bool = 
     append(folder, StoreRows(store), kind, replace=replace, artifact=KIND)
     index = open_index(folder)
     late = index.rows.count - index.covered
-    if fold_late and late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):
+    if late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):
         index.rows.close()  # or the old generation's files would stay
         return fold(folder)
     return index
@@ -87,8 +59,8 @@ def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
             grown = _whole(index)
             if any(isinstance(part, faiss().IndexNSG) for part in layers(grown)):
                 raise UserError(f"{folder}: an NSG takes no more rows; `retrieval index compact` builds it anew")
-            for number, first in enumerate(np.cumsum([0, *(shard["rows"] for shard in rows.shards)])[:-1].tolist()):
-                if first + rows.shards[number]["rows"] > index.about["covers"]:
+            for number, first in enumerate(rows.first_ordinals[:-1].tolist()):
+                if rows.first_ordinals[number + 1] > index.about["covers"]:
                     part = rows.all_vectors(number)[max(0, index.about["covers"] - first) :]
                     _attempt(folder, lambda part=part: grown.add(as_float32(part)))  # type: ignore[misc]
                     progress(len(part))
@@ -139,38 +111,28 @@ def merge(
 
 
 def _joined(indexes: list[Index], progress: Progress) -> Any:
+    """One FAISS index over the live rows of all, in their order."""
     whole = all(i.rows.ordinals is None and i.about["covers"] == i.rows.count for i in indexes)
     grown = _whole(indexes[0])
-    if whole and all(_trained_alike(grown, index.faiss) for index in indexes[1:]):
-        for index in indexes[1:]:
-            progress(index.rows.count)
-            grown.merge_from(_whole(index), grown.ntotal)
-        return grown
-    begun = 0
+    if whole and lists_of(grown) is not None:
+        others, trained = [_whole(index) for index in indexes[1:]], _emptied(grown)
+        if all(_emptied(other) == trained for other in others):
+            for other in others:
+                progress(other.ntotal)
+                grown.merge_from(other, grown.ntotal)
+            return grown
     if not whole:
         grown.reset()
-    else:
-        begun = 1
-    for index in indexes[begun:]:
+    for index in indexes[1:] if whole else indexes:
         _attempt(index.folder, lambda index=index: add_rows(grown, index.rows, 0, None, progress))  # type: ignore[misc]
     return grown
 
 
-def _trained_alike(one: Any, other: Any) -> bool:
-    """Whether two indexes differ in their vectors only, and so can be merged list by list."""
-    if type(one) is not type(other) or not any(isinstance(part, faiss().IndexIVF) for part in layers(one)):
-        return False
-    try:
-        one.check_compatible_for_merge(other)
-    except RuntimeError:
-        return False
-    return bytes(_empty(one)) == bytes(_empty(other))
-
-
-def _empty(index: Any) -> Any:
+def _emptied(index: Any) -> bytes:
+    """An index as it was trained: inverted files that differ in their vectors only can be merged list by list."""
     copy = faiss().clone_index(index)
     copy.reset()
-    return faiss().serialize_index(copy)
+    return bytes(faiss().serialize_index(copy))
 
 
 def _whole(index: Index) -> Any:

@@ -15,7 +15,7 @@ from retrieval.store.ids import first_repeated
 from .backend import faiss
 from .build import settle
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import layers
+from .kinds import layers, lists_of
 from .plan import Goal
 from .rows import link_rows
 
@@ -80,7 +80,7 @@ def export_faiss(index: Index, path: Path) -> dict[str, Any]:
     """
     if index.covered < index.rows.count or index.rows.ordinals is not None:
         raise UserError(f"{index.folder}: has late or deleted rows; `retrieval index compact` first")
-    ids = index.rows.all_ids()
+    ids = index.rows.ids_between(0, index.rows.count)
     if isinstance(ids, list) or np.array_equal(ids, np.arange(len(ids))):
         return write_faiss(index.faiss, path)
     mapped = faiss().IndexIDMap2(faiss().IndexFlat(index.faiss.d, index.faiss.metric_type))  # takes empty ones only
@@ -112,11 +112,10 @@ def _metric(path: Path, index: Any, asked: str | None) -> str:
 def _vectors(path: Path, index: Any) -> tuple[Floats, Ints | None]:
     """All vectors by rising id, and those ids where they are not 0, 1, …"""
     f = faiss()
-    if any(
-        isinstance(part, f.IndexFastScan | f.IndexIVFFastScan) for part in layers(index)
-    ):  # it would end the process
+    # FAISS would end the process.
+    if any(isinstance(part, f.IndexFastScan | f.IndexIVFFastScan) for part in layers(index)):
         raise UserError(f"{path}: holds 4-bit codes, which FAISS does not give back; embed again and build an index")
-    lists = next((part for part in layers(index) if isinstance(part, f.IndexIVF)), None)
+    lists = lists_of(index)
     ids = None
     if lists is not None:
         found = [

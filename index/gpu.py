@@ -12,7 +12,7 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats, exact_neighbors
 
 from .backend import faiss, installed
-from .kinds import Settings, layers
+from .kinds import Settings, layers, lists_of
 
 LARGEST_K = 2048  # of FAISS's own kernels; cuVS takes 16,384
 
@@ -72,23 +72,18 @@ def set_on_gpus(index: Any, settings: Settings) -> None:
 
 def train_on(index: Any, device: str) -> Any:
     """Let an inverted file's k-means assign on GPUs; returns what must be kept until it is trained."""
-    f = faiss()
-    for part in layers(index):
-        if isinstance(part, f.IndexIVF):
-            flat = f.IndexFlat(part.d, part.metric_type)
-            part.clustering_index = f.index_cpu_to_gpu_multiple_py(
-                [_resources(n) for n in gpus(device)], flat, gpus=gpus(device)
-            )
-            return part.clustering_index
-    return None
+    f, lists = faiss(), lists_of(index)
+    if lists is None:
+        return None
+    numbers, flat = gpus(device), f.IndexFlat(lists.d, lists.metric_type)
+    lists.clustering_index = f.index_cpu_to_gpu_multiple_py([_resources(n) for n in numbers], flat, gpus=numbers)
+    return lists.clustering_index
 
 
 def add_assigned(index: Any, vectors: Floats, first: int, device: str) -> None:
     """Add rows first, first + 1, … to an inverted file of the CPU, each assigned to its list by exact search on a device."""
-    f = faiss()
-    chain = list(layers(index))
-    lists = chain[-1]
-    assert isinstance(lists, f.IndexIVF)
+    f, lists = faiss(), lists_of(index)
+    assert lists is not None
     if isinstance(index, f.IndexPreTransform):
         for number in range(index.chain.size()):
             vectors = index.chain.at(number).apply(vectors)

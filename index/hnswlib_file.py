@@ -25,7 +25,7 @@ def write_hnswlib(index: Index, file: BinaryIO) -> None:
         raise UserError(f"{index.folder}: has late or removed rows; `retrieval index compact` first")
     hnsw, count, dim = graph.hnsw, graph.ntotal, graph.d
     links = int(hnsw.nb_neighbors(1))
-    ids = index.rows.all_ids()
+    ids = index.rows.ids_between(0, index.rows.count)
     labels = np.arange(count) if isinstance(ids, list) else ids
     element = np.dtype([("count", "<u4"), ("links", "<u4", (2 * links,)), ("vector", "<f4", (dim,)), ("label", "<u8")])
     levels = f.vector_to_array(hnsw.levels) - 1  # FAISS counts the ground floor

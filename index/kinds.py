@@ -43,6 +43,11 @@ def layers(index: Any) -> Iterator[Any]:
             return
 
 
+def lists_of(index: Any) -> Any:
+    """The inverted file in an index, None if there is none."""
+    return next((part for part in layers(index) if isinstance(part, faiss().IndexIVF)), None)
+
+
 def abilities(index: Any) -> Abilities:
     f, chain = faiss(), list(layers(index))
     knob, limit = None, 0

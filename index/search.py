@@ -16,9 +16,8 @@ from .filters import Mask
 from .gpu import LARGEST_K, set_on_gpus
 from .kinds import Settings, parameters
 
-EXACT_UP_TO = (
-    20_000  # allowed rows: comparing all of them is as fast as an index that may look at nothing else, and exact
-)
+# Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
+EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
 
 

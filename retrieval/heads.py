@@ -10,31 +10,19 @@ from torch import nn
 from retrieval.artifact import sha256_json
 from retrieval.encoder import Encoder, fingerprint
 from retrieval.errors import UserError
-from retrieval.store import Floats, Ids, Rows, Store
+from retrieval.store import Floats, Ids, Rows, Store, StoreRows
 
 
 @dataclass(frozen=True)
-class Headed:
+class Headed(StoreRows):
     """A store's rows with their vectors sent through the head: a source of rows. `mark` names the encoder."""
 
-    store: Store
     head: list[nn.Module]
     mark: str
 
     @property
-    def count(self) -> int:
-        return self.store.count
-
-    @property
     def fingerprint(self) -> str:
         return sha256_json([self.mark, self.store.manifest_hash])
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.store.manifest["columns"])
-
-    def ids(self, start: int, stop: int) -> Ids:
-        return self.store.ids_between(start, stop)
 
     def rows(self, start: int, stop: int, ids: Ids) -> Rows:
         rows = self.store.between(start, stop)

@@ -116,7 +116,7 @@ def build(
         return
     for line in _planned(chosen, factory) if chosen and chosen[0].factory != "Flat" else []:
         say(line)
-    vectors = _queries(queries, source.folder, source.manifest, check)
+    vectors = _queries(queries, source.manifest, check)
     with progress("index", source.count * max(1, len(chosen))) as advance:
         made = build_index(
             source,
@@ -152,20 +152,15 @@ def _planned(chosen: "list[Candidate]", factory: str | None) -> list[str]:
     )
 
 
-def _queries(folder: Path | None, source: Path, made: dict[str, Any], check: bool) -> Any:
+def _queries(folder: Path | None, made: dict[str, Any], check: bool) -> Any:
     """The vectors of a store of queries. Raises UserError unless they go with the index."""
     if folder is None:
         return None
-    from retrieval.index.bundle import require_same_encoder
+    from retrieval.index.bundle import require_fitting
     from retrieval.store import open_store
 
     with open_store(folder, check=check) as opened:
-        for name in ("dim", "metric", "normalized"):
-            if opened.manifest[name] != made[name]:
-                raise UserError(
-                    f"--queries {folder}: {name} is {opened.manifest[name]}, of {source} {made[name]}; they do not go together"
-                )
-        require_same_encoder(made, (opened.manifest["encoder"] or {}).get("fingerprint"), str(folder))
+        require_fitting(made, opened.manifest, f"--queries {folder}")
         if opened.count < 2:
             raise UserError(f"--queries {folder}: has {plural(opened.count, 'query')[:-1]}; give two at least")
         return opened.embeddings()
@@ -242,7 +237,7 @@ def tune(
 
     goal = goal_of(recall, latency, use, k, None) or Goal()
     opened = open_index(folder, check=check)
-    vectors = _queries(queries, folder, opened.manifest, check)
+    vectors = _queries(queries, opened.manifest, check)
     opened.rows.close()
     made = retune(folder, goal, vectors, seed)
     emit({"index": str(folder), **told_of(made)}, as_json, [f"{folder}: {sentence(made)}", *findings(made)])

@@ -57,8 +57,6 @@ def remove(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     from retrieval.store import Store
 
     ids = read_ids(named, ids_path)
-    if not ids:
-        raise UserError("give --id ID or --ids FILE")
     with Store(folder, kind=KIND) as opened:
         typed = typed_ids(opened, ids)
     _say(folder, remove_rows(folder, typed), f"{plural(len(ids), 'row')} removed", as_json)

@@ -7,7 +7,7 @@ import click
 from retrieval.errors import UserError
 
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
-from .options import checks, common, emit, existing, quiet_libraries, say, writes
+from .options import checks, common, emit, existing, quiet_libraries, refuse_existing, say, writes
 
 
 @index.command("import")
@@ -113,9 +113,7 @@ def export(
     from retrieval.index.hnswlib_file import write_hnswlib
     from retrieval.store import open_store
 
-    for path in (output, ids_path):
-        if path is not None and path.exists() and not overwrite:
-            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
+    refuse_existing(overwrite, output, ids_path)
     opened = open_index(folder, check=check)
     if output.suffix == ".faiss":
         export_faiss(opened, output)
@@ -126,7 +124,7 @@ def export(
         export_vectors(opened.rows, output, queries=open_store(queries, check=check) if queries else None)
     if ids_path is not None:
         with writing_atomically(ids_path) as file:
-            write_lines(file, opened.rows.all_ids())
+            write_lines(file, opened.rows.ids_between(0, opened.rows.count))
     elif opened.manifest["ids"] == "string":
         say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
     result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}

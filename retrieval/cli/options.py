@@ -168,10 +168,13 @@ def named_ids(command: F) -> F:
 
 
 def read_ids(named: tuple[str, ...], path: Path | None) -> list[str]:
-    """The ids of `--id` and `--ids`, each once."""
+    """The ids of `--id` and `--ids`, each once. Raises UserError where there are none."""
     from retrieval.formats import read_lines
 
-    return list(dict.fromkeys([*named, *(read_lines(path) if path else [])]))
+    ids = list(dict.fromkeys([*named, *(read_lines(path) if path else [])]))
+    if not ids:
+        raise UserError("give --id ID or --ids FILE")
+    return ids
 
 
 def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
@@ -185,6 +188,13 @@ def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
     except (ValueError, OverflowError):
         bad = next((i for i in ids if not i.strip().lstrip("-").isdigit()), ids[0])
         raise UserError(f"{rows.folder}: its ids are integers, {bad!r} is none") from None
+
+
+def refuse_existing(overwrite: bool, *paths: Path | None) -> None:
+    """Raise UserError where a file would be replaced unasked."""
+    for path in paths:
+        if path is not None and path.exists() and not overwrite:
+            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
 
 
 def plural(count: int, what: str) -> str:

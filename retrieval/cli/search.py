@@ -8,7 +8,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, emit, existing, pick_device, quiet_libraries, uses_device
+from .options import checks, common, emit, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index
@@ -162,8 +162,7 @@ def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -
         raise UserError(f"--output {output}: name a file that ends with {', '.join(ENDINGS)}")
     if output.suffix == ".npy" and radius is not None:
         raise UserError(f"--output {output}: --radius gives a different number for each query; write .jsonl or .run")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output}: already exists; choose another name, or replace it with --overwrite")
+    refuse_existing(overwrite, output)
 
 
 def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> None:
@@ -187,7 +186,7 @@ def _ids(opened: "Index", found: "Found") -> Any:
     """(q, k) ids; −1 or "" where there are fewer."""
     import numpy as np
 
-    held = np.asarray(opened.rows.all_ids())
+    held = np.asarray(opened.rows.ids_between(0, opened.rows.count))
     nothing = np.zeros((), held.dtype) if held.dtype.kind == "U" else np.array(-1)
     return np.where(found.rows >= 0, held[found.rows], nothing) if len(held) else found.rows
 
@@ -218,16 +217,11 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
 
 
 def _store_queries(opened: "Index", folder: Path, check: bool) -> tuple[list[str], Any]:
-    from retrieval.index.bundle import require_same_encoder
+    from retrieval.index.bundle import require_fitting
     from retrieval.store import open_store
 
     store = open_store(folder, check=check)
-    for name in ("dim", "metric", "normalized"):
-        if store.manifest[name] != opened.manifest[name]:
-            raise UserError(
-                f"{folder}: {name} is {store.manifest[name]}, of the index {opened.manifest[name]}; embed it again"
-            )
-    require_same_encoder(opened.manifest, (store.manifest["encoder"] or {}).get("fingerprint"), str(folder))
+    require_fitting(opened.manifest, store.manifest, str(folder))
     rows = store.load()
     return [str(i) for i in rows.ids], rows.embeddings
 

@@ -19,6 +19,7 @@ from .options import (
     plural,
     progress,
     read_ids,
+    refuse_existing,
     refuse_two_ways,
     require_store,
     say,
@@ -230,9 +231,7 @@ def export(
 
     if ids_path is not None and ids_path.resolve() == output.resolve():
         raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
-    for path in (output, ids_path):
-        if path is not None and path.exists() and not overwrite:
-            raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
+    refuse_existing(overwrite, output, ids_path)
     with open_store(folder, check=check) as opened:
         device = pick_device(device) if queries else "cpu"
         export_store(
@@ -274,8 +273,6 @@ def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     from retrieval.store import open_store
 
     ids = read_ids(named, ids_path)
-    if not ids:
-        raise UserError("give --id ID or --ids FILE")
     with open_store(folder) as opened:
         typed = typed_ids(opened, ids)
     left = delete_rows(folder, typed)

@@ -128,7 +128,7 @@ class Search:
         for part in best:
             part.finish()
         rough, rows = torch.cat([part.values for part in best]), torch.cat([part.rows for part in best])
-        exact = self._score_again(which, rows.clamp_min(0)).float()
+        exact = score_rows(self.queries[which], self.base, rows.clamp_min(0)).float()
         exact = exact.masked_fill(torch.isneginf(rough), -torch.inf)  # the query itself
         self._answer(which, keys_of(exact, rows.clamp_min(0)))
         if kept >= len(self.base) - (self.self_rows is not None):
@@ -161,9 +161,6 @@ class Search:
             scores[here, column[here]] = -torch.inf
         return scores
 
-    def _score_again(self, which: Tensor, rows: Tensor) -> Tensor:
-        return score_rows(self.queries[which], self.base, rows)
-
     def _rough(self, which: Tensor, scores: Tensor) -> Tensor:
         """Final scores (q,) as a product would have given them, to be compared with what was left out."""
         if self.base.metric == "euclidean":
@@ -179,7 +176,7 @@ class Search:
             return products
         squares = own.square() - 2 * products
         query, row = (squares < NEAR * own.square()).nonzero(as_tuple=True)  # small differences of large numbers
-        near = self._score_again(which[query], (start + row)[:, None])[:, 0]
+        near = score_rows(self.queries[which[query]], self.base, (start + row)[:, None])[:, 0]
         return (-squares.clamp_min(0).sqrt()).index_put((query, row), near)
 
 

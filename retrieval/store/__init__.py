@@ -12,7 +12,7 @@ from .compact import compact
 from .dtypes import STORED_AS, Floats, refuse_bad_vectors
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
-from .writer import METRICS, SHARD_ROWS, Held, Job, Kind, Source, append, create, delete
+from .writer import METRICS, SHARD_ROWS, Held, Job, Kind, Source, StoreRows, append, create, delete
 
 __all__ = [
     "KIND",
@@ -27,6 +27,7 @@ __all__ = [
     "Rows",
     "Source",
     "Store",
+    "StoreRows",
     "append",
     "compact",
     "create",

@@ -110,8 +110,8 @@ class Store:
 
     def vectors(self, number: int) -> Floats:
         """The live vectors of one shard, float32, in new memory."""
-        stored, live = self.stored(number), self.live(number)
-        return decode(stored if live is None else _rows(stored, live), self.dtype)
+        live = self.live(number)
+        return self.all_vectors(number) if live is None else decode(_rows(self.stored(number), live), self.dtype)
 
     def all_vectors(self, number: int) -> Floats:
         """The vectors of one shard, deleted ones too, as float32."""
@@ -153,32 +153,35 @@ class Store:
     @cached_property
     def _places(self) -> Ints | None:
         """The place of each live row; None where that is its number."""
+        return self._live_from(self._firsts)
+
+    def _live_from(self, firsts: Ints) -> Ints | None:
+        """The numbers of the live rows when each shard's are counted from its own first; None where they are 0, 1, …"""
         lives = [self.live(number) for number in range(len(self.shards))]
         held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
-        found = np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(self._firsts, held, strict=True))])
+        found = np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(firsts, held, strict=True))])
         return None if np.array_equal(found, np.arange(len(found))) else found
 
     @cached_property
     def ordinals(self) -> Ints | None:
         """The number of each row when deleted ones are counted too; None where none is deleted."""
-        lives = [self.live(number) for number in range(len(self.shards))]
-        if all(live is None for live in lives):
-            return None
-        firsts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
-        held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
-        return np.concatenate([first + rows for first, rows in zip(firsts, held, strict=False)]).astype(np.int64)
+        return self._live_from(self.first_ordinals[:-1])
+
+    @cached_property
+    def first_ordinals(self) -> Ints:
+        """The first row of each shard when deleted ones are counted too, and at the end how many there are."""
+        return np.concatenate([[0], np.cumsum([shard["rows"] for shard in self.shards])]).astype(np.int64)
 
     @property
     def written(self) -> int:
         """How many rows there are when deleted ones are counted too."""
-        return sum(int(shard["rows"]) for shard in self.shards)
+        return int(self.first_ordinals[-1])
 
     def table(self, count: int) -> NDArray[Any] | None:
         """The first `count` rows ever written, deleted ones too, as stored and as one map; None where they do not lie
         together, or are int8, whose scales lie elsewhere."""
-        firsts = np.cumsum([0, *(shard["rows"] for shard in self.shards)])
-        needed = int(np.searchsorted(firsts, count))
-        together = np.array_equal(self._firsts[:needed], firsts[:needed])
+        needed = int(np.searchsorted(self.first_ordinals, count))
+        together = np.array_equal(self._firsts[:needed], self.first_ordinals[:needed])
         return self._table[:count] if together and self.dtype != "int8" else None
 
     def describe(self, rows: Ints) -> tuple[Ids, list[str] | None, dict[str, list[str]]]:
@@ -198,10 +201,6 @@ class Store:
         place[order] = back
         found = concatenate(parts, 0)[place]
         return found.ids, found.labels, found.payload
-
-    def all_ids(self) -> Ids:
-        """Every id, in memory."""
-        return self.ids_between(0, self.count)
 
     def _files(self) -> Iterator[BinaryIO]:
         for shard in self.shards:

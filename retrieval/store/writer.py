@@ -85,6 +85,31 @@ class Held:
 
 
 @dataclass(frozen=True)
+class StoreRows:
+    """A source of rows that are those of another store, or of an index."""
+
+    store: Store
+
+    @property
+    def count(self) -> int:
+        return self.store.count
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.store.manifest["columns"])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.store.manifest_hash
+
+    def ids(self, start: int, stop: int) -> Ids:
+        return self.store.ids_between(start, stop)
+
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
+        return self.store.between(start, stop)
+
+
+@dataclass(frozen=True)
 class Job:
     """The shards of one change that are still to be written, and what is needed to write them, in any order, anywhere."""
 
