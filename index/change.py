@@ -19,7 +19,7 @@ from retrieval.store.writer import changing
 from .backend import faiss
 from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import layers, lists_of
+from .kinds import abilities, lists_of
 from .plan import Goal
 from .rows import link_rows
 from .tune import tune
@@ -31,7 +31,7 @@ FOLDED_SHARE = 0.1
 def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
     """Add the rows of a store. Ids that are there already are refused, or with `replace` their old rows are deleted.
 
-    The same call twice in a row adds nothing the second time.
+    The same call twice in a row adds nothing the second time. Types that do not grow compare late rows exactly, however many.
     """
     with Store(folder, kind=KIND) as rows:
         made = store.manifest
@@ -39,7 +39,7 @@ def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
     append(folder, StoreRows(store), kind, replace=replace, artifact=KIND)
     index = open_index(folder)
     late = index.rows.count - index.covered
-    if late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):
+    if index.abilities.grows and late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):
         index.rows.close()  # or the old generation's files would stay
         return fold(folder)
     return index
@@ -57,7 +57,7 @@ def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
         index = Index(rows)
         if index.about["covers"] < rows.written:
             grown = _whole(index)
-            if any(isinstance(part, faiss().IndexNSG) for part in layers(grown)):
+            if not abilities(grown).grows:
                 raise UserError(f"{folder}: an NSG takes no more rows; `retrieval index compact` builds it anew")
             for number, first in enumerate(rows.first_ordinals[:-1].tolist()):
                 if rows.first_ordinals[number + 1] > index.about["covers"]:

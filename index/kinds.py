@@ -18,13 +18,15 @@ LARGEST_EFFORT = 4096
 @dataclass(frozen=True)
 class Abilities:
     """knob: the parameter that trades time for recall, None if there is none; limit: its largest useful value. coded: its
-    scores are approximate. refined: it scores again by itself. selects: it can be told to look at some rows only."""
+    scores are approximate. refined: it scores again by itself. selects: it can be told to look at some rows only. grows: it
+    takes more rows once it is built."""
 
     knob: str | None
     limit: int
     coded: bool
     refined: bool
     selects: bool
+    grows: bool
 
 
 def layers(index: Any) -> Iterator[Any]:
@@ -60,7 +62,7 @@ def abilities(index: Any) -> Abilities:
     plain = isinstance(chain[-1], f.IndexFlat | f.IndexIVFFlat)
     changed = any(isinstance(part, f.IndexPreTransform) for part in chain)  # perhaps to fewer dimensions
     deaf = isinstance(graph if graph is not None else chain[-1], f.IndexNSG | f.IndexPQ | f.IndexPQFastScan)
-    return Abilities(knob, limit, coded=changed or not plain, refined=refined, selects=not deaf)
+    return Abilities(knob, limit, coded=changed or not plain, refined=refined, selects=not deaf, grows=not isinstance(graph, f.IndexNSG))
 
 
 def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:

@@ -29,6 +29,19 @@ def later(tmp_path):
     return store_of(tmp_path / "later", rows_for(150, seed=7, first=850))
 
 
+def test_a_type_that_does_not_grow_keeps_many_late_rows(store, later, tmp_path, monkeypatch):
+    """Giving them to FAISS would fail after they were published."""
+    build(store, tmp_path / "index", factory="NSG16,Flat")
+    monkeypatch.setattr(change, "FOLDED_FROM", 100)
+    monkeypatch.setattr(change, "FOLDED_SHARE", 0.1)
+    index = add(tmp_path / "index", later, replace=True)
+    assert index.rows.count == 1000 and best(index, later.embeddings()[:3]) == [["id-850"], ["id-851"], ["id-852"]]
+    index.rows.close()
+    with pytest.raises(UserError, match="takes no more rows; `retrieval index compact` builds it anew"):
+        fold(tmp_path / "index")
+    assert compact(tmp_path / "index").about["covers"] == 1000
+
+
 def best(index, queries, k=1):
     return [[hit.id for hit in found] for found in hits(index, search(index, queries, k))]
 
