@@ -62,7 +62,14 @@ def abilities(index: Any) -> Abilities:
     plain = isinstance(chain[-1], f.IndexFlat | f.IndexIVFFlat)
     changed = any(isinstance(part, f.IndexPreTransform) for part in chain)  # perhaps to fewer dimensions
     deaf = isinstance(graph if graph is not None else chain[-1], f.IndexNSG | f.IndexPQ | f.IndexPQFastScan)
-    return Abilities(knob, limit, coded=changed or not plain, refined=refined, selects=not deaf, grows=not isinstance(graph, f.IndexNSG))
+    return Abilities(
+        knob,
+        limit,
+        coded=changed or not plain,
+        refined=refined,
+        selects=not deaf,
+        grows=not isinstance(graph, f.IndexNSG),
+    )
 
 
 def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:

@@ -63,6 +63,10 @@ class Base:
             yield from self._kept
             return
         rows, tile = max(BLOCK_ROWS[kind], TILE[kind] // queries), tile_of(kind)
+        if precision == "float64":
+            rows //= (
+                4  # 8 MiB of scores: a product as large again as its memory is taken from the system anew each time
+            )
         if not isinstance(self._vectors, Tensor):
             rows = min(rows, max(1, READ // dim))
         yield from self._cut(rows, precision, tile if tile < queries else 0)

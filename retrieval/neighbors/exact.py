@@ -11,9 +11,10 @@ from retrieval.errors import UserError
 
 from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
 from .product import ROUNDING, Precision
-from .select import Best, first_keys, from_keys, in_order, keys_of
+from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 
-HELD = 2**24  # candidates of all queries held at a time: 200 MB
+HELD = 2**23  # candidates of all queries held at a time: 100 MB
+WHOLE = 2**24  # scores held at a time where k is a large part of the base: 64 MB
 RESCORED = 2**20  # numbers scored again at a time: 8 MiB, which stays in cache
 TINY = 1e-300
 NEAR = 1e-5  # of ‖q‖²: below, a squared distance is taken from the difference of the vectors
@@ -87,8 +88,12 @@ def spare(k: int) -> int:
     return 8 + k // 8
 
 
+def _is_wide(k: int, base: Base) -> bool:
+    return 256 * k > len(base)
+
+
 def suited(base: Base, k: int) -> tuple[Precision, ...]:
-    if 256 * k > len(base):
+    if _is_wide(k, base):
         return ("float64",)  # scoring that many candidates again would cost more than scoring everything
     return ("float32", "float64") if base.device.type == "cpu" else ("bfloat16", "float32", "float64")
 
@@ -138,6 +143,12 @@ class Search:
 
     def _decide(self, which: Tensor) -> None:
         """Answer queries by products in float64."""
+        if _is_wide(self.k, self.base):
+            height = min(len(which), max(1, WHOLE // len(self.base)))
+            room = torch.empty((height, len(self.base)), device=which.device)
+            found = [self._from_all(part, room[: len(part)]) for part in torch.split(which, height)]
+            self.scores[which], self.rows[which] = (torch.cat(parts) for parts in zip(*found, strict=True))
+            return
         tiles = self._tiles(which)
         best = [torch.empty((len(tile), 0), dtype=torch.int64, device=which.device) for tile in tiles]
         for start, block in self.base.blocks(len(which), self.queries.shape[1], "float64"):
@@ -147,6 +158,16 @@ class Search:
                 keys = first_keys(keys_of(self._without_self(scores, tile, start), rows), self.k)
                 best[number] = first_keys(torch.cat([best[number], keys], 1), self.k)
         self._answer(which, torch.cat(best))
+
+    def _from_all(self, which: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and rows (q, k) of a k that is much of the base: selected from all scores, held at once in (q, n)."""
+        for start, block in self.base.blocks(len(which), self.queries.shape[1], "float64"):
+            first = 0
+            for tile in self._tiles(which):
+                found = self._final(block.scores(self.queries[tile]), tile, start)
+                scores[first : first + len(tile), start : start + found.shape[1]] = found
+                first += len(tile)
+        return largest(self._without_self(scores, which, 0), self.k)
 
     def _answer(self, which: Tensor, keys: Tensor) -> None:
         self.scores[which], self.rows[which] = from_keys(in_order(keys)[:, : self.k])

@@ -1,10 +1,16 @@
 """The best so far: the k largest scores of each query, over scores that come a block at a time; and their order."""
 
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 GROUP = 32  # scores that are looked at together, at most
+CHUNK = 2**18  # numbers that one thread selects from at a time
+FALLING = np.int32(0x7FFFFFFF)  # negative floats fall as their bits rise
+
+Floats = NDArray[np.float32]
 
 
 class Best:
@@ -89,7 +95,39 @@ def first_keys(keys: Tensor, k: int) -> Tensor:
 
 
 def in_order(keys: Tensor) -> Tensor:
+    """Each row's keys, rising."""
     return keys.sort(dim=1).values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy(), axis=1))
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of scores (q, n), largest first, equal ones by row number: values (q, k) and row numbers.
+
+    For a k that may be most of n; on as many threads as torch uses, since NumPy's selection lets go of the interpreter.
+    """
+    if scores.is_cuda:
+        return from_keys(in_order(first_keys(keys_of(scores, torch.arange(scores.shape[1], device=scores.device)), k)))
+    values, rows = torch.empty(len(scores), k), torch.empty((len(scores), k), dtype=torch.int64)
+    height = max(1, CHUNK // scores.shape[1])
+
+    def select(start: int) -> None:
+        part = slice(start, start + height)
+        _largest(scores[part].numpy(), values[part].numpy(), rows[part].numpy())
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(select, range(0, len(scores), height)))
+    return values, rows
+
+
+def _largest(scores: Floats, values: Floats, rows: NDArray[np.int64]) -> None:
+    """Fill values and rows (q, k) by the keys of `keys_of`, made by NumPy, since torch would start threads of its own here."""
+    bits = (scores + np.float32(0)).view(np.int32)
+    keys = np.left_shift(~(bits ^ ((bits >> 31) & FALLING)), 32, dtype=np.int64)
+    keys |= np.arange(scores.shape[1])
+    keys.partition(values.shape[1] - 1, axis=1)
+    best = np.sort(keys[:, : values.shape[1]], axis=1)
+    rising = ~(best >> 32).astype(np.int32)
+    values[:] = (rising ^ ((rising >> 31) & FALLING)).view(np.float32)
+    np.bitwise_and(best, 0xFFFFFFFF, out=rows)
 
 
 def _with_rows(scores: Tensor, start: int) -> tuple[Tensor, Tensor]:
