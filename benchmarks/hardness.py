@@ -125,7 +125,7 @@ def chosen(data: Images, rows: Any) -> Images:
 
 def neighbour_metrics(vectors: Any, labels: list[str]) -> dict[str, float]:
     metrics = cluster_metrics(vectors, labels)
-    return {name: round(metrics[name], 5) for name in ("map@r", "r@1", "knn@20")}  # type: ignore[literal-required]
+    return {name: round(metrics[name], 5) for name in ("map@r", "r@1", "knn@20")}
 
 
 def tasks(name: str, folder: Path) -> Task:

@@ -1,115 +1,223 @@
-"""Class clustering judged by retrieval: does an item's neighbourhood hold its own class?
+"""Class clustering judged by retrieval: does an item's neighbourhood hold its own class, and do classes stand apart?
 
-Definitions, for a query with R other items of its class, neighbours by cosine, itself left out by index:
+What is measured is defined where it is computed: neighbourhood metrics in neighborhood.py, k-means and its agreement with the
+classes in kmeans.py, the geometry of the classes in geometry.py.
 
-    R@k           1 if any of the k nearest shares the class (metric learning's Recall@k; R@1 is also Precision@1)
-    R-precision   share of the R nearest that share the class
-    MAP@R         (1/R) Σ_{i ≤ R} P@i · rel_i   (Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, 3.2)
-    kNN@20        accuracy of a vote of the 20 nearest weighing e^{cos/0.07} (the protocol of DINO and solo-learn)
-    NMI, AMI, ARI of k-means on the unit vectors, k = number of classes, against the classes (scikit-learn)
-
-Means are over queries. A class of one has no R: such queries are left out of the neighbour metrics and counted as
-`singletons`; they stay among the neighbours of others, and in k-means.
+Means are over queries. A query without relevant items, such as a class of one, is left out and counted; it stays among the
+neighbours of others, and in k-means.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 
 from retrieval.errors import UserError
-from retrieval.neighbors import Floats, Ints, Neighbors, neighbor_tiles
+from retrieval.neighbors import Base, Floats, Ints, Neighbors
 
-VOTERS, VOTE_TEMPERATURE = 20, 0.07
-KMEANS_STARTS = 3
+from .geometry import Geometry, geometry, item_values
+from .kmeans import agreement, kmeans
+from .labels import Classes, Relevance, classes, label_sets
+from .neighborhood import neighborhood
+from .values import PerQuery
 
-ClusterMetrics = TypedDict(
-    "ClusterMetrics",
-    {
-        "r@1": float,
-        "r@10": float,
-        "r-precision": float,
-        "map@r": float,
-        "knn@20": float,
-        "nmi": float,
-        "ami": float,
-        "ari": float,
-        "n": int,
-        "classes": int,
-        "singletons": int,
-    },
-)
+KS = (1, 5, 10)
+SEEDS = 3
 NAMES = ("r@1", "r@10", "r-precision", "map@r", "knn@20", "nmi", "ami", "ari")
+"""The headline."""
+
+ClusterMetrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """ks: of r@k, p@k and map@k; by default 1, 5 and 10, as far as the base goes. sample: judge so many queries, drawn at
+    random. seeds: how many times k-means runs, 0 for not at all. separator: between the labels of an item that has several."""
+
+    metric: str = "cosine"
+    ks: tuple[int, ...] | None = None
+    sample: int | None = None
+    seeds: int = SEEDS
+    separator: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What was found.
+
+    queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find. partition: by metric, one value a run of k-means. counts: n,
+    classes, queries, singletons, unanswerable (without anything relevant to find), tied (whose first two neighbours are
+    equally near). nearest: the first neighbours of each query.
+    """
+
+    queries: PerQuery
+    rows: Ints
+    relevant: Ints
+    nearest: Neighbors
+    relevance: Relevance
+    counts: dict[str, int]
+    partition: dict[str, list[float]] = field(default_factory=dict)
+    geometry: Geometry | None = None
+
+    def means(self) -> dict[str, float]:
+        """Every metric by name."""
+        geometric = {} if self.geometry is None else self.geometry.values
+        return self.queries.means() | {name: float(np.mean(each)) for name, each in self.partition.items()} | geometric
+
+
+def evaluate_clusters(
+    vectors: Floats,
+    labels: Sequence[str],
+    settings: Settings = Settings(),  # noqa: B008
+    *,
+    ids: Sequence[str] | None = None,
+    reference: tuple[Floats, Sequence[str]] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Clusters:
+    """Judge (n, d) vectors by n labels, each item a query among the others, or among the reference's vectors and labels.
+
+    Raises UserError where there is nothing to measure: rows and labels that differ in number, vectors that are not finite or
+    have no direction, one class, no query with anything relevant to find, a k beyond the base.
+    """
+    base_vectors, base_labels = reference or (vectors, labels)
+    itself = reference is None
+    _refuse_unusable(vectors, labels, settings.metric)
+    if not itself:
+        _refuse_unusable(base_vectors, base_labels, settings.metric)
+    if base_vectors.shape[1] != vectors.shape[1]:
+        raise UserError(f"the queries have {vectors.shape[1]} dimensions, the reference {base_vectors.shape[1]}")
+    asked = None if itself else labels
+    several = settings.separator
+    relevance: Relevance = classes(base_labels, asked) if several is None else label_sets(base_labels, asked, several)
+    found = relevance.counts() - itself
+    rows, unanswerable = _queries(found, relevance, settings)
+    ks = _cut_offs(settings.ks, len(base_vectors) - itself)
+    base = Base(base_vectors, settings.metric, settings.device)
+    queries = vectors if len(rows) == len(vectors) else vectors[rows]
+    values, nearest = neighborhood(queries, base, relevance, rows, itself=itself, ks=ks, progress=progress)
+    counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
+    partition: dict[str, list[float]] = {}
+    shape = None
+    if isinstance(relevance, Classes):
+        class_sizes = np.bincount(relevance.codes)
+        counts |= {"classes": len(class_sizes), "singletons": int((class_sizes == 1).sum())}
+        if settings.metric == "cosine":
+            of = relevance.query_codes[rows]
+            values |= item_values(unit(queries), of, unit(base_vectors), relevance.codes, itself=itself)
+        partition, shape = _of_the_whole(vectors, classes(labels).codes, settings)
+    names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
+    per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
+    return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape)
+
+
+def _of_the_whole(vectors: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
+    """What is no mean over queries: k-means, and for cosines the geometry of the classes."""
+    count = int(codes.max()) + 1
+    if count < 2:
+        return {}, None
+    directed = settings.metric == "cosine"
+    points = unit(vectors) if directed else vectors
+    runs = [agreement(codes, kmeans(points, count, settings.seed + run)) for run in range(settings.seeds)]
+    found = {name: [run[name] for run in runs] for name in (runs[0] if runs else ())}
+    return found, geometry(points, codes, settings.seed) if directed else None
 
 
 def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, device: str = "cpu") -> ClusterMetrics:
-    """All of the above for (n, d) unit vectors and n labels. Memory beyond the vectors: a tile of scores.
-
-    Raises UserError where there is nothing to measure: one class, no class of two, or a vector that is not finite.
-    """
-    assert len(vectors) == len(labels)
-    if not np.isfinite(vectors).all():
-        raise UserError(
-            f"{(~np.isfinite(vectors)).any(1).sum():,} of {len(vectors):,} vectors are not finite; embed again"
-        )
-    names, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
-    sizes = np.bincount(codes)
-    if len(names) < 2:
-        raise UserError(f"only one class ({str(names[0])!r}); clustering needs at least two")
-    queries = np.flatnonzero(sizes[codes] > 1)
-    if not len(queries):
-        raise UserError(f"each of the {len(names):,} classes has one member; clustering needs classes of two or more")
-    others = sizes[codes] - 1
-    k = min(len(vectors) - 1, max(int(others.max()), VOTERS, 10))
-    sums = np.zeros(5)
-    start = 0
-    for tile in neighbor_tiles(vectors[queries], vectors, k, self_rows=queries, device=device):
-        rows = queries[start : start + len(tile.ids)]
-        start += len(rows)
-        sums += _sums(tile, codes, rows, others[rows])
-    r1, r10, r_precision, map_r, vote = (sums / len(queries)).tolist()
-    found = KMeans(len(names), n_init=KMEANS_STARTS, random_state=seed).fit_predict(vectors)
-    return {
-        "r@1": r1,
-        "r@10": r10,
-        "r-precision": r_precision,
-        "map@r": map_r,
-        "knn@20": vote,
-        "nmi": float(normalized_mutual_info_score(codes, found)),
-        "ami": float(adjusted_mutual_info_score(codes, found)),
-        "ari": float(adjusted_rand_score(codes, found)),
-        "n": len(vectors),
-        "classes": len(names),
-        "singletons": int((sizes == 1).sum()),
+    """The headline for (n, d) unit vectors and n labels, and n, classes, singletons."""
+    found = evaluate_clusters(vectors, labels, Settings(seed=seed, device=device))
+    means = found.means()
+    return {name: means[name] for name in NAMES if name in means} | {
+        name: found.counts[name] for name in ("n", "classes", "singletons")
     }
 
 
-def _sums(tile: Neighbors, codes: Ints, rows: Ints, others: Ints) -> NDArray[np.float64]:
-    """R@1, R@10, R-precision, MAP@R and the vote, each summed over the queries of one tile. rows, others: (q,)."""
-    neighbor_codes = codes[tile.ids]  # (q, k)
-    relevant = neighbor_codes == codes[rows][:, None]
-    within_r = np.arange(relevant.shape[1]) < others[:, None]
-    hits = relevant & within_r
-    precision = np.cumsum(relevant, axis=1, dtype=np.int32) / np.arange(1, relevant.shape[1] + 1)
-    return np.array(
-        [
-            relevant[:, 0].sum(),
-            relevant[:, :10].any(1).sum(),
-            (hits.sum(1) / others).sum(),
-            ((precision * hits).sum(1) / others).sum(),
-            (_vote(tile.scores[:, :VOTERS], neighbor_codes[:, :VOTERS]) == codes[rows]).sum(),
-        ],
-        dtype=np.float64,
-    )
+@dataclass(frozen=True)
+class Mixed:
+    """Two classes that are mixed up. share: of the neighbours of the first that are of the second; example: the query and the
+    neighbour, as rows, that are most alike."""
+
+    query: str
+    neighbor: str
+    share: float
+    example: tuple[int, int]
+    similarity: float
 
 
-def _vote(scores: Floats, codes: Ints) -> Ints:
-    """The class with the heaviest vote of each query; of equal ones, that of the nearest neighbour. (q, voters) → (q,)."""
-    weights = np.exp((scores.astype(np.float64) - 1) / VOTE_TEMPERATURE)
-    same = codes[:, :, None] == codes[:, None, :]
-    best = (same * weights[:, None, :]).sum(2).argmax(1)  # the first of equals is the nearest
-    winners: Ints = codes[np.arange(len(codes)), best]
-    return winners
+def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
+    """The pairs of classes that are mixed up most, by the first neighbours (at most ten, and as many as are relevant)."""
+    relevance = found.relevance
+    assert isinstance(relevance, Classes)
+    looked = np.minimum(found.relevant, found.nearest.ids.shape[1])
+    within = np.arange(found.nearest.ids.shape[1]) < looked[:, None]
+    own, other = relevance.query_codes[found.rows], relevance.codes[found.nearest.ids]
+    query, place = np.nonzero(within & (other != own[:, None]))
+    keys = own[query] * len(relevance.names) + other[query, place]
+    scores = found.nearest.scores[query, place]
+    order = np.lexsort((-scores, keys))  # of each pair the most alike first
+    pairs, first, times = np.unique(keys[order], return_index=True, return_counts=True)
+    seen = np.bincount(own, looked, len(relevance.names))
+    shares = times / seen[pairs // len(relevance.names)]
+    best = np.lexsort((pairs, -shares))[:most]
+    mixed = []
+    for at in best.tolist():
+        example = order[first[at]]
+        a, b = divmod(int(pairs[at]), len(relevance.names))
+        row, neighbor = int(found.rows[query[example]]), int(found.nearest.ids[query[example], place[example]])
+        mixed.append(
+            Mixed(relevance.names[a], relevance.names[b], float(shares[at]), (row, neighbor), float(scores[example]))
+        )
+    return mixed
+
+
+def _refuse_unusable(vectors: Floats, labels: Sequence[str], metric: str) -> None:
+    if len(vectors) != len(labels):
+        raise UserError(f"{len(vectors):,} vectors but {len(labels):,} labels; there must be one a vector")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{(~finite).sum():,} of {len(vectors):,} vectors are not finite, the first in row {int(finite.argmin())}; embed again"
+        )
+    empty = ~vectors.any(axis=1)
+    if metric == "cosine" and empty.any():
+        raise UserError(
+            f"{empty.sum():,} of {len(vectors):,} vectors are all zeros, the first in row {int(empty.argmax())}; they have no direction"
+        )
+
+
+def _queries(found: Ints, relevance: Relevance, settings: Settings) -> tuple[Ints, int]:
+    """The rows that are asked, and how many have nothing relevant to find."""
+    rows = np.flatnonzero(found > 0)
+    if isinstance(relevance, Classes) and len(relevance.names) < 2:
+        raise UserError(f"only one class ({relevance.names[0]!r}); clustering needs at least two")
+    if not len(rows):
+        raise UserError(
+            f"none of the {len(found):,} items shares its class with another; clustering needs classes of two or more"
+        )
+    unanswerable = len(found) - len(rows)
+    if settings.sample is not None and settings.sample < len(rows):
+        rows = np.sort(np.random.default_rng(settings.seed).choice(rows, settings.sample, replace=False))
+    return rows, unanswerable
+
+
+def _cut_offs(ks: tuple[int, ...] | None, available: int) -> tuple[int, ...]:
+    if ks is None:
+        return tuple(k for k in KS if k <= available) or (1,)
+    if max(ks) > available:
+        raise UserError(f"-k {max(ks)}: there are only {available:,} other items")
+    return tuple(sorted(set(ks)))
+
+
+def _tied(nearest: Neighbors) -> int:
+    return int((nearest.scores[:, 0] == nearest.scores[:, 1]).sum()) if nearest.scores.shape[1] > 1 else 0
+
+
+def unit(vectors: Floats) -> Floats:
+    """Of length 1; the same array if they are already, to the precision of float32."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    if np.abs(lengths - 1).max() < 1e-6:
+        return vectors
+    scaled: Floats = (vectors / lengths[:, None]).astype(np.float32)
+    return scaled

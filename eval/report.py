@@ -102,8 +102,8 @@ def _mapped_rows(labels: list[str], seed: int) -> Ints:
 
 def metrics_table(section: Section) -> str:
     rows = []
-    for name in NAMES:
-        before, after = section.metrics_before[name], section.metrics_after[name]  # type: ignore[literal-required]
+    for name in (name for name in NAMES if name in section.metrics_before):
+        before, after = section.metrics_before[name], section.metrics_after[name]
         change = after - before
         rows.append(
             f"<tr><td>{TITLES[name]}<td>{before:.3f}<td>{after:.3f}<td class={'up' if change >= 0 else 'down'}>{change:+.3f}"

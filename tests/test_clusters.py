@@ -2,63 +2,171 @@
 
 import numpy as np
 import pytest
-import reference
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from reference import average_precision_at_r
 from sklearn.neighbors import KNeighborsClassifier
 
 from retrieval.errors import UserError
 from retrieval.eval import clusters as module
-from retrieval.eval.clusters import cluster_metrics
+from retrieval.eval.clusters import Settings, cluster_metrics, confusion, evaluate_clusters
+from retrieval.eval.labels import levels
+from retrieval.eval.neighborhood import vote
+from retrieval.neighbors import exact_neighbors
+
+KS = (1, 3, 10)
 
 
-def slow(vectors, labels):
-    """R@1, R@10, R-precision and MAP@R, one query at a time."""
+def slow(vectors, labels, related=str.__eq__, reference=None):
+    """Every metric that depends on the ranking only, one query at a time."""
+    base, base_labels = reference or (vectors, labels)
     found = []
     for i, row in enumerate(vectors.astype(np.float64)):
-        r = labels.count(labels[i]) - 1
+        others = [j for j in range(len(base)) if reference or j != i]
+        order = sorted(others, key=lambda j: (-np.float32(base[j].astype(np.float64) @ row), j))
+        relevant = [related(labels[i], base_labels[j]) for j in order]
+        r = sum(relevant)
         if r == 0:
             continue
-        order = sorted((j for j in range(len(labels)) if j != i), key=lambda j: -(vectors[j].astype(np.float64) @ row))
-        relevant = [labels[j] == labels[i] for j in order]
-        found.append(
-            [relevant[0], any(relevant[:10]), sum(relevant[:r]) / r, reference.average_precision_at_r(relevant, r)]
-        )
-    return np.mean(found, axis=0)
+        precision = [sum(relevant[: n + 1]) / (n + 1) for n in range(len(order))]
+        gained = [p * hit for p, hit in zip(precision, relevant, strict=True)]
+        values = {f"r@{k}": any(relevant[:k]) for k in KS}
+        for k in KS[1:]:
+            values |= {
+                f"p@{k}": precision[k - 1],
+                f"map@{k}": sum(gained[:k]) / r,
+                f"map@{k}/min": sum(gained[:k]) / min(k, r),
+            }
+        values |= {
+            "r-precision": precision[r - 1],
+            "map@r": average_precision_at_r(relevant, r),
+            "mrr": 1 / (relevant.index(True) + 1),
+        }
+        found.append(values)
+    return {name: [float(each[name]) for each in found] for name in found[0]}
+
+
+def assert_values(found, expected):
+    for name, values in expected.items():
+        assert found.queries.values[name] == pytest.approx(values, abs=1e-12), name
 
 
 def test_neighbour_metrics_equal_the_loop_with_classes_of_one(clusters):
     vectors, labels = clusters
     labels = [*labels[:-2], "alone", "solitary"]
-    got = cluster_metrics(vectors, labels)
-    assert [got[m] for m in ("r@1", "r@10", "r-precision", "map@r")] == pytest.approx(slow(vectors, labels), abs=1e-12)
-    assert (got["n"], got["classes"], got["singletons"]) == (120, 8, 2)
+    found = evaluate_clusters(vectors, labels, Settings(ks=KS))
+    assert_values(found, slow(vectors, labels))
+    expected = {"n": 120, "queries": 118, "unanswerable": 2, "tied": 0, "classes": 8, "singletons": 2}
+    assert found.counts == expected
+    flat = cluster_metrics(vectors, labels)
+    assert (flat["n"], flat["classes"], flat["singletons"]) == (120, 8, 2)
+    assert flat["map@r"] == found.means()["map@r"]
 
 
-def test_it_equals_pytorch_metric_learning(clusters):
+def test_a_reference_of_its_own(clusters):
     vectors, labels = clusters
-    codes = np.unique(labels, return_inverse=True)[1]
-    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-    theirs = AccuracyCalculator(include=names, k=19).get_accuracy(vectors, codes)
-    got = cluster_metrics(vectors, labels)
-    assert [got["r@1"], got["r-precision"], got["map@r"]] == pytest.approx([theirs[n] for n in names], abs=1e-6)
+    queries, asked = vectors[::3], [*labels[::3][:-1], "unknown"]
+    base, held = np.delete(vectors, np.s_[::3], 0), [label for i, label in enumerate(labels) if i % 3]
+    found = evaluate_clusters(queries, asked, Settings(ks=KS), reference=(base, held))
+    assert_values(found, slow(queries, asked, reference=(base, held)))
+    assert found.counts["unanswerable"] == 1 and found.queries.ids == [str(i) for i in range(39)]
+    same = evaluate_clusters(vectors, labels, reference=(vectors, labels))
+    assert same.means()["r@1"] == 1  # nothing is left out: each finds itself
 
 
-def test_the_vote_equals_scikit_learn(clusters):
+def test_several_labels_an_item(clusters):
+    vectors, _ = clusters
+    generator = np.random.default_rng(3)
+    names = [f"n{i}" for i in range(70)]  # more than a word of bits
+    labels = [" | ".join(generator.choice(names, generator.integers(0, 4), replace=False)) for _ in vectors]
+
+    def related(one, other):
+        return bool(set(one.split(" | ")) & set(other.split(" | ")) - {""})
+
+    found = evaluate_clusters(vectors, labels, Settings(ks=KS, separator="|"))
+    expected = slow(vectors, labels, related)
+    assert_values(found, expected)
+    assert 0 < found.counts["unanswerable"] == 120 - len(expected["mrr"])
+    assert not {"nmi", "silhouette", "knn@20", "classes"} & {*found.means(), *found.counts}
+
+
+def test_levels_of_a_hierarchy():
+    assert levels(["a/b/c", "a/ d", "e"], "/") == [["a", "a", "e"], ["a/b", "a/d", "e"], ["a/b/c", "a/d", "e"]]
+
+
+def test_a_sample_is_some_of_the_queries_among_all_items(clusters):
     vectors, labels = clusters
-    got = cluster_metrics(vectors, labels)["knn@20"]
-    right = 0
+    whole, some = (evaluate_clusters(vectors, labels, Settings(sample=sample, seeds=0)) for sample in (None, 30))
+    assert len(some.rows) == 30 and some.counts["n"] == 120
+    for name, values in some.queries.values.items():
+        assert values == pytest.approx(whole.queries.values[name][some.rows], abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+def test_other_metrics_rank_by_themselves(clusters, metric):
+    vectors, labels = clusters
+    stretched = vectors * np.linspace(1, 3, len(vectors), dtype=np.float32)[:, None]
+    found = evaluate_clusters(stretched, labels, Settings(metric=metric))
+    ids = exact_neighbors(stretched, stretched, 1, metric=metric, self_rows=np.arange(120)).ids[:, 0]
+    assert found.queries.values["r@1"].tolist() == [float(labels[j] == labels[i]) for i, j in enumerate(ids)]
+    assert "knn@20" not in found.means() and "nmi" in found.means()
+
+
+def test_equal_scores_are_ranked_by_row_and_counted():
+    vectors = np.tile(np.float32([[0.6, 0.8]]), (6, 1))
+    found = evaluate_clusters(vectors, list("aabbbb"), Settings(seeds=0))
+    assert found.counts["tied"] == 6
+    assert found.queries.values["r@1"].tolist() == [1, 1, 0, 0, 0, 0]
+
+
+def test_what_is_mixed_up(clusters):
+    eye = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    labels = list("aabbbcccc")  # one b lies among the a, one c among the b
+    found = evaluate_clusters(eye, labels, Settings(seeds=0))
+    mixed = confusion(found)
+    slow_shares = {}
+    for row, ids in enumerate(found.nearest.ids):
+        for j in ids[: labels.count(labels[row]) - 1]:
+            if labels[j] != labels[row]:
+                slow_shares.setdefault((labels[row], labels[j]), []).append((row, int(j)))
+    looked = {name: labels.count(name) * (labels.count(name) - 1) for name in "abc"}
+    assert {(m.query, m.neighbor): m.share for m in mixed} == pytest.approx(
+        {pair: len(each) / looked[pair[0]] for pair, each in slow_shares.items()}
+    )
+    assert all(m.example in slow_shares[m.query, m.neighbor] for m in mixed)
+    assert [m.share for m in mixed] == sorted((m.share for m in mixed), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "name,voters,temperature", [("knn@20", 20, 0.07), ("knn@200/.1", 119, 0.1), ("knn@200/.5", 119, 0.5)]
+)
+def test_the_vote_equals_scikit_learn(clusters, name, voters, temperature):
+    vectors, labels = clusters
+    vectors = vectors + np.random.default_rng(4).standard_normal(vectors.shape).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    got = evaluate_clusters(vectors, labels, Settings(seeds=0)).queries.values[name]
+    right = []
     for i in range(len(labels)):
         others = np.arange(len(labels)) != i
-        knn = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
-        right += knn.fit(vectors[others], np.array(labels)[others]).predict(vectors[i : i + 1])[0] == labels[i]
-    assert got == pytest.approx(right / len(labels))
+        weights = lambda d: np.exp((1 - d) / temperature)  # noqa: E731
+        knn = KNeighborsClassifier(voters, metric="cosine", algorithm="brute", weights=weights)
+        right.append(knn.fit(vectors[others], np.array(labels)[others]).predict(vectors[i : i + 1])[0] == labels[i])
+    assert got.tolist() == right and 0 < np.mean(right) < 1
+
+
+def test_of_equal_votes_the_nearest_wins():
+    codes = np.array([[2, 1, 1, 2, 0], [1, 2, 2, 1, 0]])
+    (winners,) = vote(np.zeros((2, 5), np.float32), codes, [0.1])
+    assert winners.tolist() == [2, 1]
 
 
 def test_small_tiles_change_nothing(clusters, monkeypatch):
     vectors, labels = clusters
-    whole = cluster_metrics(vectors, labels)
+    whole = evaluate_clusters(vectors, labels)
     monkeypatch.setattr("retrieval.neighbors.exact.HELD", 7 * len(vectors))
-    assert cluster_metrics(vectors, labels) == pytest.approx(whole)
+    monkeypatch.setattr("retrieval.neighbors.exact.WHOLE", 5 * len(vectors))
+    monkeypatch.setattr("retrieval.eval.neighborhood.CHUNK", 3 * len(vectors))
+    for name in ("geometry", "kmeans"):
+        monkeypatch.setattr(f"retrieval.eval.{name}.TILE", 3 * 8)
+    assert evaluate_clusters(vectors, labels).means() == pytest.approx(whole.means(), abs=1e-6)
 
 
 def test_perfect_and_random_clusters():
@@ -74,9 +182,18 @@ def test_what_cannot_be_measured_is_refused(clusters):
     vectors, labels = clusters
     with pytest.raises(UserError, match="one class"):
         cluster_metrics(vectors, ["a"] * 120)
-    with pytest.raises(UserError, match="one member"):
+    with pytest.raises(UserError, match="none of the 120 items shares its class"):
         cluster_metrics(vectors, [str(i) for i in range(120)])
+    with pytest.raises(UserError, match="120 vectors but 119 labels"):
+        cluster_metrics(vectors, labels[1:])
+    with pytest.raises(UserError, match="-k 120: there are only 119 other items"):
+        evaluate_clusters(vectors, labels, Settings(ks=(1, 120)))
+    with pytest.raises(UserError, match="the queries have 16 dimensions, the reference 8"):
+        evaluate_clusters(vectors, labels, reference=(vectors[:, :8], labels))
     broken = vectors.copy()
+    broken[7] = 0
+    with pytest.raises(UserError, match="1 of 120 vectors are all zeros, the first in row 7"):
+        cluster_metrics(broken, labels)
     broken[3] = np.nan
     with pytest.raises(UserError, match="1 of 120 vectors are not finite"):
         cluster_metrics(broken, labels)

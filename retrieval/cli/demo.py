@@ -213,7 +213,7 @@ def _table(sections: "list[Section]") -> list[str]:
     for section in sections:
         before, after = section.metrics_before, section.metrics_after
         title = f"{section.title}, {after['n']:,} unseen"
-        changes = (f"{before[name]:.3f} → {after[name]:.3f}" for name in SHOWN)  # type: ignore[literal-required]
+        changes = (f"{before[name]:.3f} → {after[name]:.3f}" for name in SHOWN)
         lines.append("".join([f"{title:<40}", *(f"{change:<16}" for change in changes)]).rstrip())
     for query, hits in [search for section in sections for search in section.searches][:1]:
         lines += ["", f'search "{query}"']

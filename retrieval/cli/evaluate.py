@@ -1,12 +1,23 @@
-"""`retrieval eval clusters`."""
+"""`retrieval eval`: the group, and `eval clusters`."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, emit, existing, say
+from .options import checks, common, emit, existing, pick_device, progress, say, uses_device
+
+if TYPE_CHECKING:
+    from retrieval.eval.clusters import Clusters, Mixed
+
+    from .evaluated import Side
+
+METRICS = ("cosine", "inner_product", "euclidean")
+SHOWN_CLASSES = 5
 
 
 @click.group("eval")
@@ -15,27 +26,200 @@ def evaluate() -> None:
 
 
 @evaluate.command()
-@click.argument("store", type=existing("folder"))
+@click.argument("vectors", type=existing("any"))
+@click.option("--labels", type=existing("file"), help="Labels, one a line; by default those of the store.")
+@click.option("--reference", type=existing("any"), help="Search these items instead: vectors, or a store.")
+@click.option("--reference-labels", type=existing("file"), help="Their labels, one a line.")
+@click.option("--metric", type=click.Choice(METRICS), help="How vectors are compared.  [default: as in the store]")
+@click.option("-k", "ks", type=click.IntRange(min=1), multiple=True, help="For r@k, p@k, map@k.  [default: 1, 5, 10]")
+@click.option("--sample", type=click.IntRange(min=2), help="Judge so many items, drawn at random, among all.")
+@click.option("--separator", help="Items have several labels, with this between them; one in common is enough.")
+@click.option(
+    "--hierarchy", help="Labels are paths, such as animal/cat, with this between their parts; judge each level."
+)
+@click.option("--runs", type=click.IntRange(min=0), default=3, show_default=True, help="How many times k-means runs.")
+@click.option("--probe", is_flag=True, help="Fit a linear classifier too, on four fifths of each class.")
+@click.option("--like", type=click.Choice(["pml", "oml", "mteb", "dino"]), help="Another tool's figures instead.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output.")
 @checks
+@uses_device
 @common
-def clusters(store: Path, check: bool, seed: int, as_json: bool) -> None:
-    """How tightly the classes of STORE cluster, by exact neighbours within it, each item itself left out.
+def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
+    """How tightly the classes of VECTORS cluster, by exact neighbours, each item itself left out.
+
+    VECTORS is a store, or a file of vectors (.npy, .fvecs, .fbin, .parquet …) with --labels and --metric.
 
     \b
-    Example:
+    Examples:
       retrieval eval clusters store --json
+      retrieval eval clusters vectors.npy --labels labels.txt --metric cosine --output judged
     """
-    from retrieval.eval.clusters import NAMES, cluster_metrics
-    from retrieval.store import open_store
+    from retrieval.artifact import refuse_to_clobber
 
-    source = open_store(store, check=check)
-    source.require_unit_vectors()
-    rows = source.load()
-    if rows.labels is None:
-        raise UserError(f"{store}: has no labels; embed data with a column label, or class folders")
-    metrics = cluster_metrics(rows.embeddings, rows.labels, seed=seed)
-    if metrics["singletons"]:
-        say(f"Note: {metrics['singletons']:,} classes of one member are not queries")
-    lines = [f"{name:<12} {metrics[name]:.4f}" for name in NAMES]  # type: ignore[literal-required]
-    lines.append(f"{metrics['n']:,} items, {metrics['classes']:,} classes, {metrics['singletons']:,} of one member")
-    emit(dict(metrics), as_json, lines)
+    if flags["separator"] is not None and flags["hierarchy"] is not None:
+        raise UserError("give one of --separator and --hierarchy")
+    if flags["reference_labels"] is not None and flags["reference"] is None:
+        raise UserError("--reference-labels: are for --reference, which is not given")
+    if flags["output"] is not None:
+        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
+    from .evaluated import read_side
+
+    side = read_side(vectors, flags["labels"], flags["metric"], flags["check"])
+    other = None
+    if flags["reference"] is not None:
+        other = read_side(flags["reference"], flags["reference_labels"], flags["metric"] or side.metric, flags["check"])
+        if other.metric != side.metric:
+            raise UserError(
+                f"{flags['reference']}: is compared by {other.metric}, {vectors} by {side.metric}; say --metric"
+            )
+    if flags["like"]:
+        _like(flags["like"], side, as_json, any((other, flags["separator"], flags["hierarchy"])))
+        return
+    found = _judge(side, other, flags, side.labels, None if other is None else other.labels)
+    result = {"vectors": str(vectors), "metric": side.metric, **_as_json(found, side, other, flags["seed"])}
+    if flags["hierarchy"] is not None:
+        result["levels"] = _levels(side, other, flags)
+    if flags["probe"]:
+        result["metrics"] |= _probe(side, flags["seed"])
+    if flags["output"] is not None:
+        from .evaluated import write_evaluation
+
+        write_evaluation(flags["output"], result, {"": found.queries}, flags["overwrite"])
+    emit(result, as_json, _lines(result))
+
+
+def _judge(
+    side: "Side", other: "Side | None", flags: dict[str, Any], own: list[str], of_other: list[str] | None
+) -> "Clusters":
+    from retrieval.eval.clusters import Settings, evaluate_clusters
+
+    settings = Settings(
+        metric=side.metric,
+        ks=flags["ks"] or None,
+        sample=flags["sample"],
+        seeds=flags["runs"],
+        separator=flags["separator"],
+        seed=flags["seed"],
+        device=pick_device(flags["device"]),
+    )
+    reference = None if other is None or of_other is None else (other.vectors, of_other)
+    with progress("eval", len(side.labels) if flags["sample"] is None else flags["sample"]) as bar:
+        return evaluate_clusters(
+            side.vectors, own, settings, ids=side.ids, reference=reference, progress=lambda count: bar(count)
+        )
+
+
+def _like(name: str, side: "Side", as_json: bool, refused: bool) -> None:
+    from retrieval.eval.peers import PEERS
+
+    if refused:
+        raise UserError("--like: judges one set of items with one label each")
+    if side.metric != "cosine":
+        raise UserError(f"--like: compares by cosine, these vectors are compared by {side.metric}; say --metric cosine")
+    values = PEERS[name](side.unit(), side.labels)
+    emit({"like": name, "metrics": values}, as_json, [f"{metric:<28} {value:.4f}" for metric, value in values.items()])
+
+
+def _levels(side: "Side", other: "Side | None", flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics by the first part of each label, by the first two and so on; the last level is the labels themselves."""
+    from retrieval.eval.labels import levels
+
+    own = levels(side.labels, flags["hierarchy"])
+    of_reference: Sequence[list[str] | None] = [None] * len(own)
+    if other is not None:
+        of_reference = levels(other.labels, flags["hierarchy"])
+    if len(of_reference) != len(own):
+        raise UserError(f"--hierarchy: the labels have {len(own)} levels, those of the reference {len(of_reference)}")
+    found = []
+    for depth, labels in enumerate(zip(own, of_reference, strict=True), 1):
+        if len(set(labels[0])) < 2:
+            say(f"Level {depth} has one class only, and is left out")
+            continue
+        judged = _judge(side, other, flags, *labels)
+        found.append({"level": depth, "classes": judged.counts["classes"], "metrics": judged.means()})
+    return found
+
+
+def _probe(side: "Side", seed: int) -> dict[str, float]:
+    from retrieval.eval.labels import classes
+    from retrieval.eval.probe import linear_probe
+
+    return linear_probe(side.unit() if side.metric == "cosine" else side.vectors, classes(side.labels).codes, seed)
+
+
+def _as_json(found: "Clusters", side: "Side", other: "Side | None", seed: int) -> dict[str, Any]:
+    from retrieval.eval.clusters import confusion
+    from retrieval.eval.labels import Classes
+
+    result: dict[str, Any] = {
+        "metrics": found.means(),
+        "intervals": found.queries.intervals(seed),
+        "intervals_by_class": found.queries.intervals_by_group(seed),
+        "counts": found.counts,
+        "spread": {name: [min(each), max(each)] for name, each in found.partition.items()},
+    }
+    if not isinstance(found.relevance, Classes):
+        return result
+    by_class, names = found.queries.group_means(), found.queries.group_codes()[0]
+    result["macro"] = {name: float(each.mean()) for name, each in by_class.items()}
+    sizes = found.queries.group_sizes()
+    result["per_class"] = [
+        {"class": name, "queries": sizes[i], **{metric: float(each[i]) for metric, each in by_class.items()}}
+        for i, name in enumerate(names)
+    ]
+    if found.geometry is not None:
+        result["nearest_classes"] = (
+            [found.relevance.names[c] for c in found.geometry.smallest] if other is None else None
+        )
+        result["spectrum"] = found.geometry.spectrum.tolist()
+    result["confusion"] = [_example(mixed, side, other or side) for mixed in confusion(found)]
+    return result
+
+
+def _example(mixed: "Mixed", side: "Side", reference: "Side") -> dict[str, Any]:
+    row, neighbor = mixed.example
+    return asdict(mixed) | {"example": [side.told(row), reference.told(neighbor)]}
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """For people: figures with intervals, then what is wrong where."""
+    metrics, counts = result["metrics"], result["counts"]
+    lines = [f"{'':<16}{'mean':>8}   {'95 % interval':<18}by class"]
+    for name, value in metrics.items():
+        if name in result["intervals"]:
+            (low, high), (least, most) = result["intervals"][name], result["intervals_by_class"][name]
+            lines.append(f"{name:<16}{value:>8.4f}   {f'{low:.4f}–{high:.4f}':<18}{least:.4f}–{most:.4f}")
+    rest = {name: value for name, value in metrics.items() if name not in result["intervals"]}
+    if rest:
+        lines += ["", f"{'':<16}{'value':>8}   over runs of k-means"]
+    for name, value in rest.items():
+        low_high = result["spread"].get(name)
+        told = f"{low_high[0]:.4f}–{low_high[1]:.4f}" if low_high else ""
+        lines.append(f"{name:<16}{value:>8.4f}   {told}".rstrip())
+    for level in result.get("levels", ()):
+        shown = ", ".join(
+            f"{name} {level['metrics'][name]:.4f}" for name in ("r@1", "map@r", "ami") if name in level["metrics"]
+        )
+        lines.append(f"level {level['level']}, {level['classes']:,} classes: {shown}")
+    if "per_class" in result:
+        worst = sorted(result["per_class"], key=lambda each: (each["map@r"], each["class"]))[:SHOWN_CLASSES]
+        lines += ["", "classes that cluster least, by map@r:"]
+        lines += [f"  {each['map@r']:.4f}  {each['class']}  ({each['queries']:,} queries)" for each in worst]
+        lines += ["", "neighbours of another class:"] if result["confusion"] else []
+        for mixed in result["confusion"][:SHOWN_CLASSES]:
+            one, other = mixed["example"]
+            lines.append(
+                f"  {mixed['share']:.1%} of those of {mixed['query']} are {mixed['neighbor']}, e.g. {one} ~ {other}"
+            )
+    told = f"{counts['queries']:,} queries among {counts['n']:,} items"
+    told += f" of {counts['classes']:,} classes" if "classes" in counts else ""
+    notes = [
+        f"{counts['unanswerable']:,} items share their class with no other and are no queries"
+        if counts["unanswerable"]
+        else "",
+        f"{counts['tied']:,} queries have two nearest neighbours equally near; the first row counts as nearer"
+        if counts["tied"]
+        else "",
+    ]
+    return [*lines, "", told, *(note for note in notes if note)]

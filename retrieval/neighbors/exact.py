@@ -13,7 +13,7 @@ from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
 from .product import ROUNDING, Precision
 from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 
-HELD = 2**23  # candidates of all queries held at a time: 100 MB
+HELD = 2**22  # candidates of all queries held at a time: 50 MB, and several times that while they are merged
 WHOLE = 2**24  # scores held at a time where k is a large part of the base: 64 MB
 RESCORED = 2**20  # numbers scored again at a time: 8 MiB, which stays in cache
 TINY = 1e-300
@@ -192,7 +192,7 @@ class Search:
         """Scores (q, n), larger is nearer, from products in float64 with rows start, start + 1, …"""
         own = self.norms[which, None]
         if self.base.metric == "cosine":
-            return products / own.clamp_min(TINY)
+            return products.div_(own.clamp_min(TINY))
         if self.base.metric == "inner_product":
             return products
         squares = own.square() - 2 * products

@@ -52,7 +52,7 @@ class Block:
         elif self.precision == "bfloat16":
             found = _half_product(queries.bfloat16(), self.table)
         else:
-            return _full_product(queries, self.table, self.bias)
+            return linear(queries, self.table, self.bias)
         return found if self.bias is None else found.add_(self.bias)
 
     def error(self, queries: Tensor, lengths: Tensor) -> Tensor:
@@ -71,7 +71,8 @@ class Block:
         return bound
 
 
-def _full_product(queries: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+def linear(queries: Tensor, table: Tensor, bias: Tensor | None = None) -> Tensor:
+    """queries (q, d) · tableᵀ (d, n) + bias (n,), in float32, by the fastest product of this processor."""
     if _has_onednn(queries):
         scores: Tensor = torch.ops.mkldnn._linear_pointwise(queries, table, bias, "none", [], "")
         return scores

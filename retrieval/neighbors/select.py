@@ -1,6 +1,7 @@
 """The best so far: the k largest scores of each query, over scores that come a block at a time; and their order."""
 
 from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Best:
         self._seen += scores.shape[1]
         pending = sum(len(part[0]) for part in self._pending)
         # Merges are few, since each waits for twice as many rows as the last; yet the floor is never far behind.
-        if self._seen >= 2 * self._merged_at or pending > 8 * self.values.numel():
+        if self._seen >= 2 * self._merged_at or pending > 1 * self.values.numel():
             self.finish()
 
     def _add_groups(self, scores: Tensor, start: int, size: int) -> None:

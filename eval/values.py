@@ -1,0 +1,81 @@
+"""What each query scored: the values that means, intervals and comparisons are made of."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from retrieval.errors import UserError
+from retrieval.intervals import Doubles, bootstrap
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """ids: (q,) of the queries; groups: (q,) their classes, or None; values: by the metric's name, (q,) each, larger is better."""
+
+    ids: list[str]
+    groups: list[str] | None
+    values: dict[str, Doubles]
+
+    def means(self) -> dict[str, float]:
+        return {name: float(each.mean()) for name, each in self.values.items()}
+
+    def intervals(self, seed: int = 0) -> dict[str, Interval]:
+        """95 %, over queries."""
+        return self._intervals(None, seed)
+
+    def intervals_by_group(self, seed: int = 0) -> dict[str, Interval]:
+        """95 %, over whole classes: how the mean would do on other classes like these."""
+        assert self.groups is not None
+        return self._intervals(self.group_codes()[1], seed)
+
+    def group_codes(self) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """The names of the groups, sorted, and each query's place among them."""
+        names, codes = np.unique(np.asarray(self.groups, dtype=object).astype(str), return_inverse=True)
+        return names.tolist(), codes.astype(np.int64)
+
+    def group_means(self) -> dict[str, Doubles]:
+        """By metric, the mean (g,) of each group; their mean is the macro average."""
+        names, codes = self.group_codes()
+        sizes = np.bincount(codes, minlength=len(names))
+        return {name: np.bincount(codes, each, len(names)) / sizes for name, each in self.values.items()}
+
+    def group_sizes(self) -> list[int]:
+        """How many queries each group has."""
+        return [int(size) for size in np.bincount(self.group_codes()[1])]
+
+    def _intervals(self, groups: np.ndarray[tuple[int], np.dtype[np.int64]] | None, seed: int) -> dict[str, Interval]:
+        ends = bootstrap(np.column_stack(list(self.values.values())), groups=groups, seed=seed)
+        return {name: (float(low), float(high)) for name, (low, high) in zip(self.values, ends, strict=True)}
+
+    def write(self, file: TextIO) -> None:
+        """As CSV: query, group if there are groups, then a column a metric. Values read back as they were."""
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["query", *(["group"] if self.groups is not None else []), *self.values])
+        columns: list[Iterable[object]] = [self.ids, *([self.groups] if self.groups is not None else [])]
+        writer.writerows(zip(*columns, *(each.tolist() for each in self.values.values()), strict=True))
+
+
+def read_per_query(path: Path) -> PerQuery:
+    """The reverse. Raises UserError for another kind of table."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        rows = list(reader)
+    first = 2 if header[1:2] == ["group"] else 1
+    if header[:1] != ["query"] or len(header) <= first or not rows:
+        raise UserError(f"{path}: is no table of values by query; it needs a column query and one a metric")
+    bad = next((number for number, row in enumerate(rows, 2) if len(row) != len(header)), None)
+    if bad is not None:
+        raise UserError(f"{path}: line {bad} has {len(rows[bad - 2])} columns, the header {len(header)}")
+    columns = list(zip(*rows, strict=True))
+    try:
+        values = {name: np.array(columns[at], np.float64) for at, name in enumerate(header[first:], first)}
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; every metric needs a number for every query") from None
+    return PerQuery(list(columns[0]), list(columns[1]) if first == 2 else None, values)
