@@ -9,15 +9,21 @@ DRAWN = 2**22  # numbers drawn at a time: 32 MB
 
 
 def bootstrap(
-    values: Doubles, *, groups: NDArray[np.int64] | None = None, seed: int = 0, resamples: int = RESAMPLES
+    values: Doubles,
+    *,
+    groups: NDArray[np.int64] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    bounded: bool = True,
 ) -> Doubles:
-    """95 % percentile intervals (m, 2) of the means of values (q, m) in 0…1 (Efron and Tibshirani, An Introduction to the
+    """95 % percentile intervals (m, 2) of the means of values (q, m) (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, §13.3).
 
     Queries are drawn with replacement; with groups (q,), such as classes, whole groups are, for queries of one group are not
-    independent. A column that is 1 throughout, or 0, has the interval of the rule of three, 3/units wide, and not none.
+    independent. bounded: values are in 0…1; a column that is 1 throughout, or 0, then has the interval of the rule of three,
+    3/units wide, and not none.
     """
-    totals, sizes = _by_group(values, groups)
+    totals, sizes = group_totals(values, groups)
     units = len(totals)
     found = np.empty((resamples, values.shape[1]))
     generator = np.random.default_rng(seed)
@@ -29,12 +35,12 @@ def bootstrap(
         found[start : start + count] = (times @ totals) / (times @ sizes)[:, None]
     ends = np.quantile(found, [0.025, 0.975], axis=0).T
     for column, (low, high) in enumerate(zip(values.min(0), values.max(0), strict=True)):
-        if low == high and low in (0.0, 1.0):
+        if bounded and low == high and low in (0.0, 1.0):
             ends[column] = [max(0.0, low - 3 / units), low] if low else [0.0, min(1.0, 3 / units)]
     return ends
 
 
-def _by_group(values: Doubles, groups: NDArray[np.int64] | None) -> tuple[Doubles, Doubles]:
+def group_totals(values: Doubles, groups: NDArray[np.int64] | None) -> tuple[Doubles, Doubles]:
     """Sums (g, m) and sizes (g,) of what is drawn as one."""
     if groups is None:
         return values, np.ones(len(values))

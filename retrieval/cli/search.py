@@ -196,11 +196,9 @@ def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> No
         line = {"query": query, "hits": [_as_json(hit) for hit in best]}
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         return
-    for rank, hit in enumerate(best, 1):
-        for what, name in (("query", query), ("id", str(hit.id))):
-            if not name or any(character.isspace() for character in name):
-                raise UserError(f"{what} {name!r}: TREC runs take no spaces in names; write .jsonl instead")
-        file.write(f"{query} Q0 {hit.id} {rank} {hit.score:.6f} retrieval\n".encode())
+    from retrieval.formats.trec import run_lines
+
+    file.write(run_lines(query, ((str(hit.id), hit.score) for hit in best)))
 
 
 def _explained(opened: "Index", found: "Found") -> list[str]:

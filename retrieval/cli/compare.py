@@ -1,0 +1,143 @@
+"""`retrieval eval compare`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .evaluate import METRICS, evaluate
+from .options import checks, common, emit, existing, say
+
+if TYPE_CHECKING:
+    from retrieval.eval.compare import Compared
+    from retrieval.eval.values import PerQuery
+
+HEADLINES = ("map@r", "r@1", "knn@20", "ndcg@10", "map@100", "recall@100")
+
+
+@evaluate.command()
+@click.argument("systems", nargs=-1, required=True)
+@click.option(
+    "--value", "values", multiple=True, help="A metric to compare; may be given several times.  [default: the headline]"
+)
+@click.option("--unit", type=click.Choice(["query", "class"]), default="query", show_default=True,
+              help="What might have been another: the queries, or whole classes.")  # fmt: skip
+@click.option("--qrels", type=existing("file"), help="Judgments, for runs in TREC's format.")
+@click.option("--labels", type=existing("file"), help="Labels, one a line, for files of vectors.")
+@click.option("--metric", type=click.Choice(METRICS), help="How vectors are compared.  [default: as in the store]")
+@checks
+@common
+def compare(
+    systems: tuple[str, ...], values: tuple[str, ...], unit: Any, seed: int, as_json: bool, **flags: Any
+) -> None:
+    """Is any of SYSTEMS better than the first? Paired, query by query, with intervals and corrected tests.
+
+    Each is PATH or NAME=PATH, or NAME=PATH,PATH,… for several runs of one system, such as seeds. A path is an evaluation (what
+    `eval clusters --output` and `eval relevance --output` write), its queries.csv, a store or a file of vectors, or a TREC run
+    with --qrels.
+
+    \b
+    Examples:
+      retrieval eval compare before=judged-before after=judged-after
+      retrieval eval compare bm25.run encoder.run --qrels qrels.txt --value ndcg@10
+      retrieval eval compare infonce=a0,a1,a2 hcl=b0,b1,b2 --unit class
+    """
+    if len(systems) < 2:
+        raise UserError("give two systems or more; the others are compared with the first")
+    named = _named(systems)
+    from retrieval.eval.compare import compare as compare_runs
+    from retrieval.eval.compare import holm, paired
+
+    runs, left_out = paired([[_read(path, seed, flags) for path in paths] for _, paths in named])
+    chosen = _chosen(values, [run for each in runs for run in each])
+    if unit == "class" and runs[0][0].groups is None:
+        raise UserError("--unit class: these queries have no classes")
+    if left_out:
+        say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
+    pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
+    found = [compare_runs(runs[0], runs[other], metric, unit=unit, seed=seed) for other, metric in pairs]
+    adjusted = holm([each.p for each in found])
+    found = [replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)]
+    names = [name for name, _ in named]
+    told = [
+        {"first": names[0], "second": names[other], **asdict(each), "verdict": each.verdict()}
+        for (other, _), each in zip(pairs, found, strict=True)
+    ]
+    result = {"unit": unit, "left_out": left_out, "comparisons": told}
+    emit(
+        result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
+    )
+
+
+def _named(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
+    """Names and paths; a path stands for its name where there is none."""
+    named = []
+    for system in systems:
+        name, given, rest = system.partition("=")
+        paths = [Path(part) for part in (rest if given else system).split(",")]
+        missing = next((path for path in paths if not path.exists()), None)
+        if missing is not None:
+            raise UserError(f"{missing}: no such file or folder")
+        named.append((name if given else system, paths))
+    if len({name for name, _ in named}) < len(named):
+        raise UserError("two systems have the same name; write NAME=PATH")
+    return named
+
+
+def _read(path: Path, seed: int, flags: dict[str, Any]) -> "PerQuery":
+    """What each query scored, read or measured now."""
+    from retrieval.artifact import read_manifest, stated_kind
+    from retrieval.eval.values import read_per_query
+
+    kind = stated_kind(path) if path.is_dir() else None
+    if kind == "evaluation":
+        read_manifest(path, kind, check=flags["check"])
+        return read_per_query(path / "queries.csv")
+    if path.suffix == ".csv":
+        return read_per_query(path)
+    if kind == "index":
+        raise UserError(
+            f"{path}: is an index; judge it by `eval relevance --corpus {path} --output …`, or `eval recall`"
+        )
+    if flags["qrels"] is not None:
+        from retrieval.eval.relevance import evaluate_relevance
+        from retrieval.formats.trec import read_qrels, read_run
+
+        return evaluate_relevance(read_qrels(flags["qrels"]), read_run(path)).queries
+    if path.suffix in (".run", ".trec", ".txt"):
+        raise UserError(f"{path}: --qrels is needed to judge a run")
+    from retrieval.eval.clusters import Settings, evaluate_clusters
+
+    from .evaluated import read_side
+
+    side = read_side(path, flags["labels"], flags["metric"], flags["check"])
+    settings = Settings(metric=side.metric, seeds=0, seed=seed)
+    return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids).queries
+
+
+def _chosen(values: tuple[str, ...], runs: "list[PerQuery]") -> list[str]:
+    common = [name for name in runs[0].values if all(name in run.values for run in runs)]
+    missing = [name for name in values if name not in common]
+    if missing or not common:
+        raise UserError(
+            f"{', '.join(missing) or 'no metric'}: is not in every evaluation (in all: {', '.join(common) or 'none'})"
+        )
+    return list(dict.fromkeys(values)) or [name for name in HEADLINES if name in common] or common
+
+
+def _sentence(first: str, second: str, found: "Compared", unit: str) -> str:
+    low, high = found.interval
+    runs = "" if found.runs == (1, 1) else f", {found.runs[0]} and {found.runs[1]} runs"
+    size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, p {_p(found.adjusted)}"
+    verdict = found.verdict()
+    means = f"{found.means[0]:.4f} → {found.means[1]:.4f}"
+    if verdict == "no difference shown":
+        return f"{found.metric}: no difference shown between {first} and {second} at this size: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {means}  ({size})"
+    return f"{found.metric}: {second} is {verdict} than {first} by {abs(found.difference):.4f} [{min(abs(low), abs(high)):.4f}, {max(abs(low), abs(high)):.4f}]  {means}  ({size})"
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")

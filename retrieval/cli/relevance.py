@@ -1,0 +1,202 @@
+"""`retrieval eval relevance`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .evaluate import evaluate
+from .options import (
+    checks,
+    common,
+    emit,
+    existing,
+    pick_device,
+    progress,
+    quiet_libraries,
+    refuse_existing,
+    uses_device,
+)
+
+if TYPE_CHECKING:
+    from retrieval.eval.relevance import Relevance
+    from retrieval.formats.trec import Qrels, Run
+    from retrieval.neighbors import Floats
+
+NOTES = {
+    "without_results": "judged queries have no results and count as 0",
+    "without_relevant": "judged queries have no relevant document and are left out",
+    "not_judged": "queries with results were not judged and are left out",
+    "repeated": "results name a document of their query again; the best score counts",
+    "themselves": "results were the query itself and are left out",
+    "unknown": "documents that are judged relevant are not in the corpus, and count as missed",
+}
+
+
+@evaluate.command()
+@click.option("--qrels", type=existing("file"), help="Judgments: TREC's, or query, document, grade.")
+@click.option("--run", type=existing("file"), help="Results in TREC's format, of any tool.")
+@click.option("--queries", type=existing("folder"), help="A store of queries, searched for among --corpus.")
+@click.option(
+    "--corpus", type=existing("folder"), help="A store, searched exactly, or an index, searched as it is tuned."
+)
+@click.option("--beir", type=existing("folder"), help="A BEIR folder, encoded by --encoder and searched exactly.")
+@click.option("--split", default="test", show_default=True, help="Which judgments of the BEIR folder.")
+@click.option("--encoder", help="For --beir: a folder or a model's name.")
+@click.option("-k", "ks", type=click.IntRange(min=1), multiple=True, help="Cut-offs.  [default: 1, 10, 100]")
+@click.option(
+    "--level", type=click.IntRange(min=1), default=1, show_default=True, help="The least grade that is relevant."
+)
+@click.option("--drop-self", is_flag=True, help="Leave out results whose id is the query's own.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
+@click.option("--run-output", type=click.Path(path_type=Path), help="Write the results in TREC's format.")
+@click.option("--overwrite", is_flag=True, help="Replace earlier results.")
+@checks
+@uses_device
+@common
+def relevance(as_json: bool, **flags: Any) -> None:
+    """How well ranked documents answer judged queries: nDCG, MAP, MRR, recall, precision and success, as trec_eval has them.
+
+    \b
+    Examples:
+      retrieval eval relevance --qrels qrels.txt --run results.run
+      retrieval eval relevance --qrels qrels.tsv --queries query-store --corpus store --output judged
+      retrieval eval relevance --beir scifact --encoder all-MiniLM-L6-v2
+    """
+    from retrieval.artifact import refuse_to_clobber
+    from retrieval.eval.relevance import KS, evaluate_relevance, ranking
+
+    _refuse_unclear(flags)
+    refuse_existing(flags["overwrite"], flags["run_output"])
+    if flags["output"] is not None:
+        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
+    ks = tuple(sorted(set(flags["ks"]))) or KS
+    qrels, run, corpus = _results(flags, max(ks))
+    found = evaluate_relevance(qrels, run, ks=ks, level=flags["level"], drop_self=flags["drop_self"], corpus=corpus)
+    result = {
+        "metrics": found.queries.means(),
+        "intervals": found.queries.intervals(flags["seed"]),
+        "counts": found.counts,
+        "level": flags["level"],
+    }
+    if flags["run_output"] is not None:
+        from retrieval.artifact import writing_atomically
+        from retrieval.formats.trec import run_lines
+
+        with writing_atomically(flags["run_output"]) as file:
+            for query, documents in ranking(run):
+                file.write(run_lines(query, documents))
+    if flags["output"] is not None:
+        from .evaluated import write_evaluation
+
+        write_evaluation(flags["output"], result, {"": found.queries}, flags["overwrite"])
+    emit(result, as_json, _lines(found, result, qrels, run, flags["drop_self"]))
+
+
+def _refuse_unclear(flags: dict[str, Any]) -> None:
+    ways = {
+        "--run": flags["run"] is not None,
+        "--queries and --corpus": flags["queries"] is not None or flags["corpus"] is not None,
+        "--beir": flags["beir"] is not None,
+    }
+    if sum(ways.values()) != 1:
+        raise UserError("give one of --run FILE, --queries STORE with --corpus STORE, and --beir FOLDER with --encoder")
+    if (flags["queries"] is None) != (flags["corpus"] is None):
+        raise UserError("--queries and --corpus: go together")
+    if (flags["beir"] is None) != (flags["encoder"] is None):
+        raise UserError("--beir and --encoder: go together")
+    if (flags["qrels"] is None) == (flags["beir"] is None):
+        raise UserError(
+            "--qrels: is needed" if flags["beir"] is None else "--qrels: the BEIR folder has its own; leave it out"
+        )
+
+
+def _results(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str] | None]":
+    """Judgments, results, and the ids that could be found if they are known."""
+    from retrieval.formats.trec import read_qrels, read_run
+
+    if flags["beir"] is not None:
+        return _of_beir(flags, depth)
+    qrels = read_qrels(flags["qrels"])
+    if flags["run"] is not None:
+        return qrels, read_run(flags["run"]), None
+    return qrels, *_of_stores(flags, depth)
+
+
+def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
+    """Search a store exactly, or an index as it is tuned."""
+    from retrieval.artifact import stated_kind
+    from retrieval.index.bundle import open_index, require_fitting
+    from retrieval.index.search import search
+    from retrieval.store import open_store
+
+    queries = open_store(flags["queries"], check=flags["check"])
+    asked = queries.load()
+    if stated_kind(flags["corpus"]) == "index":
+        index = open_index(flags["corpus"], check=flags["check"])
+        require_fitting(index.manifest, queries.manifest, str(flags["queries"]))
+        ids = [str(i) for i in index.rows.ids_between(0, index.rows.count)]
+        found = search(index, asked.embeddings, min(depth + 1, len(ids)))
+        scores, rows = found.scores, found.rows
+        metric = index.metric
+    else:
+        corpus = open_store(flags["corpus"], check=flags["check"])
+        require_fitting(corpus.manifest, queries.manifest, str(flags["queries"]))
+        ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
+        metric = corpus.manifest["metric"]
+        scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
+    return _as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
+
+
+def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]":
+    """Encode corpus and queries, and search exactly."""
+    from retrieval.data import Texts
+    from retrieval.embed import encode_all
+    from retrieval.encoder import load_encoder
+    from retrieval.formats.trec import read_beir
+
+    beir = read_beir(flags["beir"], flags["split"])
+    quiet_libraries()
+    encoder = load_encoder(flags["encoder"], pick_device(flags["device"]))
+    encoded = []
+    for what, texts in (("queries", beir.queries), ("corpus", beir.corpus)):
+        with progress(what, len(texts)) as bar:
+            encoded.append(encode_all(encoder, Texts({"text": texts}, None, None, ""), progress=bar))
+    scores, rows = _exact(encoded[0], encoded[1], depth, "cosine", flags["device"])
+    return beir.qrels, _as_run(beir.query_ids, beir.corpus_ids, scores, rows, "cosine"), set(beir.corpus_ids)
+
+
+def _exact(queries: "Floats", corpus: Any, depth: int, metric: str, device: str | None) -> tuple[Any, Any]:
+    from retrieval.neighbors import exact_neighbors
+
+    # One more than is judged, for --drop-self.
+    return exact_neighbors(queries, corpus, min(depth + 1, len(corpus)), metric=metric, device=pick_device(device))
+
+
+def _as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: str) -> "Run":
+    """Distances become scores of which larger is better."""
+    from retrieval.formats.trec import Run
+
+    signed = -scores if metric == "euclidean" else scores
+    return Run(
+        {
+            query: {ids[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
+            for query, found, values in zip(queries, rows.tolist(), signed.tolist(), strict=True)
+        },
+        0,
+    )
+
+
+def _lines(found: "Relevance", result: dict[str, Any], qrels: "Qrels", run: "Run", drop_self: bool) -> list[str]:
+    lines = [f"{'':<14}{'mean':>8}   95 % interval"]
+    for name, value in result["metrics"].items():
+        low, high = result["intervals"][name]
+        lines.append(f"{name:<14}{value:>8.4f}   {low:.4f}–{high:.4f}")
+    lines += ["", f"{found.counts['queries']:,} judged queries"]
+    lines += [f"{count:,} {NOTES[name]}" for name, count in found.counts.items() if name in NOTES and count]
+    same = sum(query in run.scores.get(query, ()) for query in qrels)
+    if same and not drop_self:
+        lines.append(f"{same:,} queries find a document of their own id; if that is the query itself, add --drop-self")
+    return lines

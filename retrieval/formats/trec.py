@@ -1,0 +1,145 @@
+"""Judgments and results of information retrieval: TREC's qrels and runs, BEIR's folders.
+
+qrels   `query iteration document grade` in columns of white space (TREC), or `query document grade` (BEIR's .tsv, .csv; with a
+        header or without)
+run     `query Q0 document rank score tag`; ranks are read by nobody, scores count
+BEIR    corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from retrieval.errors import UserError
+
+Qrels = dict[str, dict[str, int]]
+"""By query, by document: the grade; above zero is relevant."""
+
+
+class Run(NamedTuple):
+    """By query the scores of documents. repeated: how many lines named a document of a query again; the highest counts."""
+
+    scores: dict[str, dict[str, float]]
+    repeated: int
+
+
+class Beir(NamedTuple):
+    """Ids and texts of the corpus (title and text together) and of the queries that are judged, and their judgments."""
+
+    corpus_ids: list[str]
+    corpus: list[str]
+    query_ids: list[str]
+    queries: list[str]
+    qrels: Qrels
+
+
+def read_qrels(path: Path) -> Qrels:
+    """Raises UserError for a line that is no judgment, or two judgments of one document that differ."""
+    found: Qrels = {}
+    for number, fields in _fields(path):
+        if len(fields) == 4:
+            query, _, document, said = fields
+        elif len(fields) == 3:
+            query, document, said = fields
+        else:
+            raise UserError(f"{path}: line {number} has {len(fields)} fields; a judgment has query, document and grade")
+        try:
+            grade = int(said)
+        except ValueError:
+            if number == 1:
+                continue  # a header
+            raise UserError(f"{path}: line {number}: the grade {said!r} is no integer") from None
+        if found.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise UserError(f"{path}: line {number} judges {document!r} of query {query!r} again, and differently")
+    if not found:
+        raise UserError(f"{path}: has no judgments; give lines of query, document and grade")
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError for a line that is no result."""
+    scores: dict[str, dict[str, float]] = {}
+    repeated = 0
+    for number, fields in _fields(path):
+        if len(fields) != 6:
+            raise UserError(
+                f"{path}: line {number} has {len(fields)} fields; a result is `query Q0 document rank score tag`"
+            )
+        try:
+            score = float(fields[4])
+        except ValueError:
+            score = float("nan")
+        if not isfinite(score):
+            raise UserError(f"{path}: line {number}: the score {fields[4]!r} is no finite number")
+        documents = scores.setdefault(fields[0], {})
+        repeated += fields[2] in documents
+        documents[fields[2]] = max(score, documents.get(fields[2], score))
+    if not scores:
+        raise UserError(f"{path}: has no results; give lines of `query Q0 document rank score tag`")
+    return Run(scores, repeated)
+
+
+def run_lines(query: str, documents: Iterable[tuple[str, float]]) -> bytes:
+    """The lines of a run for a query's documents, best first. Raises UserError for a name that the format cannot hold."""
+    lines = []
+    for rank, (document, score) in enumerate(documents, 1):
+        for what, name in (("query", query), ("id", document)):
+            if not name or any(character.isspace() for character in name):
+                raise UserError(f"{what} {name!r}: TREC runs take no spaces in names; write .jsonl instead")
+        lines.append(f"{query} Q0 {document} {rank} {score:.9g} retrieval\n")
+    return "".join(lines).encode()
+
+
+def read_beir(folder: Path, split: str = "test") -> Beir:
+    """Raises UserError where a file is missing or damaged, or a judged query has no text."""
+    judged = folder / "qrels" / f"{split}.tsv"
+    if not judged.is_file():
+        there = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
+        raise UserError(f"{judged}: no such file; choose --split (found: {there})")
+    qrels = read_qrels(judged)
+    corpus = dict(_entries(folder / "corpus.jsonl"))
+    queries = dict(_entries(folder / "queries.jsonl"))
+    missing = [query for query in qrels if query not in queries]
+    if missing:
+        raise UserError(
+            f"{folder / 'queries.jsonl'}: lacks {len(missing):,} of the judged queries, such as {missing[0]!r}"
+        )
+    return Beir(list(corpus), list(corpus.values()), list(qrels), [queries[query] for query in qrels], qrels)
+
+
+def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of each line that is not empty: split at tabs or commas where there are some, else at white space."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, line in enumerate(file, 1):
+                line = line.strip("\r\n")
+                if line.strip():
+                    tabbed = "\t" in line and len(line.split("\t")) > 2
+                    if tabbed or ("," in line and len(line.split()) < 3):
+                        yield (
+                            number,
+                            [cell.strip() for cell in next(csv.reader([line], delimiter="\t" if tabbed else ","))],
+                        )
+                    else:
+                        yield number, line.split()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str]]:
+    """Id, and title and text, of each line."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                identifier, text = str(entry["_id"]), str(entry["text"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: line {number} is no JSON object with _id and text") from None
+            yield identifier, f"{entry.get('title') or ''} {text}".strip()
