@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,3 +59,19 @@ def _openblas_kernels() -> str | None:
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= flags:
         return "SkylakeX"
     return "Haswell" if {"avx2", "fma"} <= flags else None
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Searches by so many threads, None for all; yields how many those are."""
+    import torch
+
+    before = faiss().omp_get_max_threads(), torch.get_num_threads()
+    if count is not None:
+        faiss().omp_set_num_threads(count)
+        torch.set_num_threads(count)
+    try:
+        yield before[0] if count is None else count
+    finally:
+        faiss().omp_set_num_threads(before[0])
+        torch.set_num_threads(before[1])

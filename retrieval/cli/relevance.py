@@ -147,7 +147,7 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
         ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
         metric = corpus.manifest["metric"]
         scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
-    return _as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
+    return as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
 
 
 def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]":
@@ -165,7 +165,7 @@ def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]"
         with progress(what, len(texts)) as bar:
             encoded.append(encode_all(encoder, Texts({"text": texts}, None, None, ""), progress=bar))
     scores, rows = _exact(encoded[0], encoded[1], depth, "cosine", flags["device"])
-    return beir.qrels, _as_run(beir.query_ids, beir.corpus_ids, scores, rows, "cosine"), set(beir.corpus_ids)
+    return beir.qrels, as_run(beir.query_ids, beir.corpus_ids, scores, rows, "cosine"), set(beir.corpus_ids)
 
 
 def _exact(queries: "Floats", corpus: Any, depth: int, metric: str, device: str | None) -> tuple[Any, Any]:
@@ -175,7 +175,7 @@ def _exact(queries: "Floats", corpus: Any, depth: int, metric: str, device: str 
     return exact_neighbors(queries, corpus, min(depth + 1, len(corpus)), metric=metric, device=pick_device(device))
 
 
-def _as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: str) -> "Run":
+def as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: str) -> "Run":
     """Distances become scores of which larger is better."""
     from retrieval.formats.trec import Run
 

@@ -1,0 +1,232 @@
+"""`retrieval eval recall`."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .evaluate import evaluate
+from .options import checks, common, emit, existing, progress
+
+if TYPE_CHECKING:
+    from retrieval.eval.recall import Find
+    from retrieval.eval.values import PerQuery
+    from retrieval.index.bundle import Index
+    from retrieval.neighbors import Floats, Ints, Neighbors
+
+SAMPLED = 1000
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Queries (q, d), their ids and labels, their rows if they are the index's own, and what exact search finds."""
+
+    vectors: "Floats"
+    ids: list[str]
+    labels: list[str] | None
+    rows: "Ints | None"
+    truth: "Neighbors"
+
+
+@evaluate.command()
+@click.argument("index", type=existing("folder"))
+@click.option(
+    "--queries", type=existing("folder"), help="A store of queries.  [default: 1,000 of the index's own rows]"
+)
+@click.option(
+    "--qrels", type=existing("file"), help="Judgments of the queries: what approximation does to nDCG and recall."
+)
+@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours of a query.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output.")
+@checks
+@common
+def recall(index: Path, as_json: bool, **flags: Any) -> None:
+    """What approximate search in INDEX costs, by its search parameters: recall, speed, and the change in the task's metric.
+
+    Every setting is compared with exact search on the same queries. Where rows have labels, or with --qrels, it is told how
+    much the metric that people care about changes.
+
+    \b
+    Examples:
+      retrieval eval recall index
+      retrieval eval recall index --queries query-store --qrels qrels.tsv -k 100 --json
+    """
+    from retrieval.artifact import refuse_to_clobber
+    from retrieval.index.bundle import open_index
+
+    if flags["qrels"] is not None and flags["queries"] is None:
+        raise UserError("--qrels: judges the queries of a store; give --queries too")
+    if flags["output"] is not None:
+        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
+    opened = open_index(index, check=flags["check"])
+    if flags["k"] >= opened.rows.count:
+        raise UserError(f"-k {flags['k']}: the index has {opened.rows.count:,} items; ask for fewer")
+    asked = _asked(opened, flags)
+    exact = _task(opened, asked, asked.truth, flags)
+    points, tables = [], {}
+    settings = _settings(opened, asked, flags["k"])
+    with progress("settings", len(settings)) as bar:
+        for some in settings:
+            point, table = _point(opened, asked, some, exact, flags)
+            points.append(point)
+            tables["-".join(f"{name}{value}" for name, value in some.items()) or "exact"] = table
+            bar(1)
+    result = {
+        "index": str(index),
+        "factory": opened.about["factory"],
+        "k": flags["k"],
+        "queries": len(asked.ids),
+        "rows": opened.rows.count,
+        "points": points,
+    }
+    if flags["output"] is not None:
+        from .evaluated import write_evaluation
+
+        write_evaluation(flags["output"], result, tables, flags["overwrite"])
+    emit(result, as_json, _lines(result))
+
+
+def _asked(opened: "Index", flags: dict[str, Any]) -> _Asked:
+    import numpy as np
+
+    from retrieval.index.bundle import require_fitting
+    from retrieval.neighbors import exact_neighbors
+    from retrieval.store import open_store
+
+    if flags["queries"] is not None:
+        store = open_store(flags["queries"], check=flags["check"])
+        require_fitting(opened.manifest, store.manifest, str(flags["queries"]))
+        given = store.load()
+        truth = exact_neighbors(given.embeddings, opened.base, flags["k"])
+        return _Asked(given.embeddings, [str(i) for i in given.ids], given.labels, None, truth)
+    count = opened.rows.count
+    rows = np.sort(np.random.default_rng(flags["seed"]).choice(count, min(SAMPLED, count), replace=False))
+    ids, labels, _ = opened.rows.describe(rows)
+    vectors = opened.rows.take(rows)
+    truth = exact_neighbors(vectors, opened.base, flags["k"], self_rows=rows)
+    return _Asked(vectors, [str(i) for i in ids], labels, rows, truth)
+
+
+def _settings(opened: "Index", asked: _Asked, k: int) -> list[dict[str, int]]:
+    """A ladder of the parameter that trades time for recall, through the tuned value; the others as they are tuned."""
+    from retrieval.eval.recall import fidelity, found_without, ladder
+
+    knob, tuned = (None, {}) if opened.exact else (opened.abilities.knob, dict(opened.about["search"]))
+    if knob is None:
+        return [tuned]
+
+    def recall_of(value: int) -> float:
+        found = found_without(_find(opened, tuned | {knob: value}), asked.vectors, k, asked.rows)
+        return float(fidelity(found, asked.truth, opened.metric)["recall"].mean())
+
+    return [tuned | {knob: value} for value in ladder(opened.abilities.limit, recall_of, [tuned[knob]])]
+
+
+def _find(opened: "Index", settings: dict[str, int]) -> "Find":
+    from retrieval.index.search import search
+    from retrieval.neighbors import Neighbors
+
+    def find(queries: "Floats", k: int) -> "Neighbors":
+        found = search(opened, queries, k, settings=settings or None)
+        return Neighbors(found.scores, found.rows)
+
+    return find
+
+
+def _point(
+    opened: "Index", asked: _Asked, settings: dict[str, int], exact: "PerQuery | None", flags: dict[str, Any]
+) -> "tuple[dict[str, Any], PerQuery]":
+    """One setting: what it finds, how fast with one thread and with all, and what that does to the task."""
+    from retrieval.eval.compare import compare
+    from retrieval.eval.recall import fidelity, found_without, timed
+    from retrieval.eval.values import PerQuery
+    from retrieval.index.backend import threads
+
+    find = _find(opened, settings)
+    found = found_without(find, asked.vectors, flags["k"], asked.rows)
+    table = PerQuery(asked.ids, None, fidelity(found, asked.truth, opened.metric))
+    speeds = {}
+    for name, count in (("one_thread", 1), ("all_threads", None)):
+        with threads(count) as used:
+            speeds[name] = asdict(timed(find, asked.vectors, flags["k"])) | {"threads": used}
+    point: dict[str, Any] = {
+        "settings": settings,
+        "tuned": opened.exact or settings == dict(opened.about["search"]),
+        "metrics": table.means(),
+        "intervals": table.intervals(flags["seed"]),
+        "speed": speeds,
+    }
+    task = _task(opened, asked, found, flags)
+    if task is not None and exact is not None:
+        point["task"] = {}
+        for metric in task.values:
+            each = compare([exact], [task], metric, seed=flags["seed"])
+            point["task"][metric] = {
+                "exact": each.means[0],
+                "found": each.means[1],
+                "difference": each.difference,
+                "interval": each.interval,
+            }
+    return point, table
+
+
+def _task(opened: "Index", asked: _Asked, found: "Neighbors", flags: dict[str, Any]) -> "PerQuery | None":
+    """What people search for: relevant documents if there are judgments, else items of the same class if there are labels."""
+    import numpy as np
+
+    from retrieval.eval.labels import classes
+    from retrieval.eval.neighborhood import ranked
+    from retrieval.eval.relevance import evaluate_relevance
+    from retrieval.eval.values import PerQuery
+    from retrieval.formats.trec import read_qrels
+
+    k = flags["k"]
+    if flags["qrels"] is not None:
+        from .relevance import as_run
+
+        ids = [str(i) for i in opened.rows.ids_between(0, opened.rows.count)]
+        run = as_run(asked.ids, ids, found.scores, found.ids, opened.metric)
+        judged = evaluate_relevance(read_qrels(flags["qrels"]), run, ks=(k,)).queries
+        return PerQuery(judged.ids, None, {name: judged.values[name] for name in (f"ndcg@{k}", f"recall@{k}")})
+    labels = [opened.rows.column(number, "labels") for number in range(len(opened.rows.shards))]
+    if asked.labels is None or any(each is None for each in labels):
+        return None
+    relevance = classes([label for each in labels for label in each], asked.labels)
+    relevant = relevance.counts() - (asked.rows is not None)
+    rows = np.flatnonzero(relevant > 0)
+    if not len(rows):
+        return None
+    right = relevance.relevant(rows, found.ids[rows]) & (found.ids[rows] >= 0)
+    padded = np.zeros((len(rows), k), bool)
+    padded[:, : right.shape[1]] = right
+    values = ranked(padded, relevant[rows], tuple(sorted({1, k})))
+    names = ["r@1", f"map@{k}/min"] if k > 1 else ["r@1"]
+    return PerQuery([asked.ids[row] for row in rows.tolist()], None, {name: values[name] for name in names})
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    task = list(result["points"][0].get("task", ()))
+    head = f"{'':<24}{'recall':>8}  {'95 % interval':<15}{'by dist.':>9}{'rbo':>8}{'batch/s':>10}{'1 thread':>10}{'p50 ms':>8}{'p99 ms':>8}"
+    lines = [f"{result['factory']} over {result['rows']:,} items, {result['queries']:,} queries, k {result['k']}", ""]
+    lines.append(head + "".join(f"   {name}" + " " * max(0, 24 - len(name)) for name in task).rstrip())
+    for point in result["points"]:
+        named = ", ".join(f"{name} {value}" for name, value in point["settings"].items()) or "every vector"
+        (low, high), metrics = point["intervals"]["recall"], point["metrics"]
+        one, every = point["speed"]["one_thread"], point["speed"]["all_threads"]
+        line = f"{named + (' *' if point['tuned'] else ''):<24}{metrics['recall']:>8.4f}  {f'{low:.4f}–{high:.4f}':<15}"
+        line += f"{metrics['recall-by-distance']:>9.4f}{metrics['rbo']:>8.4f}{every['batch_qps']:>10,.0f}{one['batch_qps']:>10,.0f}"
+        line += f"{every['latency_ms'][0]:>8.3f}{every['latency_ms'][2]:>8.3f}"
+        for each in point.get("task", {}).values():
+            least, most = each["interval"]
+            line += f"   {each['difference']:+.4f} [{least:+.4f}, {most:+.4f}]"
+        lines.append(line)
+    lines += ["", "* as tuned; rbo: rank-biased overlap; p50, p99: milliseconds of a query alone"]
+    for name in task:
+        lines.append(
+            f"{name}: change against exact search, which reaches {result['points'][0]['task'][name]['exact']:.4f}"
+        )
+    return lines
