@@ -95,34 +95,37 @@ def evaluate_clusters(
     found = relevance.counts() - itself
     rows, unanswerable = _queries(found, relevance, settings)
     ks = _cut_offs(settings.ks, len(base_vectors) - itself)
-    base = Base(base_vectors, settings.metric, settings.device)
-    queries = vectors if len(rows) == len(vectors) else vectors[rows]
-    values, nearest = neighborhood(queries, base, relevance, rows, itself=itself, ks=ks, progress=progress)
+    directed = settings.metric == "cosine"  # then of unit vectors the inner product
+    points = unit(vectors) if directed else vectors
+    base_points = points if itself else unit(base_vectors) if directed else base_vectors
+    base = Base(base_points, "inner_product" if directed else settings.metric, settings.device)
+    queries = points if len(rows) == len(points) else points[rows]
+    values, nearest = neighborhood(
+        queries, base, relevance, rows, itself=itself, ks=ks, similarities=directed, progress=progress
+    )
     counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
     partition: dict[str, list[float]] = {}
     shape = None
     if isinstance(relevance, Classes):
         class_sizes = np.bincount(relevance.codes)
         counts |= {"classes": len(class_sizes), "singletons": int((class_sizes == 1).sum())}
-        if settings.metric == "cosine":
+        if directed:
             of = relevance.query_codes[rows]
-            values |= item_values(unit(queries), of, unit(base_vectors), relevance.codes, itself=itself)
-        partition, shape = _of_the_whole(vectors, classes(labels).codes, settings)
+            values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
+        partition, shape = _of_the_whole(points, classes(labels).codes, settings)
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
     return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape)
 
 
-def _of_the_whole(vectors: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
+def _of_the_whole(points: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
     """What is no mean over queries: k-means, and for cosines the geometry of the classes."""
     count = int(codes.max()) + 1
     if count < 2:
         return {}, None
-    directed = settings.metric == "cosine"
-    points = unit(vectors) if directed else vectors
     runs = [agreement(codes, kmeans(points, count, settings.seed + run)) for run in range(settings.seeds)]
     found = {name: [run[name] for run in runs] for name in (runs[0] if runs else ())}
-    return found, geometry(points, codes, settings.seed) if directed else None
+    return found, geometry(points, codes, settings.seed) if settings.metric == "cosine" else None
 
 
 def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, device: str = "cpu") -> ClusterMetrics:

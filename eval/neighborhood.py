@@ -47,20 +47,19 @@ def neighborhood(
     *,
     itself: bool,
     ks: Sequence[int],
-    depth: int | None = None,
+    similarities: bool = True,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Neighborhood:
     """Judge the neighbours in `base` of the queries (q, d) of these rows, each with something relevant to find.
 
-    itself: the queries are rows of the base, left out by row. ks: for r@k, p@k and map@k; none beyond the base. depth: how
-    many neighbours to look at, by default as many as the metrics need.
+    itself: the queries are rows of the base, left out by row. ks: for r@k, p@k and map@k; none beyond the base. similarities:
+    scores are cosines, by which neighbours can vote.
     """
     found = relevance.counts()[rows] - itself
     assert (found > 0).all()
-    votes = VOTES if isinstance(relevance, Classes) and base.metric == "cosine" else {}
+    votes = VOTES if isinstance(relevance, Classes) and similarities else {}
     available = len(base) - itself
-    needed = max(int(found.max()), *ks, SHOWN, *votes)
-    depth = min(available, needed if depth is None else depth)
+    depth = min(available, max(int(found.max()), *ks, SHOWN, *votes))
     parts: list[dict[str, Doubles]] = []
     nearest: list[Neighbors] = []
     start = 0

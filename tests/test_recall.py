@@ -18,7 +18,9 @@ def searched(clusters):
     ids = truth.ids.copy()
     for row in ids:
         generator.shuffle(row[:5])
-        row[generator.choice(8, 2, replace=False)] = generator.choice(np.setdiff1d(np.arange(120), row), 2, replace=False)
+        row[generator.choice(8, 2, replace=False)] = generator.choice(
+            np.setdiff1d(np.arange(120), row), 2, replace=False
+        )
     ids[3, 4:] = -1
     scores = np.einsum("qkd,qd->qk", vectors[ids], vectors[:20])
     return Neighbors(scores.astype(np.float32), ids), truth

@@ -1,6 +1,6 @@
 """Exact k nearest neighbours: fast products find candidates, float64 decides, and an error bound says whether it could."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from retrieval.errors import UserError
 
 from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
-from .product import ROUNDING, Precision
+from .product import ROUNDING, Block, Precision
 from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 
 HELD = 2**22  # candidates of all queries held at a time: 50 MB, and several times that while they are merged
@@ -146,7 +146,10 @@ class Search:
         if _is_wide(self.k, self.base):
             height = min(len(which), max(1, WHOLE // len(self.base)))
             room = torch.empty((height, len(self.base)), device=which.device)
-            found = [self._from_all(part, room[: len(part)]) for part in torch.split(which, height)]
+            blocks: Iterable[tuple[int, Block]] | None = None
+            if len(self.base) * self.queries.shape[1] <= WHOLE:
+                blocks = list(self.base.blocks(height, self.queries.shape[1], "float64"))
+            found = [self._from_all(part, room[: len(part)], blocks) for part in torch.split(which, height)]
             self.scores[which], self.rows[which] = (torch.cat(parts) for parts in zip(*found, strict=True))
             return
         tiles = self._tiles(which)
@@ -159,9 +162,11 @@ class Search:
                 best[number] = first_keys(torch.cat([best[number], keys], 1), self.k)
         self._answer(which, torch.cat(best))
 
-    def _from_all(self, which: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def _from_all(
+        self, which: Tensor, scores: Tensor, blocks: Iterable[tuple[int, Block]] | None
+    ) -> tuple[Tensor, Tensor]:
         """Scores and rows (q, k) of a k that is much of the base: selected from all scores, held at once in (q, n)."""
-        for start, block in self.base.blocks(len(which), self.queries.shape[1], "float64"):
+        for start, block in blocks or self.base.blocks(len(which), self.queries.shape[1], "float64"):
             first = 0
             for tile in self._tiles(which):
                 found = self._final(block.scores(self.queries[tile]), tile, start)
