@@ -157,7 +157,8 @@ def side_by_side(name: str, rounds: int) -> None:
             spread = f"{min(run['seconds'] for run in runs):.1f}–{max(run['seconds'] for run in runs):.1f}"
             print(f"  {way:<20} {seconds:7.1f} s ({spread})  {max(r['mib'] for r in runs):8,.0f} MiB  {seconds / whole:5.2f} × ours, everything")  # fmt: skip
     pairs = list(zip(taken["pml"], taken["ours, their seven"], strict=True))
-    print(f"  pml / ours, their seven: {', '.join(f'{a["seconds"] / b["seconds"]:.2f}' for a, b in pairs)}")
+    ratios = [f"{a['seconds'] / b['seconds']:.2f}" for a, b in pairs]
+    print(f"  pml / ours, their seven: {', '.join(ratios)}")
     best = {p: statistics.median(run["values"][p] for run in taken["products"]) for p in ("float64", "float32")}
     print(f"  ceiling: all products {best['float64']:.1f} s in float64, {best['float32']:.1f} s in float32")
     theirs, ours = taken["pml"][0]["values"], taken["ours, everything"][0]["values"]
@@ -184,8 +185,10 @@ def main() -> None:
         found = ask("ours, everything", "million", "--sample", "20000")
         values = found.get("values", {})
         print(f"\n1,000,000 × {DIM}, 1,000 classes, 20,000 queries among all")
-        print(f"  {found.get('failed') or f'{found["seconds"]:.0f} s, {found["mib"]:,.0f} MiB beyond the data'}")
-        if values:
+        if "failed" in found:
+            print(f"  failed: {found['failed']}")
+        else:
+            print(f"  {found['seconds']:.0f} s, {found['mib']:,.0f} MiB beyond the data")
             print(f"  map@r {values['map@r']:.5f}, 95 % {values['map@r from']:.5f}–{values['map@r to']:.5f}; r@1 {values['r@1']:.4f}; ami {values['ami']:.4f}")  # fmt: skip
 
 
