@@ -58,7 +58,7 @@ def test_links_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
-    """A folder with what README's reader has: train.csv, test.csv, and photos/train, photos/test of class folders."""
+    """A folder with what README's reader has: train.csv, test.csv, qrels.txt, and photos/train, photos/test of class folders."""
     folder = tmp_path_factory.mktemp("own")
     data = docs_as_texts([doc for doc in library_docs() if doc.module in ("array", "ast", "csv", "difflib", "gzip")])
     for name, rows in (("train.csv", slice(0, None, 2)), ("test.csv", slice(1, None, 2))):
@@ -66,6 +66,7 @@ def own_data(tmp_path_factory):
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             writer.writerows(zip(data.texts[rows], data.labels[rows], strict=True))
+    (folder / "qrels.txt").write_text("".join(f"{i} 0 {i} 1\n" for i in range(20)))
     pictures = digits()
     for code, label in enumerate(("cat", "dog", "owl")):
         rows = np.flatnonzero(np.array(pictures.labels) == str(code))[:30]
@@ -86,7 +87,7 @@ def test_the_readmes_commands_run(own_data, number):
 
 
 def test_the_code_in_the_documentation_runs(tmp_path):
-    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("stores.md", "index.md"))
+    pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("stores.md", "index.md", "evaluation.md"))
     found = re.findall(r"^```python\n(.*?)^```$", pages, re.DOTALL | re.MULTILINE)
     vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

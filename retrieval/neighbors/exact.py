@@ -209,16 +209,17 @@ class Search:
 def score_rows(queries: Tensor, base: Base, rows: Tensor) -> Tensor:
     """Scores (q, k) in float64 of base rows (q, k), larger is nearer: inner product, cosine, or minus the distance."""
     step = max(1, RESCORED // (rows.shape[1] * queries.shape[1]))
-    found = []
-    for some, asked in zip(torch.split(queries, step), torch.split(rows, step), strict=True):
+    # Made at once: small results between large vectors that come and go would leave the heap full of holes, gigabytes of them.
+    found = torch.empty(rows.shape, dtype=torch.float64, device=queries.device)
+    for some, asked, scores in zip(*(torch.split(each, step) for each in (queries, rows, found)), strict=True):
         vectors = base.take(asked.flatten()).double().reshape(*asked.shape, queries.shape[1])
         exact = some.double()
         if base.metric == "euclidean":
-            found.append(-torch.linalg.vector_norm(vectors - exact[:, None], dim=2))
+            scores.copy_(-torch.linalg.vector_norm(vectors - exact[:, None], dim=2))
             continue
         products = torch.bmm(vectors, exact[:, :, None])[:, :, 0]
         if base.metric == "cosine":
             both = torch.linalg.vector_norm(vectors, dim=2) * lengths(exact)[:, None]
             products = products / both.clamp_min(TINY)
-        found.append(products)
-    return torch.cat(found)
+        scores.copy_(products)
+    return found

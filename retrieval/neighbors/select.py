@@ -69,7 +69,8 @@ class Best:
     def _merge(self, values: Tensor, rows: Tensor) -> None:
         values, rows = torch.cat([self.values, values], 1), torch.cat([self.rows, rows], 1)
         best = values.topk(self._k, sorted=False)
-        self.values, self.rows = best.values, rows.gather(1, best.indices)
+        self.values.copy_(best.values)  # in place: what is kept stays where it is, or the heap would be full of holes
+        self.rows.copy_(rows.gather(1, best.indices))
         self.floor = self.values.amin(1)
 
 

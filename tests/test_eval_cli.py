@@ -1,0 +1,117 @@
+"""`retrieval eval clusters` as people use it: stores and files, labels of every kind, mistakes in one line."""
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import read_json
+
+from retrieval.cli.evaluated import KIND
+from retrieval.eval.clusters import evaluate_clusters
+from retrieval.eval.values import read_per_query
+
+
+@pytest.fixture
+def files(clusters, tmp_path, monkeypatch):
+    """vectors.npy and labels.txt of the clusters, and some broken ones."""
+    monkeypatch.chdir(tmp_path)
+    vectors, labels = clusters
+    np.save("vectors.npy", vectors)
+    for name, rows in (("one.npy", slice(60, None)), ("other.npy", slice(60))):
+        np.save(name, vectors[rows])
+    (tmp_path / "one.txt").write_text("\n".join(labels[60:]))
+    (tmp_path / "other.txt").write_text("\n".join(labels[:60]))
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    (tmp_path / "fewer.txt").write_text("\n".join(labels[1:]))
+    (tmp_path / "same.txt").write_text("\n".join(["a"] * 120))
+    (tmp_path / "paths.txt").write_text("\n".join(f"{'ab'[i % 2]}/{label}" for i, label in enumerate(labels)))
+    (tmp_path / "sets.txt").write_text(
+        "\n".join(f"{label}|{'even' if i % 2 else 'odd'}" for i, label in enumerate(labels))
+    )
+    np.save("codes.npy", np.unique(labels, return_inverse=True)[1])
+    np.save("floats.npy", np.ones(120))
+    broken = vectors.copy()
+    broken[3] = np.nan
+    np.save("nan.npy", broken)
+    np.save("flat.npy", np.tile(vectors[:1], (120, 1)))
+    return tmp_path
+
+
+WORDS = ("eval", "clusters", "vectors.npy", "--metric", "cosine", "--labels")
+
+
+def test_a_file_of_vectors_and_what_is_written(files, clusters, run_cli):
+    told = read_json(run_cli(*WORDS, "labels.txt", "--output", "judged", "--json"))
+    found = evaluate_clusters(*clusters)
+    assert told["metrics"] == pytest.approx(found.means())
+    low, high = told["intervals"]["map@r"]
+    assert low < told["metrics"]["map@r"] < high
+    assert [each["class"] for each in told["per_class"]] == [f"class-{c}" for c in range(6)]
+    by_class = [each["map@r"] for each in told["per_class"]]
+    assert told["macro"]["map@r"] == pytest.approx(np.mean(by_class)) == pytest.approx(told["metrics"]["map@r"])
+    assert len(told["nearest_classes"]) == 2 and len(told["spectrum"]) == 16
+    manifest = json.loads((files / "judged" / "manifest.json").read_text())
+    assert manifest["kind"] == KIND and manifest["evaluation"]["metrics"] == told["metrics"]
+    assert read_per_query(files / "judged" / "queries.csv").means()["map@r"] == told["metrics"]["map@r"]
+    assert "already exists" in run_cli(*WORDS, "labels.txt", "--output", "judged", code=2).stderr
+    again = read_json(run_cli(*WORDS, "codes.npy", "--output", "judged", "--overwrite", "--json"))
+    assert again["metrics"] == told["metrics"]
+
+
+def test_for_people(files, run_cli):
+    shown = run_cli(*WORDS, "labels.txt").stdout
+    assert (
+        "95 % interval" in shown
+        and "classes that cluster least" in shown
+        and "120 queries among 120 items of 6" in shown
+    )
+    assert (
+        "queries have two nearest neighbours equally near"
+        in run_cli("eval", "clusters", "flat.npy", "--metric", "cosine", "--labels", "labels.txt", "--runs", 0).stdout
+    )
+
+
+def test_labels_of_other_kinds(files, run_cli):
+    levels = read_json(run_cli(*WORDS, "paths.txt", "--hierarchy", "/", "--json"))["levels"]
+    assert [(level["level"], level["classes"]) for level in levels] == [(1, 2), (2, 12)]
+    several = read_json(run_cli(*WORDS, "sets.txt", "--separator", "|", "--json"))
+    assert "ami" not in several["metrics"] and several["metrics"]["r@1"] > 0.5 and "per_class" not in several
+    assert "level 2, 12 classes" in run_cli(*WORDS, "paths.txt", "--hierarchy", "/").stdout
+
+
+def test_a_reference_a_sample_and_a_probe(files, run_cli):
+    words = ["eval", "clusters", "one.npy", "--labels", "one.txt", "--metric", "cosine"]
+    apart = run_cli(*words, "--reference", "other.npy", "--reference-labels", "other.txt", code=2)
+    assert "shares its class" in apart.stderr  # the first three classes, and the last three
+    whole = ["--reference", "vectors.npy", "--reference-labels", "labels.txt", "--json"]
+    assert read_json(run_cli(*words, *whole))["metrics"]["r@1"] == 1
+    some = read_json(run_cli(*WORDS, "labels.txt", "--sample", 40, "-k", 3, "--probe", "--json"))
+    assert some["counts"]["queries"] == 40 and {"r@3", "linear-probe", "nc3", "nc4"} <= set(some["metrics"])
+
+
+@pytest.mark.parametrize("peer,metric", [("pml", "precision_at_1"), ("oml", "cmc/1"), ("dino", "20-NN top1")])
+def test_other_tools_figures(files, run_cli, peer, metric):
+    assert metric in read_json(run_cli(*WORDS, "labels.txt", "--like", peer, "--json"))["metrics"]
+    assert metric in run_cli(*WORDS, "labels.txt", "--like", peer).stdout
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["vectors.npy", "--labels", "labels.txt"], "add --metric"),
+        (["vectors.npy", "--metric", "cosine"], "has no labels; add --labels"),
+        ([*WORDS[2:], "fewer.txt"], "fewer.txt: has 119 labels, vectors.npy 120 vectors"),
+        ([*WORDS[2:], "same.txt"], "only one class ('a')"),
+        ([*WORDS[2:], "floats.npy"], "floats.npy: holds float64"),
+        ([*WORDS[2:], "labels.txt", "-k", "120"], "there are only 119 other items"),
+        ([*WORDS[2:], "labels.txt", "--separator", "|", "--hierarchy", "/"], "give one of --separator and --hierarchy"),
+        ([*WORDS[2:], "labels.txt", "--reference-labels", "labels.txt"], "--reference, which is not given"),
+        ([*WORDS[2:], "labels.txt", "--like", "pml", "--separator", "|"], "judges one set of items"),
+        ([*WORDS[2:], "labels.txt", "--like", "mteb", "--metric", "euclidean"], "say --metric cosine"),
+        (["nan.npy", *WORDS[3:], "labels.txt"], "1 of 120 vectors are not finite, the first in row 3"),
+        (["labels.txt", *WORDS[3:], "labels.txt"], "cannot tell the format by its ending"),
+    ],
+)  # fmt: skip
+def test_mistakes(files, run_cli, words, message):
+    shown = run_cli("eval", "clusters", *words, code=2).stderr
+    assert message in shown and len(shown.strip().splitlines()) == 1
