@@ -54,7 +54,7 @@ class Compared:
 def paired(systems: Sequence[Sequence[PerQuery]]) -> tuple[list[list[PerQuery]], int]:
     """The runs of each system on the queries that all of them have, in one order; and how many queries are left out.
 
-    Raises UserError where they have none in common, or a run names a query twice.
+    Raises UserError where they have none in common, a run names a query twice, or their classes differ.
     """
     for run in (run for runs in systems for run in runs):
         if len(set(run.ids)) < len(run.ids):
@@ -62,12 +62,19 @@ def paired(systems: Sequence[Sequence[PerQuery]]) -> tuple[list[list[PerQuery]],
             raise UserError(
                 f"query {repeated!r} stands twice in one evaluation; queries need names of their own to be paired"
             )
+    if len({run.groups is None for runs in systems for run in runs}) > 1:
+        raise UserError(
+            "some of the evaluations have classes and some have not; they must be of the same queries and kind"
+        )
     every = [set(run.ids) for runs in systems for run in runs]
     common = set.intersection(*every)
     if not common:
         raise UserError("the evaluations have no query in common; they must be of the same queries, named alike")
     order = [name for name in systems[0][0].ids if name in common]
-    return [[_rows(run, order) for run in runs] for runs in systems], len(set.union(*every)) - len(common)
+    rows = [[_rows(run, order) for run in runs] for runs in systems]
+    for run in (run for runs in rows for run in runs):
+        _refuse_other_classes(rows[0][0], run)
+    return rows, len(set.union(*every)) - len(common)
 
 
 def compare(
@@ -123,6 +130,15 @@ def holm(ps: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(ps))
     adjusted[order] = rising.clip(max=1)
     return [float(p) for p in adjusted]
+
+
+def _refuse_other_classes(one: PerQuery, other: PerQuery) -> None:
+    if one.groups is not None and other.groups is not None and one.groups != other.groups:
+        at = next(row for row, (a, b) in enumerate(zip(one.groups, other.groups, strict=True)) if a != b)
+        raise UserError(
+            f"query {one.ids[at]!r} is of class {one.groups[at]!r} in one evaluation and {other.groups[at]!r} in another; "
+            f"they are not of the same queries, or the labels are in another order"
+        )
 
 
 def _rows(run: PerQuery, order: list[str]) -> PerQuery:

@@ -52,6 +52,9 @@ def evaluate_relevance(
     Raises UserError where no query has results and a relevant document.
     """
     answerable = [query for query, grades in qrels.items() if max(grades.values()) >= level]
+    if not answerable:
+        highest = max(max(grades.values()) for grades in qrels.values())
+        raise UserError(f"no judgment has a grade of {level}; the highest is {highest}")
     if not any(query in run.scores for query in answerable):
         raise UserError(
             f"none of the {len(run.scores):,} queries with results has a relevant document "

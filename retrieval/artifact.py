@@ -27,6 +27,7 @@ REMEDIES = {
     "store": "; `retrieval embed` makes one",
     "index": "; `retrieval index build` makes one",
     "run": "; `retrieval train` makes one",
+    "evaluation": "; `retrieval eval` with --output makes one",
 }
 Manifest = dict[str, Any]
 

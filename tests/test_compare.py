@@ -143,3 +143,17 @@ def test_mistakes(evaluations, run_cli, monkeypatch, words, message):
     monkeypatch.chdir(evaluations)
     (evaluations / "x.run").write_text("q Q0 d 1 1.0 x\n")
     assert message in run_cli("eval", "compare", *words, code=2).stderr
+
+
+def test_evaluations_of_other_queries_are_refused():
+    """Row numbers match by chance: of another data set, or with the labels in another order."""
+    one = table([1, 0], ["a", "b"])
+    with pytest.raises(UserError, match="some of the evaluations have classes and some have not"):
+        paired([[one], [table([1, 0])]])
+    with pytest.raises(UserError, match="query 'q0' is of class 'a' in one evaluation and 'b' in another"):
+        paired([[one], [table([1, 0], ["b", "a"])]])
+
+
+def test_few_classes_are_said_to_be_few(evaluations, run_cli):
+    shown = run_cli("eval", "compare", evaluations / "a", evaluations / "b0", "--unit", "class")
+    assert "the signs of 6 classes cannot give a p below 0.031, too much for 3 tests" in shown.stderr

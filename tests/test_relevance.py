@@ -66,6 +66,8 @@ def test_self_hits_and_unknown_documents():
 
 
 def test_names_that_do_not_match_are_refused():
+    with pytest.raises(UserError, match="no judgment has a grade of 3; the highest is 1"):
+        evaluate_relevance({"q": {"a": 1}}, Run({"q": {"a": 1.0}}, 0), level=3)
     with pytest.raises(UserError, match="do the two name queries alike"):
         evaluate_relevance({"1": {"a": 1}}, Run({"q1": {"a": 1.0}}, 0))
 

@@ -67,6 +67,12 @@ def compare(
         for (other, _), each in zip(pairs, found, strict=True)
     ]
     result = {"unit": unit, "left_out": left_out, "comparisons": told}
+    least = 2.0 ** (1 - found[0].units)
+    if found[0].runs == (1, 1) and least * len(found) >= 0.05:
+        say(
+            f"Note: the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
+            f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
+        )
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
     )
@@ -94,7 +100,9 @@ def _read(path: Path, seed: int, flags: dict[str, Any]) -> "PerQuery":
 
     kind = stated_kind(path) if path.is_dir() else None
     if kind == "evaluation":
-        read_manifest(path, kind, check=flags["check"])
+        files = read_manifest(path, kind, check=flags["check"])["files"]
+        if "queries.csv" not in files:
+            raise UserError(f"{path}: has a table for each setting; name one, such as {path / min(files)}")
         return read_per_query(path / "queries.csv")
     if path.suffix == ".csv":
         return read_per_query(path)
@@ -131,7 +139,7 @@ def _chosen(values: tuple[str, ...], runs: "list[PerQuery]") -> list[str]:
 def _sentence(first: str, second: str, found: "Compared", unit: str) -> str:
     low, high = found.interval
     runs = "" if found.runs == (1, 1) else f", {found.runs[0]} and {found.runs[1]} runs"
-    size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, p {_p(found.adjusted)}"
+    size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, adjusted p {_p(found.adjusted)}"
     verdict = found.verdict()
     means = f"{found.means[0]:.4f} → {found.means[1]:.4f}"
     if verdict == "no difference shown":

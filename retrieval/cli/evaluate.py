@@ -59,6 +59,10 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
 
     if flags["separator"] is not None and flags["hierarchy"] is not None:
         raise UserError("give one of --separator and --hierarchy")
+    if flags["separator"] is not None and flags["probe"]:
+        raise UserError("--probe: needs one label an item; leave out --separator")
+    if flags["like"] and flags["output"] is not None:
+        raise UserError("--like: has no values by query to write; leave out --output")
     if flags["reference_labels"] is not None and flags["reference"] is None:
         raise UserError("--reference-labels: are for --reference, which is not given")
     if flags["output"] is not None:
@@ -66,9 +70,18 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
     from .evaluated import read_side
 
     side = read_side(vectors, flags["labels"], flags["metric"], flags["check"])
+    for option in ("separator", "hierarchy"):
+        if flags[option] is not None and not any(flags[option] in label for label in side.labels):
+            raise UserError(f"--{option} {flags[option]!r}: no label has it, such as {side.labels[0]!r}; leave it out")
     other = None
     if flags["reference"] is not None:
-        other = read_side(flags["reference"], flags["reference_labels"], flags["metric"] or side.metric, flags["check"])
+        other = read_side(
+            flags["reference"],
+            flags["reference_labels"],
+            flags["metric"] or side.metric,
+            flags["check"],
+            "--reference-labels",
+        )
         if other.metric != side.metric:
             raise UserError(
                 f"{flags['reference']}: is compared by {other.metric}, {vectors} by {side.metric}; say --metric"
@@ -197,6 +210,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
         low_high = result["spread"].get(name)
         told = f"{low_high[0]:.4f}–{low_high[1]:.4f}" if low_high else ""
         lines.append(f"{name:<16}{value:>8.4f}   {told}".rstrip())
+    lines += [""] if "levels" in result else []
     for level in result.get("levels", ()):
         shown = ", ".join(
             f"{name} {level['metrics'][name]:.4f}" for name in ("r@1", "map@r", "ami") if name in level["metrics"]

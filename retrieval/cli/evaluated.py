@@ -37,7 +37,7 @@ class Side:
         return self.ids[row]
 
 
-def read_side(path: Path, labels: Path | None, metric: str | None, check: bool) -> Side:
+def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, option: str = "--labels") -> Side:
     """A store with its labels, or a file of vectors with others. Raises UserError where either is missing."""
     from retrieval.formats import open_vectors
     from retrieval.store import open_store
@@ -71,7 +71,7 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool) 
         )
     if given is None and own is None:
         raise UserError(
-            f"{path}: has no labels; add --labels FILE, or embed data with a column label, or class folders"
+            f"{path}: has no labels; add {option} FILE, or embed data with a column label, or class folders"
         )
     if given is not None and len(given) != len(side.vectors):
         raise UserError(

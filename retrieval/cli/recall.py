@@ -9,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluate import evaluate
-from .options import checks, common, emit, existing, progress
+from .options import checks, common, emit, existing, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.recall import Find
@@ -67,6 +67,8 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
         raise UserError(f"-k {flags['k']}: the index has {opened.rows.count:,} items; ask for fewer")
     asked = _asked(opened, flags)
     exact = _task(opened, asked, asked.truth, flags)
+    if flags["qrels"] is not None and exact is not None and len(exact.ids) < len(asked.ids):
+        say(f"Note: of {len(asked.ids):,} queries, {len(exact.ids):,} are judged and have a relevant document")
     points, tables = [], {}
     settings = _settings(opened, asked, flags["k"])
     with progress("settings", len(settings)) as bar:

@@ -62,8 +62,8 @@ def open_array(path: Path) -> ArrayFile:
 def _npy(path: Path) -> ArrayFile:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        why = "it holds Python objects" if "allow_pickle" in str(error) else type(error).__name__
+    except (ValueError, OSError, EOFError):
+        why = "cut short, of another format, or of Python objects"
         raise UserError(f"{path}: not an .npy file of numbers that can be read ({why}); save it again") from None
     if array.ndim != 2 or array.dtype.kind not in "fiu" or array.shape[1] == 0:
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; give real numbers of (rows, dimensions)")
