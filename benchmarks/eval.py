@@ -66,7 +66,9 @@ def their_seven(vectors: Any, codes: Any) -> dict[str, float]:
     relevance = classes([str(code) for code in codes.tolist()])
     rows = np.arange(len(vectors))
     base = Base(vectors, "inner_product")
-    values = neighborhood(vectors, base, relevance, rows, itself=True, ks=(1,), similarities=False).values
+    values = neighborhood(
+        vectors, base, relevance, rows, relevance.counts() - 1, itself=True, ks=(1,), similarities=False
+    ).values
     return {name: float(each.mean()) for name, each in values.items()} | agreement(
         codes, kmeans(vectors, int(codes.max()) + 1)
     )

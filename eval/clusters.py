@@ -48,9 +48,9 @@ class Settings:
 class Clusters:
     """What was found.
 
-    queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find. partition: by metric, one value a run of k-means. counts: n,
-    classes, queries, singletons, unanswerable (without anything relevant to find), tied (whose first two neighbours are
-    equally near). nearest: the first neighbours of each query.
+    queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find; nearest: the
+    first neighbours of each. counts: n, classes, queries, singletons, unanswerable (without anything relevant to find), tied
+    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means.
     """
 
     queries: PerQuery
@@ -101,7 +101,7 @@ def evaluate_clusters(
     base = Base(base_points, "inner_product" if directed else settings.metric, settings.device)
     queries = points if len(rows) == len(points) else points[rows]
     values, nearest = neighborhood(
-        queries, base, relevance, rows, itself=itself, ks=ks, similarities=directed, progress=progress
+        queries, base, relevance, rows, found[rows], itself=itself, ks=ks, similarities=directed, progress=progress
     )
     counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
     partition: dict[str, list[float]] = {}
@@ -112,7 +112,7 @@ def evaluate_clusters(
         if directed:
             of = relevance.query_codes[rows]
             values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
-        partition, shape = _of_the_whole(points, classes(labels).codes, settings)
+        partition, shape = _of_the_whole(points, relevance.codes if itself else classes(labels).codes, settings)
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
     return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape)

@@ -83,7 +83,7 @@ def compare(
     """Of runs that are `paired`. unit: what might have been another: queries, or whole classes with all their queries."""
     one, other = (np.stack([run.values[metric] for run in runs]) for runs in (first, second))
     difference = other.mean(0) - one.mean(0)
-    groups = first[0].group_codes()[1] if unit == "class" else None
+    groups = first[0].group_codes[1] if unit == "class" else None
     if len(one) == len(other) == 1:
         low, high = bootstrap(difference[:, None], groups=groups, seed=seed, bounded=False)[0]
         interval, p = (float(low), float(high)), flipped(difference, groups, seed)

@@ -44,18 +44,18 @@ def neighborhood(
     base: Base,
     relevance: Relevance,
     rows: Ints,
+    found: Ints,
     *,
     itself: bool,
     ks: Sequence[int],
     similarities: bool = True,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Neighborhood:
-    """Judge the neighbours in `base` of the queries (q, d) of these rows, each with something relevant to find.
+    """Judge the neighbours in `base` of the queries (q, d) of these rows, each with `found` (q,) relevant items to find.
 
     itself: the queries are rows of the base, left out by row. ks: for r@k, p@k and map@k; none beyond the base. similarities:
     scores are cosines, by which neighbours can vote.
     """
-    found = relevance.counts()[rows] - itself
     assert (found > 0).all()
     votes = VOTES if isinstance(relevance, Classes) and similarities else {}
     available = len(base) - itself

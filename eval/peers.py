@@ -12,12 +12,11 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 
 from retrieval.errors import UserError
-from retrieval.neighbors import Base, Floats, Ints, neighbor_tiles
+from retrieval.neighbors import Base, Floats, exact_neighbors, neighbor_tiles
 
 from .kmeans import agreement, kmeans
 from .labels import classes
@@ -31,13 +30,14 @@ MTEB_SEED, MTEB_SHARE, MTEB_DRAWN, MTEB_TIMES, MTEB_BATCH = 42, 0.04, 16_384, 10
 def pml(vectors: Floats, labels: Sequence[str]) -> dict[str, float]:
     """(n, d) unit vectors and n labels."""
     found = classes(labels)
-    rows = np.flatnonzero(found.counts() > 1)
+    others = found.counts() - 1
+    rows = np.flatnonzero(others)
     depth = len(vectors) - 1
     totals, start = np.zeros(5), 0
     for tile in neighbor_tiles(vectors[rows], Base(vectors, "cosine"), depth, self_rows=rows):
         some = rows[start : start + len(tile.ids)]
         start += len(some)
-        values = ranked(found.relevant(some, tile.ids), found.counts()[some] - 1, (1, depth))
+        values = ranked(found.relevant(some, tile.ids), others[some], (1, depth))
         totals += [values[name].sum() for name in ("r@1", "r-precision", "map@r", f"map@{depth}", "mrr")]
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_average_precision", "mean_reciprocal_rank")  # fmt: skip
     partition = agreement(found.codes, kmeans(vectors, len(found.names)))
@@ -50,14 +50,17 @@ def pml(vectors: Floats, labels: Sequence[str]) -> dict[str, float]:
 def oml(vectors: Floats, labels: Sequence[str]) -> dict[str, float]:
     """(n, d) unit vectors and n labels; queries without a relevant item do not count."""
     found = classes(labels)
-    rows = np.flatnonzero(found.counts() > 1)
-    relevant = _relevant(vectors, found.codes, rows, min(max(OML_KS), len(vectors) - 1))
+    others = found.counts() - 1
+    rows = np.flatnonzero(others)
+    depth = min(max(OML_KS), len(vectors) - 1)
+    ids = exact_neighbors(vectors[rows], vectors, depth, metric="cosine", self_rows=rows).ids
+    relevant = found.relevant(rows, ids)
     hits = relevant.cumsum(1)
     ranks = np.arange(1, relevant.shape[1] + 1)
     values = {}
     for k in (k for k in OML_KS if k <= len(ranks)):
         values[f"cmc/{k}"] = (hits[:, k - 1] > 0).mean()
-        values[f"precision/{k}"] = (hits[:, k - 1] / np.minimum(k, found.counts()[rows] - 1)).mean()
+        values[f"precision/{k}"] = (hits[:, k - 1] / np.minimum(k, others[rows])).mean()
         gained = (hits[:, :k] / ranks[:k] * relevant[:, :k]).sum(1)
         values[f"map/{k}"] = (gained / np.maximum(hits[:, k - 1], 1)).mean()
     return {name: float(value) for name, value in values.items()}
@@ -100,9 +103,3 @@ PEERS: dict[str, Callable[[Floats, Sequence[str]], dict[str, float]]] = {
     "mteb": mteb,
     "dino": dino,
 }
-
-
-def _relevant(vectors: Floats, codes: Ints, rows: Ints, depth: int) -> NDArray[np.bool_]:
-    tiles = neighbor_tiles(vectors[rows], Base(vectors, "cosine"), depth, self_rows=rows)
-    found: NDArray[np.bool_] = np.concatenate([codes[tile.ids] for tile in tiles]) == codes[rows][:, None]
-    return found

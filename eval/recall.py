@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.intervals import Doubles
-from retrieval.neighbors import Floats, Ints, Neighbors
+from retrieval.neighbors import Floats, Ints, Neighbors, without
 
 EPSILON = 1e-3
 PERSISTENCE = 0.9
@@ -40,9 +41,7 @@ def found_without(find: Find, queries: Floats, k: int, self_rows: Ints | None) -
     """The k nearest found, and if the queries are stored themselves, without their own rows (q,)."""
     if self_rows is None:
         return find(queries, k)
-    found = find(queries, k + 1)
-    order = np.argsort(found.ids == self_rows[:, None], axis=1, kind="stable")[:, :k]
-    return Neighbors(np.take_along_axis(found.scores, order, 1), np.take_along_axis(found.ids, order, 1))
+    return without(find(queries, k + 1), self_rows, k)
 
 
 def fidelity(found: Neighbors, truth: Neighbors, metric: str) -> dict[str, Doubles]:
@@ -59,7 +58,7 @@ def fidelity(found: Neighbors, truth: Neighbors, metric: str) -> dict[str, Doubl
     }
 
 
-def _overlap(same: "np.ndarray[tuple[int, int, int], np.dtype[np.bool_]]", k: int) -> Doubles:
+def _overlap(same: NDArray[np.bool_], k: int) -> Doubles:
     """(q,) from which found item (q, k', k) is which true one."""
     padded = np.zeros((len(same), k, k), bool)
     padded[:, : same.shape[1]] = same[:, :k]

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
@@ -32,8 +33,9 @@ class PerQuery:
     def intervals_by_group(self, seed: int = 0) -> dict[str, Interval]:
         """95 %, over whole classes: how the mean would do on other classes like these."""
         assert self.groups is not None
-        return self._intervals(self.group_codes()[1], seed)
+        return self._intervals(self.group_codes[1], seed)
 
+    @cached_property
     def group_codes(self) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.int64]]]:
         """The names of the groups, sorted, and each query's place among them."""
         names, codes = np.unique(np.asarray(self.groups, dtype=object).astype(str), return_inverse=True)
@@ -41,13 +43,13 @@ class PerQuery:
 
     def group_means(self) -> dict[str, Doubles]:
         """By metric, the mean (g,) of each group; their mean is the macro average."""
-        names, codes = self.group_codes()
+        names, codes = self.group_codes
         sizes = np.bincount(codes, minlength=len(names))
         return {name: np.bincount(codes, each, len(names)) / sizes for name, each in self.values.items()}
 
     def group_sizes(self) -> list[int]:
         """How many queries each group has."""
-        return [int(size) for size in np.bincount(self.group_codes()[1])]
+        return [int(size) for size in np.bincount(self.group_codes[1])]
 
     def _intervals(self, groups: np.ndarray[tuple[int], np.dtype[np.int64]] | None, seed: int) -> dict[str, Interval]:
         ends = bootstrap(np.column_stack(list(self.values.values())), groups=groups, seed=seed)

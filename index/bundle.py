@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from retrieval.artifact import Manifest, writing_atomically
 from retrieval.errors import UserError
 from retrieval.neighbors import Base, Ints
-from retrieval.store import Store
+from retrieval.store import Rows, Store, open_store
 
 from .backend import faiss
 from .kinds import Abilities, abilities
@@ -203,6 +203,13 @@ def require_fitting(manifest: Manifest, other: Manifest, source: str) -> None:
                 f"{source}: {name} is {other[name]}, of the index {manifest[name]}; they do not go together"
             )
     require_same_encoder(manifest, (other["encoder"] or {}).get("fingerprint"), source)
+
+
+def read_queries(manifest: Manifest, folder: Path, *, check: bool = False) -> Rows:
+    """Every row of a store of queries, for the store or index of a manifest. Raises UserError if they do not fit it."""
+    store = open_store(folder, check=check)
+    require_fitting(manifest, store.manifest, str(folder))
+    return store.load()
 
 
 def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from retrieval.artifact import Manifest
-from retrieval.neighbors import Floats, Ints, exact_neighbors
+from retrieval.intervals import bootstrap
+from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, without
 
 from .backend import faiss
 from .bundle import Index, as_float32
@@ -47,12 +48,11 @@ def recalls(index: Index, of: Probe, settings: Settings | None = None) -> Floats
     """(q,) the share of each query's true neighbours that the index finds among as many."""
     k = of.truth.shape[1]
     own = of.self_rows is not None
-    found = search(index, of.queries, k + own, settings=settings).rows
+    best = search(index, of.queries, k + own, settings=settings)
+    found = Neighbors(best.scores, best.rows)
     if of.self_rows is not None:
-        others = found != of.self_rows[:, None]
-        order = np.argsort(~others, axis=1, kind="stable")[:, :k]
-        found = np.take_along_axis(found, order, 1)
-    hit = (of.truth[:, :, None] == found[:, None, :]).any(2)
+        found = without(found, of.self_rows, k)
+    hit = (of.truth[:, :, None] == found.ids[:, None, :]).any(2)
     shares: Floats = hit.mean(1, dtype=np.float32)
     return shares
 
@@ -61,8 +61,7 @@ def interval(shares: Floats, seed: int = 0) -> tuple[float, float]:
     """A 95 % interval of their mean, by the bootstrap over queries; where all are 1, by the rule of three."""
     if shares.min() == shares.max():
         return (float(max(0.0, shares[0] - 3 / len(shares))), float(shares[0]))
-    picked = np.random.default_rng(seed).integers(0, len(shares), (RESAMPLES, len(shares)))
-    low, high = np.quantile(shares[picked].mean(1), [0.025, 0.975])
+    low, high = bootstrap(shares[:, None].astype(np.float64), seed=seed, resamples=RESAMPLES)[0]
     return float(low), float(high)
 
 

@@ -176,7 +176,7 @@ def _rows(lines: Lines, fields: list[str] | None = None) -> Iterator[Row]:
     if suffix in (".csv", ".tsv"):
         return _delimited_rows(lines, "," if suffix == ".csv" else "\t", fields)
     if suffix in (".jsonl", ".ndjson"):
-        return _json_rows(lines)
+        return json_rows(lines)
     raise UserError(f"{lines.path}: cannot read {suffix or 'a file without ending'}; give a {FORMATS} file")
 
 
@@ -208,7 +208,7 @@ def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> I
         raise UserError(f"{path}: the row that begins at line {place[1] + 1}: {error}; close the quote") from None
 
 
-def _json_rows(lines: Lines) -> Iterator[Row]:
+def json_rows(lines: Lines) -> Iterator[Row]:
     path, place = lines.path, lines.place
     for line in lines:
         number = lines.place[1]

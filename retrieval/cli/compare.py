@@ -14,6 +14,7 @@ from .options import checks, common, emit, existing, say
 if TYPE_CHECKING:
     from retrieval.eval.compare import Compared
     from retrieval.eval.values import PerQuery
+    from retrieval.formats.trec import Qrels
 
 HEADLINES = ("map@r", "r@1", "knn@20", "ndcg@10", "map@100", "recall@100")
 
@@ -50,8 +51,10 @@ def compare(
     named = _named(systems)
     from retrieval.eval.compare import compare as compare_runs
     from retrieval.eval.compare import holm, paired
+    from retrieval.formats.trec import read_qrels
 
-    runs, left_out = paired([[_read(path, seed, flags) for path in paths] for _, paths in named])
+    qrels = None if flags["qrels"] is None else read_qrels(flags["qrels"])
+    runs, left_out = paired([[_read(path, seed, qrels, flags) for path in paths] for _, paths in named])
     chosen = _chosen(values, [run for each in runs for run in each])
     if unit == "class" and runs[0][0].groups is None:
         raise UserError("--unit class: these queries have no classes")
@@ -93,7 +96,7 @@ def _named(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
     return named
 
 
-def _read(path: Path, seed: int, flags: dict[str, Any]) -> "PerQuery":
+def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -> "PerQuery":
     """What each query scored, read or measured now."""
     from retrieval.artifact import read_manifest, stated_kind
     from retrieval.eval.values import read_per_query
@@ -110,11 +113,11 @@ def _read(path: Path, seed: int, flags: dict[str, Any]) -> "PerQuery":
         raise UserError(
             f"{path}: is an index; judge it by `eval relevance --corpus {path} --output …`, or `eval recall`"
         )
-    if flags["qrels"] is not None:
+    if qrels is not None:
         from retrieval.eval.relevance import evaluate_relevance
-        from retrieval.formats.trec import read_qrels, read_run
+        from retrieval.formats.trec import read_run
 
-        return evaluate_relevance(read_qrels(flags["qrels"]), read_run(path)).queries
+        return evaluate_relevance(qrels, read_run(path)).queries
     if path.suffix in (".run", ".trec", ".txt"):
         raise UserError(f"{path}: --qrels is needed to judge a run")
     from retrieval.eval.clusters import Settings, evaluate_clusters

@@ -9,7 +9,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, emit, existing, pick_device, progress, say, uses_device
+from .options import F, checks, common, emit, existing, pick_device, progress, say, uses_device
 
 if TYPE_CHECKING:
     from retrieval.eval.clusters import Clusters, Mixed
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "inner_product", "euclidean")
 SHOWN_CLASSES = 5
+
+
+def keeps(command: F) -> F:
+    """`--output` and `--overwrite`, for what can be kept as an evaluation."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace what stands under a name that is to be written."),
+        click.option(
+            "--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query."
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group("eval")
@@ -40,8 +52,7 @@ def evaluate() -> None:
 @click.option("--runs", type=click.IntRange(min=0), default=3, show_default=True, help="How many times k-means runs.")
 @click.option("--probe", is_flag=True, help="Fit a linear classifier too, on four fifths of each class.")
 @click.option("--like", type=click.Choice(["pml", "oml", "mteb", "dino"]), help="Another tool's figures instead.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output.")
+@keeps
 @checks
 @uses_device
 @common
@@ -55,20 +66,10 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
       retrieval eval clusters store --json
       retrieval eval clusters vectors.npy --labels labels.txt --metric cosine --output judged
     """
-    from retrieval.artifact import refuse_to_clobber
+    from .evaluated import read_side, refuse_evaluation, write_evaluation
 
-    if flags["separator"] is not None and flags["hierarchy"] is not None:
-        raise UserError("give one of --separator and --hierarchy")
-    if flags["separator"] is not None and flags["probe"]:
-        raise UserError("--probe: needs one label an item; leave out --separator")
-    if flags["like"] and flags["output"] is not None:
-        raise UserError("--like: has no values by query to write; leave out --output")
-    if flags["reference_labels"] is not None and flags["reference"] is None:
-        raise UserError("--reference-labels: are for --reference, which is not given")
-    if flags["output"] is not None:
-        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
-    from .evaluated import read_side
-
+    _refuse_unclear(flags)
+    refuse_evaluation(flags)
     side = read_side(vectors, flags["labels"], flags["metric"], flags["check"])
     for option in ("separator", "hierarchy"):
         if flags[option] is not None and not any(flags[option] in label for label in side.labels):
@@ -92,14 +93,22 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
     found = _judge(side, other, flags, side.labels, None if other is None else other.labels)
     result = {"vectors": str(vectors), "metric": side.metric, **_as_json(found, side, other, flags["seed"])}
     if flags["hierarchy"] is not None:
-        result["levels"] = _levels(side, other, flags)
+        result["levels"] = _levels(side, other, flags, found)
     if flags["probe"]:
         result["metrics"] |= _probe(side, flags["seed"])
-    if flags["output"] is not None:
-        from .evaluated import write_evaluation
-
-        write_evaluation(flags["output"], result, {"": found.queries}, flags["overwrite"])
+    write_evaluation(flags, result, {"": found.queries})
     emit(result, as_json, _lines(result))
+
+
+def _refuse_unclear(flags: dict[str, Any]) -> None:
+    if flags["separator"] is not None and flags["hierarchy"] is not None:
+        raise UserError("give one of --separator and --hierarchy")
+    if flags["separator"] is not None and flags["probe"]:
+        raise UserError("--probe: needs one label an item; leave out --separator")
+    if flags["like"] and flags["output"] is not None:
+        raise UserError("--like: has no values by query to write; leave out --output")
+    if flags["reference_labels"] is not None and flags["reference"] is None:
+        raise UserError("--reference-labels: are for --reference, which is not given")
 
 
 def _judge(
@@ -134,8 +143,9 @@ def _like(name: str, side: "Side", as_json: bool, refused: bool) -> None:
     emit({"like": name, "metrics": values}, as_json, [f"{metric:<28} {value:.4f}" for metric, value in values.items()])
 
 
-def _levels(side: "Side", other: "Side | None", flags: dict[str, Any]) -> list[dict[str, Any]]:
-    """The metrics by the first part of each label, by the first two and so on; the last level is the labels themselves."""
+def _levels(side: "Side", other: "Side | None", flags: dict[str, Any], whole: "Clusters") -> list[dict[str, Any]]:
+    """The metrics by the first part of each label, by the first two and so on; the last level is the labels themselves, by
+    which everything is judged already unless they were written in different ways."""
     from retrieval.eval.labels import levels
 
     own = levels(side.labels, flags["hierarchy"])
@@ -149,7 +159,8 @@ def _levels(side: "Side", other: "Side | None", flags: dict[str, Any]) -> list[d
         if len(set(labels[0])) < 2:
             say(f"Level {depth} has one class only, and is left out")
             continue
-        judged = _judge(side, other, flags, *labels)
+        same = labels == (side.labels, None if other is None else other.labels)
+        judged = whole if same else _judge(side, other, flags, *labels)
         found.append({"level": depth, "classes": judged.counts["classes"], "metrics": judged.means()})
     return found
 
@@ -174,7 +185,7 @@ def _as_json(found: "Clusters", side: "Side", other: "Side | None", seed: int) -
     }
     if not isinstance(found.relevance, Classes):
         return result
-    by_class, names = found.queries.group_means(), found.queries.group_codes()[0]
+    by_class, names = found.queries.group_means(), found.queries.group_codes[0]
     result["macro"] = {name: float(each.mean()) for name, each in by_class.items()}
     sizes = found.queries.group_sizes()
     result["per_class"] = [

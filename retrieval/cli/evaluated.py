@@ -42,43 +42,28 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
     from retrieval.formats import open_vectors
     from retrieval.store import open_store
 
-    given = None if labels is None else read_labels(labels)
     if path.is_dir():
         store = open_store(path, check=check)
-        rows = store.load()
-        own = rows.labels
-        held = (
-            "cosine"
-            if store.manifest["normalized"] and store.manifest["metric"] != "euclidean"
-            else store.manifest["metric"]
-        )
-        side = Side(rows.embeddings, [], [str(i) for i in rows.ids], metric or held, rows.payload)
+        rows, told = store.load(), store.manifest["metric"]
+        metric = metric or ("cosine" if store.manifest["normalized"] and told != "euclidean" else told)
+        ids = rows.ids
     else:
         opened = open_vectors(path)
-        if metric is None and opened.metric is None:
+        metric = metric or opened.metric
+        if metric is None:
             raise UserError(
                 f"{path}: does not say how its vectors are compared; add --metric cosine, inner_product or euclidean"
             )
-        rows = opened.rows(0, opened.count)
-        found = opened.ids(0, opened.count)
-        own = rows.labels
-        side = Side(
-            rows.embeddings,
-            [],
-            [str(i) for i in (rows.ids if found is None else found)],
-            metric or str(opened.metric),
-            rows.payload,
-        )
-    if given is None and own is None:
+        rows, named = opened.rows(0, opened.count), opened.ids(0, opened.count)
+        ids = rows.ids if named is None else named
+    held = rows.labels if labels is None else read_labels(labels)
+    if held is None:
         raise UserError(
             f"{path}: has no labels; add {option} FILE, or embed data with a column label, or class folders"
         )
-    if given is not None and len(given) != len(side.vectors):
-        raise UserError(
-            f"{labels}: has {len(given):,} labels, {path} {len(side.vectors):,} vectors; there must be one a vector"
-        )
-    side.labels.extend(given if given is not None else own or [])
-    return side
+    if len(held) != len(rows):
+        raise UserError(f"{labels}: has {len(held):,} labels, {path} {len(rows):,} vectors; there must be one a vector")
+    return Side(rows.embeddings, held, [str(i) for i in ids], metric, rows.payload)
 
 
 def read_labels(path: Path) -> list[str]:
@@ -98,11 +83,22 @@ def read_labels(path: Path) -> list[str]:
     return [str(label) for label in array.tolist()]
 
 
-def write_evaluation(output: Path, result: dict[str, Any], tables: "dict[str, PerQuery]", overwrite: bool) -> None:
-    """A folder of the figures, as the manifest, and the values of each query: queries.csv, or one table a name."""
+def refuse_evaluation(flags: dict[str, Any]) -> None:
+    """Raise UserError where --output names what may not be replaced."""
+    from retrieval.artifact import refuse_to_clobber
+
+    if flags["output"] is not None:
+        refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
+
+
+def write_evaluation(flags: dict[str, Any], result: dict[str, Any], tables: "dict[str, PerQuery]") -> None:
+    """If --output asks for it, a folder of the figures, as the manifest, and the values of each query: queries.csv, or one
+    table a name."""
     from retrieval.artifact import creating
 
-    with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
+    if flags["output"] is None:
+        return
+    with creating(flags["output"], KIND, overwrite=flags["overwrite"]) as (folder, manifest):
         for name, table in tables.items():
             with (folder / f"queries{'-' if name else ''}{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 table.write(file)

@@ -1,5 +1,6 @@
 """`retrieval eval recall`."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .evaluate import evaluate
+from .evaluate import evaluate, keeps
 from .options import checks, common, emit, existing, progress, say
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.index.bundle import Index
     from retrieval.neighbors import Floats, Ints, Neighbors
+
+    Task = Callable[[Neighbors], PerQuery]
 
 SAMPLED = 1000
 
@@ -40,8 +43,7 @@ class _Asked:
     "--qrels", type=existing("file"), help="Judgments of the queries: what approximation does to nDCG and recall."
 )
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours of a query.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output.")
+@keeps
 @checks
 @common
 def recall(index: Path, as_json: bool, **flags: Any) -> None:
@@ -55,25 +57,26 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
       retrieval eval recall index
       retrieval eval recall index --queries query-store --qrels qrels.tsv -k 100 --json
     """
-    from retrieval.artifact import refuse_to_clobber
     from retrieval.index.bundle import open_index
+
+    from .evaluated import refuse_evaluation, write_evaluation
 
     if flags["qrels"] is not None and flags["queries"] is None:
         raise UserError("--qrels: judges the queries of a store; give --queries too")
-    if flags["output"] is not None:
-        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
+    refuse_evaluation(flags)
     opened = open_index(index, check=flags["check"])
     if flags["k"] >= opened.rows.count:
         raise UserError(f"-k {flags['k']}: the index has {opened.rows.count:,} items; ask for fewer")
     asked = _asked(opened, flags)
-    exact = _task(opened, asked, asked.truth, flags)
+    task = _task(opened, asked, flags)
+    exact = task and task(asked.truth)
     if flags["qrels"] is not None and exact is not None and len(exact.ids) < len(asked.ids):
         say(f"Note: of {len(asked.ids):,} queries, {len(exact.ids):,} are judged and have a relevant document")
     points, tables = [], {}
     settings = _settings(opened, asked, flags["k"])
     with progress("settings", len(settings)) as bar:
         for some in settings:
-            point, table = _point(opened, asked, some, exact, flags)
+            point, table = _point(opened, asked, some, task, exact, flags)
             points.append(point)
             tables["-".join(f"{name}{value}" for name, value in some.items()) or "exact"] = table
             bar(1)
@@ -85,24 +88,18 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
         "rows": opened.rows.count,
         "points": points,
     }
-    if flags["output"] is not None:
-        from .evaluated import write_evaluation
-
-        write_evaluation(flags["output"], result, tables, flags["overwrite"])
+    write_evaluation(flags, result, tables)
     emit(result, as_json, _lines(result))
 
 
 def _asked(opened: "Index", flags: dict[str, Any]) -> _Asked:
     import numpy as np
 
-    from retrieval.index.bundle import require_fitting
+    from retrieval.index.bundle import read_queries
     from retrieval.neighbors import exact_neighbors
-    from retrieval.store import open_store
 
     if flags["queries"] is not None:
-        store = open_store(flags["queries"], check=flags["check"])
-        require_fitting(opened.manifest, store.manifest, str(flags["queries"]))
-        given = store.load()
+        given = read_queries(opened.manifest, flags["queries"], check=flags["check"])
         truth = exact_neighbors(given.embeddings, opened.base, flags["k"])
         return _Asked(given.embeddings, [str(i) for i in given.ids], given.labels, None, truth)
     count = opened.rows.count
@@ -140,7 +137,12 @@ def _find(opened: "Index", settings: dict[str, int]) -> "Find":
 
 
 def _point(
-    opened: "Index", asked: _Asked, settings: dict[str, int], exact: "PerQuery | None", flags: dict[str, Any]
+    opened: "Index",
+    asked: _Asked,
+    settings: dict[str, int],
+    task: "Task | None",
+    exact: "PerQuery | None",
+    flags: dict[str, Any],
 ) -> "tuple[dict[str, Any], PerQuery]":
     """One setting: what it finds, how fast with one thread and with all, and what that does to the task."""
     from retrieval.eval.compare import compare
@@ -162,11 +164,10 @@ def _point(
         "intervals": table.intervals(flags["seed"]),
         "speed": speeds,
     }
-    task = _task(opened, asked, found, flags)
     if task is not None and exact is not None:
-        point["task"] = {}
-        for metric in task.values:
-            each = compare([exact], [task], metric, seed=flags["seed"])
+        judged, point["task"] = task(found), {}
+        for metric in judged.values:
+            each = compare([exact], [judged], metric, seed=flags["seed"])
             point["task"][metric] = {
                 "exact": each.means[0],
                 "found": each.means[1],
@@ -176,38 +177,54 @@ def _point(
     return point, table
 
 
-def _task(opened: "Index", asked: _Asked, found: "Neighbors", flags: dict[str, Any]) -> "PerQuery | None":
+def _task(opened: "Index", asked: _Asked, flags: dict[str, Any]) -> "Task | None":
     """What people search for: relevant documents if there are judgments, else items of the same class if there are labels."""
-    import numpy as np
+    if flags["qrels"] is not None:
+        return _by_judgments(opened, asked, flags["qrels"], flags["k"])
+    labels = [opened.rows.column(number, "labels") for number in range(len(opened.rows.shards))]
+    if asked.labels is None or any(each is None for each in labels):
+        return None
+    return _by_classes([label for each in labels for label in each], asked, flags["k"])
 
-    from retrieval.eval.labels import classes
-    from retrieval.eval.neighborhood import ranked
+
+def _by_judgments(opened: "Index", asked: _Asked, path: Path, k: int) -> "Task":
     from retrieval.eval.relevance import evaluate_relevance
     from retrieval.eval.values import PerQuery
     from retrieval.formats.trec import read_qrels
 
-    k = flags["k"]
-    if flags["qrels"] is not None:
-        from .relevance import as_run
+    from .relevance import as_run
 
-        ids = [str(i) for i in opened.rows.ids_between(0, opened.rows.count)]
+    qrels = read_qrels(path)
+    ids = [str(i) for i in opened.rows.ids_between(0, opened.rows.count)]
+
+    def judge(found: "Neighbors") -> "PerQuery":
         run = as_run(asked.ids, ids, found.scores, found.ids, opened.metric)
-        judged = evaluate_relevance(read_qrels(flags["qrels"]), run, ks=(k,)).queries
+        judged = evaluate_relevance(qrels, run, ks=(k,)).queries
         return PerQuery(judged.ids, None, {name: judged.values[name] for name in (f"ndcg@{k}", f"recall@{k}")})
-    labels = [opened.rows.column(number, "labels") for number in range(len(opened.rows.shards))]
-    if asked.labels is None or any(each is None for each in labels):
-        return None
-    relevance = classes([label for each in labels for label in each], asked.labels)
+
+    return judge
+
+
+def _by_classes(labels: list[str], asked: _Asked, k: int) -> "Task | None":
+    import numpy as np
+
+    from retrieval.eval.labels import classes
+    from retrieval.eval.neighborhood import ranked
+    from retrieval.eval.values import PerQuery
+
+    relevance = classes(labels, asked.labels)
     relevant = relevance.counts() - (asked.rows is not None)
     rows = np.flatnonzero(relevant > 0)
-    if not len(rows):
-        return None
-    right = relevance.relevant(rows, found.ids[rows]) & (found.ids[rows] >= 0)
-    padded = np.zeros((len(rows), k), bool)
-    padded[:, : right.shape[1]] = right
-    values = ranked(padded, relevant[rows], tuple(sorted({1, k})))
+    ids = [asked.ids[row] for row in rows.tolist()]
     names = ["r@1", f"map@{k}/min"] if k > 1 else ["r@1"]
-    return PerQuery([asked.ids[row] for row in rows.tolist()], None, {name: values[name] for name in names})
+
+    def judge(found: "Neighbors") -> "PerQuery":
+        right = np.zeros((len(rows), k), bool)
+        right[:, : found.ids.shape[1]] = relevance.relevant(rows, found.ids[rows]) & (found.ids[rows] >= 0)
+        values = ranked(right, relevant[rows], tuple(sorted({1, k})))
+        return PerQuery(ids, None, {name: values[name] for name in names})
+
+    return judge if len(rows) else None
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .evaluate import evaluate
+from .evaluate import evaluate, keeps
 from .options import (
     checks,
     common,
@@ -50,9 +50,8 @@ NOTES = {
     "--level", type=click.IntRange(min=1), default=1, show_default=True, help="The least grade that is relevant."
 )
 @click.option("--drop-self", is_flag=True, help="Leave out results whose id is the query's own.")
-@click.option("--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query.")
 @click.option("--run-output", type=click.Path(path_type=Path), help="Write the results in TREC's format.")
-@click.option("--overwrite", is_flag=True, help="Replace earlier results.")
+@keeps
 @checks
 @uses_device
 @common
@@ -65,13 +64,13 @@ def relevance(as_json: bool, **flags: Any) -> None:
       retrieval eval relevance --qrels qrels.tsv --queries query-store --corpus store --output judged
       retrieval eval relevance --beir scifact --encoder all-MiniLM-L6-v2
     """
-    from retrieval.artifact import refuse_to_clobber
     from retrieval.eval.relevance import KS, evaluate_relevance, ranking
+
+    from .evaluated import refuse_evaluation, write_evaluation
 
     _refuse_unclear(flags)
     refuse_existing(flags["overwrite"], flags["run_output"])
-    if flags["output"] is not None:
-        refuse_to_clobber(flags["output"], "evaluation", flags["overwrite"])
+    refuse_evaluation(flags)
     ks = tuple(sorted(set(flags["ks"]))) or KS
     qrels, run, corpus = _results(flags, max(ks))
     found = evaluate_relevance(qrels, run, ks=ks, level=flags["level"], drop_self=flags["drop_self"], corpus=corpus)
@@ -88,10 +87,7 @@ def relevance(as_json: bool, **flags: Any) -> None:
         with writing_atomically(flags["run_output"]) as file:
             for query, documents in ranking(run):
                 file.write(run_lines(query, documents))
-    if flags["output"] is not None:
-        from .evaluated import write_evaluation
-
-        write_evaluation(flags["output"], result, {"": found.queries}, flags["overwrite"])
+    write_evaluation(flags, result, {"": found.queries})
     emit(result, as_json, _lines(found, result, qrels, run, flags["drop_self"]))
 
 
@@ -128,22 +124,20 @@ def _results(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str] |
 def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
     """Search a store exactly, or an index as it is tuned."""
     from retrieval.artifact import stated_kind
-    from retrieval.index.bundle import open_index, require_fitting
+    from retrieval.index.bundle import open_index, read_queries
     from retrieval.index.search import search
     from retrieval.store import open_store
 
-    queries = open_store(flags["queries"], check=flags["check"])
-    asked = queries.load()
     if stated_kind(flags["corpus"]) == "index":
         index = open_index(flags["corpus"], check=flags["check"])
-        require_fitting(index.manifest, queries.manifest, str(flags["queries"]))
+        asked = read_queries(index.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in index.rows.ids_between(0, index.rows.count)]
         found = search(index, asked.embeddings, min(depth + 1, len(ids)))
         scores, rows = found.scores, found.rows
         metric = index.metric
     else:
         corpus = open_store(flags["corpus"], check=flags["check"])
-        require_fitting(corpus.manifest, queries.manifest, str(flags["queries"]))
+        asked = read_queries(corpus.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
         metric = corpus.manifest["metric"]
         scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])

@@ -215,12 +215,9 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
 
 
 def _store_queries(opened: "Index", folder: Path, check: bool) -> tuple[list[str], Any]:
-    from retrieval.index.bundle import require_fitting
-    from retrieval.store import open_store
+    from retrieval.index.bundle import read_queries
 
-    store = open_store(folder, check=check)
-    require_fitting(opened.manifest, store.manifest, str(folder))
-    rows = store.load()
+    rows = read_queries(opened.manifest, folder, check=check)
     return [str(i) for i in rows.ids], rows.embeddings
 
 

@@ -7,12 +7,12 @@ BEIR    corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.
 """
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
+from retrieval.data import Lines, json_rows
 from retrieval.errors import UserError
 
 Qrels = dict[str, dict[str, int]]
@@ -112,34 +112,20 @@ def read_beir(folder: Path, split: str = "test") -> Beir:
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and fields of each line that is not empty: split at tabs or commas where there are some, else at white space."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, line in enumerate(file, 1):
-                line = line.strip("\r\n")
-                if line.strip():
-                    tabbed = "\t" in line and len(line.split("\t")) > 2
-                    if tabbed or ("," in line and len(line.split()) < 3):
-                        yield (
-                            number,
-                            [cell.strip() for cell in next(csv.reader([line], delimiter="\t" if tabbed else ","))],
-                        )
-                    else:
-                        yield number, line.split()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
+    for number, line in enumerate(Lines(path), 1):
+        line = line.strip("\r\n")
+        tabbed = len(line.split("\t")) > 2
+        if tabbed or ("," in line and len(line.split()) < 3):
+            yield number, [cell.strip() for cell in next(csv.reader([line], delimiter="\t" if tabbed else ","))]
+        elif line.strip():
+            yield number, line.split()
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str]]:
     """Id, and title and text, of each line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                identifier, text = str(entry["_id"]), str(entry["text"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: line {number} is no JSON object with _id and text") from None
-            yield identifier, f"{entry.get('title') or ''} {text}".strip()
+    for _, number, entry in json_rows(Lines(path)):
+        if "_id" not in entry or "text" not in entry:
+            raise UserError(f"{path}: line {number} is no JSON object with _id and text")
+        yield entry["_id"], f"{entry.get('title', '')} {entry['text']}".strip()

@@ -8,7 +8,7 @@ rounded to float32, and equal scores by row number.
 """
 
 from .base import METRICS, Base, Floats, Ints
-from .exact import Neighbors, exact_neighbors, neighbor_tiles, score_rows
+from .exact import Neighbors, exact_neighbors, neighbor_tiles, score_rows, without
 from .within import Within, exact_within
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "exact_neighbors",
     "neighbor_tiles",
     "score_rows",
+    "without",
 ]

@@ -63,10 +63,10 @@ class Base:
             yield from self._kept
             return
         rows, tile = max(BLOCK_ROWS[kind], TILE[kind] // queries), tile_of(kind)
-        if precision == "float64":
-            rows //= (
-                4  # 8 MiB of scores: a product as large again as its memory is taken from the system anew each time
-            )
+        if (
+            precision == "float64"
+        ):  # products of more than 32 MiB would take their memory from the system anew each time
+            rows //= 4
         if not isinstance(self._vectors, Tensor):
             rows = min(rows, max(1, READ // dim))
         yield from self._cut(rows, precision, tile if tile < queries else 0)

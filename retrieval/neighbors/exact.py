@@ -31,6 +31,12 @@ class Neighbors(NamedTuple):
     ids: Ints
 
 
+def without(found: Neighbors, rows: Ints, k: int) -> Neighbors:
+    """The k first of each query's neighbours that are not this row of its (q,): the query itself, wherever it was found."""
+    order = np.argsort(found.ids == rows[:, None], axis=1, kind="stable")[:, :k]
+    return Neighbors(np.take_along_axis(found.scores, order, 1), np.take_along_axis(found.ids, order, 1))
+
+
 def exact_neighbors(
     queries: Vectors,
     base: Vectors | Base,
@@ -144,13 +150,7 @@ class Search:
     def _decide(self, which: Tensor) -> None:
         """Answer queries by products in float64."""
         if _is_wide(self.k, self.base):
-            height = min(len(which), max(1, WHOLE // len(self.base)))
-            room = torch.empty((height, len(self.base)), device=which.device)
-            blocks: Iterable[tuple[int, Block]] | None = None
-            if len(self.base) * self.queries.shape[1] <= WHOLE:
-                blocks = list(self.base.blocks(height, self.queries.shape[1], "float64"))
-            found = [self._from_all(part, room[: len(part)], blocks) for part in torch.split(which, height)]
-            self.scores[which], self.rows[which] = (torch.cat(parts) for parts in zip(*found, strict=True))
+            self._decide_from_all(which)
             return
         tiles = self._tiles(which)
         best = [torch.empty((len(tile), 0), dtype=torch.int64, device=which.device) for tile in tiles]
@@ -162,11 +162,20 @@ class Search:
                 best[number] = first_keys(torch.cat([best[number], keys], 1), self.k)
         self._answer(which, torch.cat(best))
 
-    def _from_all(
-        self, which: Tensor, scores: Tensor, blocks: Iterable[tuple[int, Block]] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and rows (q, k) of a k that is much of the base: selected from all scores, held at once in (q, n)."""
-        for start, block in blocks or self.base.blocks(len(which), self.queries.shape[1], "float64"):
+    def _decide_from_all(self, which: Tensor) -> None:
+        """Answer queries that ask for much of the base: select from all scores of so many queries, held at once."""
+        height, dim = min(len(which), max(1, WHOLE // len(self.base))), self.queries.shape[1]
+        room = torch.empty((height, len(self.base)), device=which.device)
+        kept = list(self.base.blocks(height, dim, "float64")) if len(self.base) * dim <= WHOLE else None
+        found = [
+            self._from_all(part, room[: len(part)], kept or self.base.blocks(height, dim, "float64"))
+            for part in torch.split(which, height)
+        ]
+        self.scores[which], self.rows[which] = (torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def _from_all(self, which: Tensor, scores: Tensor, blocks: Iterable[tuple[int, Block]]) -> tuple[Tensor, Tensor]:
+        """Scores and rows (q, k), from the blocks of the base, by way of all scores (q, n)."""
+        for start, block in blocks:
             first = 0
             for tile in self._tiles(which):
                 found = self._final(block.scores(self.queries[tile]), tile, start)

@@ -39,7 +39,7 @@ class Best:
         self._seen += scores.shape[1]
         pending = sum(len(part[0]) for part in self._pending)
         # Merges are few, since each waits for twice as many rows as the last; yet the floor is never far behind.
-        if self._seen >= 2 * self._merged_at or pending > 1 * self.values.numel():
+        if self._seen >= 2 * self._merged_at or pending > self.values.numel():
             self.finish()
 
     def _add_groups(self, scores: Tensor, start: int, size: int) -> None:
