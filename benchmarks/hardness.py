@@ -34,10 +34,10 @@ from retrieval.embed import encode_all
 from retrieval.encoder import MINILM, Encoder, load_encoder
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.images import Images, read_images
-from retrieval.train.head import train_head
+from retrieval.train.head import Frozen, distinct, project, train_head
 from retrieval.train.image import ImageConfig, train_image
 from retrieval.train.loss import LossConfig, named
-from retrieval.train.text import TextConfig, identities, plan_batches
+from retrieval.train.text import TextConfig, plan_batches
 from retrieval.train.vision import small_network
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,27 +72,19 @@ def text_task(train: Texts, test: Texts, steps: int) -> Task:
     encoder = load_encoder(MINILM, "cpu")
     vectors, test_vectors = (torch.from_numpy(encode_all(encoder, data)) for data in (train, test))
     assert train.labels is not None and test.labels is not None
+    first, codes = distinct(train.texts)
     fit, held = (np.sort(part) for part in halves(train.labels))
 
     def judge(loss: LossConfig, seed: int, final: bool) -> dict[str, float]:
         rows = np.arange(len(train)) if final else fit
-        data = Texts({"text": [train.texts[r] for r in rows]}, [train.labels[r] for r in rows], None, "")  # type: ignore[index]
+        data = train.take(rows)
         plan = plan_batches(data, TextConfig(head=True, steps=steps, batch_size=PAIRS, seed=seed), loss, "train")
         torch.manual_seed(seed)
         head, _ = train_head(
-            vectors[rows],
-            plan.batches(),
-            loss,
-            labels=plan.labels,
-            items=identities(data),
-            steps=steps,
-            lr=1e-3,
-            progress=lambda curve: None,
+            Frozen(vectors[first], codes[None, rows]), plan.batches(), loss, labels=plan.labels, steps=steps, lr=1e-3
         )
         judged, labels = (test_vectors, test.labels) if final else (vectors[held], [train.labels[r] for r in held])  # type: ignore[index]
-        with torch.no_grad():
-            after = torch.nn.functional.normalize(head(judged), dim=1).numpy()
-        return neighbour_metrics(after, labels)  # type: ignore[arg-type]
+        return neighbour_metrics(project(head, judged), labels)  # type: ignore[arg-type]
 
     return Task(len(set(train.labels)), judge)
 
@@ -103,11 +95,11 @@ def picture_task(train: Images, test: Images, steps: int) -> Task:
     fit, held = (np.sort(part) for part in halves(train.labels))
 
     def judge(loss: LossConfig, seed: int, final: bool) -> dict[str, float]:
-        data = train if final else chosen(train, fit)
+        data = train if final else train.take(fit)
         encoder = Encoder(small_network(28, "cpu", seed), "small")
         config = ImageConfig(steps=steps, batch_size=PAIRS, seed=seed)
         train_image(encoder.model, data, config, loss, source="train", from_scratch=True)
-        judged = test if final else chosen(train, held)
+        judged = test if final else train.take(held)
         return neighbour_metrics(encode_all(encoder, judged), judged.labels or [])
 
     return Task(len(set(train.labels)), judge)
@@ -116,11 +108,6 @@ def picture_task(train: Images, test: Images, steps: int) -> Task:
 def halves(labels: list[str]) -> tuple[Any, Any]:
     """Rows to train on and rows to validate by: four fifths and one fifth of every class."""
     return tuple(train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0))
-
-
-def chosen(data: Images, rows: Any) -> Images:
-    assert not isinstance(data.source, list) and data.labels is not None
-    return Images(data.source[rows], [data.labels[r] for r in rows], "")
 
 
 def neighbour_metrics(vectors: Any, labels: list[str]) -> dict[str, float]:
@@ -138,7 +125,7 @@ def tasks(name: str, folder: Path) -> Task:
         )
     train, test = (read_images(folder / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
     rows = np.random.default_rng(0).permutation(len(train))[:10_000]
-    return picture_task(chosen(train, rows), test, steps=80)
+    return picture_task(train.take(rows), test, steps=80)
 
 
 def trec(path: Path) -> Texts:

@@ -63,6 +63,13 @@ class Texts:
         labels, ids = (column and column[start:stop] for column in (self.labels, self.ids))
         return Texts(columns, labels, ids, self.origin)
 
+    def take(self, rows: Iterable[int]) -> "Texts":
+        """Any rows, in the order asked for."""
+        chosen = list(rows)
+        columns = {name: [column[row] for row in chosen] for name, column in self.columns.items()}
+        labels, ids = (column and [column[row] for row in chosen] for column in (self.labels, self.ids))
+        return Texts(columns, labels, ids, self.origin)
+
     def __len__(self) -> int:
         return len(self.texts)
 

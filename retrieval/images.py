@@ -6,8 +6,8 @@ import hashlib
 import struct
 import threading
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ class Images:
         """Rows start:stop."""
         labels, ids = (column and column[start:stop] for column in (self.labels, self.ids))
         return Images(self.source[start:stop], labels, self.origin, ids=ids)
+
+    def take(self, rows: Iterable[int]) -> "Images":
+        """Any rows, in the order asked for."""
+        chosen = list(rows)
+        source = [self.source[row] for row in chosen] if isinstance(self.source, list) else self.source[chosen]
+        labels, ids = (column and [column[row] for row in chosen] for column in (self.labels, self.ids))
+        return Images(source, labels, self.origin, ids=ids)
 
 
 def decode(path: Path) -> Image.Image:
@@ -139,8 +146,7 @@ def _without_bad(images: Images) -> Images:
             bad.append(path)
     if not good:
         raise UserError(f"{images.source[0].parent}: none of the {len(bad):,} images decodes; give image files")
-    labels, ids = (column and [column[row] for row in good] for column in (images.labels, images.ids))
-    return Images([images.source[row] for row in good], labels, images.origin, tuple(bad), ids)
+    return replace(images.take(good), skipped=tuple(bad))
 
 
 def _described(count: int, labels: list[str] | None) -> str:

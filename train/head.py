@@ -1,13 +1,16 @@
 """A linear head over a frozen encoder: seconds of training on embeddings that are computed once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from retrieval.encode import Encoding
+from retrieval.store import Floats
 
 from .batches import Pairs, Rows
 from .curve import Curve, record
@@ -16,44 +19,61 @@ from .loss import ContrastiveLoss, LossConfig
 LEARNING_RATE = 1e-3
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Training data as a head sees them: unit vectors (u, d) of distinct items, and which item stands in each row of each column,
+    (c, n): of one column of items, or of anchors, positives and negatives."""
+
+    vectors: Tensor
+    columns: Rows
+
+
+def distinct(texts: Sequence[str]) -> tuple[Rows, Rows]:
+    """Where each different text stands first (u,), and which of those each text is (n,)."""
+    _, first, codes = np.unique(np.asarray(texts, dtype=object).astype(str), return_index=True, return_inverse=True)
+    return first.astype(np.int64), codes.astype(np.int64)
+
+
+def freeze(model: SentenceTransformer, columns: list[list[str]], progress: Callable[[int], None]) -> Frozen:
+    """Columns of texts under the encoder as it is; equal texts are one item."""
+    texts = [text for column in columns for text in column]
+    first, codes = distinct(texts)
+    vectors = torch.from_numpy(Encoding(model).encode(texts, progress)[first])
+    return Frozen(vectors, codes.reshape(len(columns), -1))
+
+
 def train_head(
-    vectors: Tensor,
+    frozen: Frozen,
     batches: Iterator[Pairs],
     loss_config: LossConfig,
     *,
-    positives: Tensor | None = None,
-    negatives: list[Tensor] | None = None,
     labels: Rows | None = None,
-    items: Rows | None = None,
     steps: int,
     lr: float,
-    progress: Callable[[Curve], None],
+    progress: Callable[[Curve], None] = lambda curve: None,
 ) -> tuple[nn.Linear, Curve]:
-    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y.
+    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y. labels: (n,) classes.
 
-    vectors: (n, d) frozen embeddings of the anchors' column; positives: (n, d) of the other column where the data are
-    pairs, else both sides are drawn from `vectors`; negatives: (n, d) each. labels: (n,) classes; items: (2, n) identities.
+    Batches name rows: of anchors and, in the second column where there is one, positives. Equal items are no negatives.
     """
+    vectors, columns = frozen.vectors, torch.from_numpy(frozen.columns)
+    anchors, positives, negatives = columns[0], columns[min(1, len(columns) - 1)], columns[2:]
     dim = vectors.shape[1]
     head = nn.Linear(dim, dim)
     with torch.no_grad():
         head.weight.copy_(torch.eye(dim))
         head.bias.zero_()
-    others = vectors if positives is None else positives
-    explicit = negatives or []
     loss_of = ContrastiveLoss(loss_config)
     optimizer = torch.optim.Adam([*head.parameters(), *loss_of.parameters()], lr=lr)
     curve: Curve = []
     for _, (a, p) in zip(range(steps), batches, strict=False):
         loss_of.progress = len(curve) / steps
         loss = loss_of(
-            head(vectors[a]),
-            head(others[p]),
-            head(torch.cat([column[a] for column in explicit])) if explicit else None,
+            head(vectors[anchors[a]]),
+            head(vectors[positives[p]]),
+            head(vectors[negatives[:, a].flatten()]) if len(negatives) else None,
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
-            items=torch.cat([torch.from_numpy(items[0][a]), torch.from_numpy(items[1][p])])
-            if items is not None
-            else None,
+            items=torch.cat([anchors[a], positives[p]]),
         )
         optimizer.zero_grad()
         loss.backward()
@@ -63,9 +83,10 @@ def train_head(
     return head, curve
 
 
-def frozen_embeddings(model: SentenceTransformer, texts: list[str], progress: Callable[[int], None]) -> Tensor:
-    """Unit embeddings (n, d) of the texts under the encoder as it is."""
-    return torch.from_numpy(Encoding(model).encode(texts, progress))
+def project(head: nn.Linear, vectors: Tensor) -> Floats:
+    """What an encoder with this head makes of items whose frozen embeddings are `vectors` (n, d): unit vectors (n, d)."""
+    with torch.inference_mode():
+        return nn.functional.normalize(head(vectors), dim=1).numpy()
 
 
 def append_head(model: SentenceTransformer, head: nn.Linear) -> None:

@@ -105,15 +105,11 @@ def _train_head(
     encoded: Callable[[int], None],
     progress: Callable[[Curve], None],
 ) -> Curve:
-    columns = [frozen.frozen_embeddings(model, texts, encoded) for texts in data.columns.values()]
     head, curve = frozen.train_head(
-        columns[0],
+        frozen.freeze(model, list(data.columns.values()), encoded),
         plan.batches(),
         loss_config,
-        positives=columns[1] if data.is_pairs else None,
-        negatives=columns[2:],
         labels=plan.labels,
-        items=identities(data),
         steps=plan.steps,
         lr=_learning_rate(config),
         progress=progress,

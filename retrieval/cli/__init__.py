@@ -15,6 +15,7 @@ from .index import index
 from .options import Commands
 from .search import search
 from .store import store
+from .sweep import sweep
 from .train import train
 
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (train, embed, store, index, search, evaluate, doctor, demo):
+for command in (train, sweep, embed, store, index, search, evaluate, doctor, demo):
     cli.add_command(command)
 
 

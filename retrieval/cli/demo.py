@@ -83,7 +83,7 @@ def _digits(folder: Path, seed: int) -> "Section":
 
     data = digits()
     train_rows, test_rows = _split(len(data), 2 / 3, seed)
-    train, test = _image_rows(data, train_rows), _image_rows(data, test_rows)
+    train, test = data.take(train_rows), data.take(test_rows)
     say(f"digits: {len(train):,} to train on, {len(test):,} to judge by; a ResNet from scratch")
     encoder = Encoder(small_network(longest_side(train), pick_device(None), seed), "small")
     before = encode_all(encoder, test)
@@ -192,13 +192,6 @@ def _split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     order = np.random.default_rng(seed).permutation(count).tolist()
     cut = int(count * share)
     return order[:cut], order[cut:]
-
-
-def _image_rows(data: "Images", rows: list[int]) -> "Images":
-    from retrieval.images import Images
-
-    assert data.labels is not None and not isinstance(data.source, list)
-    return Images(data.source[rows], [data.labels[row] for row in rows], f"{len(rows):,} images")
 
 
 def _step(bar: Advance, curve: "Curve") -> None:

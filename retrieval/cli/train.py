@@ -8,6 +8,7 @@ import click
 
 from retrieval.errors import UserError
 
+from .losses import HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import (
     Advance,
     F,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
 
-HEAD_STEPS = 1000
-IMAGE_EPOCHS = 6.0
-
 
 @click.group()
 def train() -> None:
@@ -41,9 +39,6 @@ def train() -> None:
 
 def trains(command: F) -> F:
     """The options that both ways of training share."""
-    label_mask_help = (
-        "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
-    )
     for option in reversed(
         (
             click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data."),
@@ -65,28 +60,8 @@ def trains(command: F) -> F:
                 help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
             ),
             click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
-            click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
-            click.option(
-                "--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."
-            ),
-            click.option(
-                "--epochs",
-                type=Number(positive=True),
-                help="Passes over the data.  [default: 1, images 6]",
-            ),
-            click.option(
-                "--steps",
-                type=click.IntRange(min=1),
-                help="Training steps, instead of --epochs.  [default: 1000 with --head]",
-            ),
-            click.option(
-                "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
-            ),
-            click.option(
-                "--lr",
-                type=Number(positive=True),
-                help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
-            ),
+            masks,
+            lasts,
             click.option(
                 "--eval-data", type=existing("any"), help="Labelled data, never trained on, to judge before and after."
             ),
@@ -117,7 +92,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
     Example:
       retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
     """
-    loss_config = _loss_config(flags)
+    loss = loss_config(flags)
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber
     from retrieval.data import read_texts
@@ -126,9 +101,9 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     data = read_texts(flags["data"])
-    loss_config = _fit_to_data(loss_config, flags, data.labels is not None and not data.is_pairs)
+    loss = fit_to_data(loss, flags, data.labels is not None and not data.is_pairs)
     held_out = _held_out_texts(flags["eval_data"])
-    steps, epochs = _length(flags, HEAD_STEPS if head else None, 1.0)
+    steps, epochs = length(flags, HEAD_STEPS if head else None, 1.0)
     config = TextConfig(
         head=head,
         steps=steps,
@@ -138,7 +113,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
         lr=flags["lr"],
         seed=flags["seed"],
     )
-    plan = plan_batches(data, config, loss_config, str(flags["data"]))  # refuses bad data before the encoder loads
+    plan = plan_batches(data, config, loss, str(flags["data"]))  # refuses bad data before the encoder loads
     say(f"{flags['data']}: {data.origin}")
     encoder = load_encoder(flags["model"], pick_device(flags["device"]))
     if not encoder.takes("text"):
@@ -152,7 +127,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
             encoder.model,
             data,
             config,
-            loss_config,
+            loss,
             source=str(flags["data"]),
             encoded=encoded,
             progress=lambda curve: _show(trained, curve, plan.steps),
@@ -163,7 +138,7 @@ def text(head: bool, mini_batch_size: int | None, **flags: Any) -> None:
         before,
         held_out,
         {"kind": "text", **asdict(config), **used(plan, config), "model": flags["model"]},
-        loss_config,
+        loss,
         flags,
     )
 
@@ -185,7 +160,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     Example:
       retrieval train image --data photos/ --model small --output run
     """
-    loss_config = _loss_config(flags)
+    loss = loss_config(flags)
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber
     from retrieval.encoder import RUN_KIND, Encoder, load_encoder
@@ -195,13 +170,13 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     data = read_images(flags["data"], skip_bad=skip_bad)
-    loss_config = _fit_to_data(loss_config, flags, data.labels is not None)
+    loss = fit_to_data(loss, flags, data.labels is not None)
     held_out = _held_out_images(flags["eval_data"])
-    steps, epochs = _length(flags, None, IMAGE_EPOCHS)
+    steps, epochs = length(flags, None, IMAGE_EPOCHS)
     config = ImageConfig(
         steps=steps, epochs=epochs, batch_size=flags["batch_size"], lr=flags["lr"], seed=flags["seed"], augment=augment
     )
-    plan = plan_batches(data, config, loss_config, str(flags["data"]))
+    plan = plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}" + (f", {len(data.skipped):,} skipped" if data.skipped else ""))
     device = pick_device(flags["device"])
     scratch = flags["model"] == "small"
@@ -218,54 +193,14 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
             encoder.model,
             data,
             config,
-            loss_config,
+            loss,
             source=str(flags["data"]),
             from_scratch=scratch,
             progress=lambda curve: _show(trained, curve, plan.steps),
         )
     saved = {"kind": "image", **asdict(config), **used(plan, config, scratch), "model": flags["model"]}
     saved["skipped"] = len(data.skipped)
-    _finish(encoder, curve, before, held_out, saved, loss_config, flags)
-
-
-def _loss_config(flags: dict[str, Any]) -> "LossConfig":
-    """The loss that --loss names, with what other flags say on top."""
-    from retrieval.train.loss import named, with_settings
-
-    settings = {name: flags[name] for name in ("kappa", "beta", "ess", "tau_plus", "temperature", "label_mask")}
-    settings["detach"] = flags["detach_weights"] or None
-    given = {name: value for name, value in settings.items() if value is not None}
-    return with_settings(named(flags["loss"]), given, f"--loss {flags['loss']}")
-
-
-def _fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
-    """Refuse a loss or a label mask without labels, and τ⁺ under a mask: nothing is left for it to correct."""
-    from dataclasses import replace
-
-    if config.false_negatives is not None and config.false_negatives.guide:
-        raise UserError(
-            f"--loss {flags['loss']}: needs a guide encoder, which is for Python callers only; use --loss positive-aware"
-        )
-    if config.needs_labels and not (labelled and config.label_mask):
-        found = "--no-label-mask" if labelled else f"{flags['data']} has no labels"
-        raise UserError(f"--loss {flags['loss']}: works by labels, but {found}; use --loss hcl")
-    if not labelled:
-        if flags["label_mask"]:
-            raise UserError(f"--label-mask: {flags['data']} has no labels; leave it out, or add a column label")
-        return replace(config, label_mask=False)
-    if config.label_mask and config.tau_plus:
-        raise UserError(
-            f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
-        )
-    return config
-
-
-def _length(flags: dict[str, Any], default_steps: int | None, default_epochs: float) -> tuple[int | None, float]:
-    if flags["steps"] and flags["epochs"]:
-        raise UserError("--steps and --epochs: say how long to train in one way, not two")
-    if flags["epochs"]:
-        return None, flags["epochs"]
-    return flags["steps"] or default_steps, default_epochs
+    _finish(encoder, curve, before, held_out, saved, loss, flags)
 
 
 def _show(advance: Advance, curve: "Curve", steps: int) -> None:
@@ -315,7 +250,7 @@ def _finish(
     before: dict[str, Any] | None,
     held_out: "Texts | Images | None",
     config: dict[str, Any],
-    loss_config: "LossConfig",
+    loss: "LossConfig",
     flags: dict[str, Any],
 ) -> None:
     """Judge the trained encoder, write the run, print what came out."""
@@ -324,7 +259,7 @@ def _finish(
 
     after = _judge(encoder, held_out, flags["seed"])
     metrics = {"before": before, "after": after} if after else None
-    config = {**config, "data": str(flags["data"]), "loss": loss_config.name, "loss_settings": asdict(loss_config)}
+    config = {**config, "data": str(flags["data"]), "loss": loss.name, "loss_settings": asdict(loss)}
     mark = save_run(flags["output"], encoder, curve, config, metrics, overwrite=flags["overwrite"])
     notes = warnings(curve)
     if flags["ess"] and curve[-1]["beta"] == 0:

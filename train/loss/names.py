@@ -91,6 +91,12 @@ def with_settings(config: LossConfig, settings: dict[str, Any], source: str) -> 
     return replace(config, **parts, **own)
 
 
+def settings_of(config: LossConfig) -> set[str]:
+    """The names of the settings that this loss has: its own, and those of its parts."""
+    found = {field.name for part in _parts(config).values() for field in fields(part)} - set(PLACES)
+    return found - {"tau_plus"} if config.needs_labels else found
+
+
 def _parts(config: LossConfig) -> dict[str, Any]:
     """The parts by field, and the loss itself as "", last, since weights and loss may both have a τ⁺."""
     parts = {name: getattr(config, name) for name in PLACES}

@@ -1,0 +1,90 @@
+"""What `train` and `sweep` share: the options of a loss and of how long to train, and the loss that they name."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .options import F, Number
+
+if TYPE_CHECKING:
+    from retrieval.train.loss import LossConfig
+
+HEAD_STEPS = 1000
+IMAGE_EPOCHS = 6.0
+
+
+def masks(command: F) -> F:
+    """`--label-mask` and `--detach-weights`."""
+    label_mask_help = (
+        "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
+    )
+    for option in (
+        click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
+        click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
+    ):
+        command = option(command)
+    return command
+
+
+def lasts(command: F) -> F:
+    """`--epochs`, `--steps`, `--batch-size` and `--lr`."""
+    for option in (
+        click.option(
+            "--lr",
+            type=Number(positive=True),
+            help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=1),
+            help="Training steps, instead of --epochs.  [default: 1000 for a head]",
+        ),
+        click.option("--epochs", type=Number(positive=True), help="Passes over the data.  [default: 1, images 6]"),
+    ):
+        command = option(command)
+    return command
+
+
+def loss_config(flags: dict[str, Any]) -> "LossConfig":
+    """The loss that --loss names, with what other flags say on top."""
+    from retrieval.train.loss import named, with_settings
+
+    settings = {name: flags[name] for name in ("kappa", "beta", "ess", "tau_plus", "temperature", "label_mask")}
+    settings["detach"] = flags["detach_weights"] or None
+    given = {name: value for name, value in settings.items() if value is not None}
+    return with_settings(named(flags["loss"]), given, f"--loss {flags['loss']}")
+
+
+def fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
+    """Refuse a loss or a label mask without labels, and τ⁺ under a mask: nothing is left for it to correct."""
+    from dataclasses import replace
+
+    if config.false_negatives is not None and config.false_negatives.guide:
+        raise UserError(
+            f"--loss {flags['loss']}: needs a guide encoder, which is for Python callers only; use --loss positive-aware"
+        )
+    if config.needs_labels and not (labelled and config.label_mask):
+        found = "--no-label-mask" if labelled else f"{flags['data']} has no labels"
+        raise UserError(f"--loss {flags['loss']}: works by labels, but {found}; use --loss hcl")
+    if not labelled:
+        if flags["label_mask"]:
+            raise UserError(f"--label-mask: {flags['data']} has no labels; leave it out, or add a column label")
+        return replace(config, label_mask=False)
+    if config.label_mask and config.tau_plus:
+        raise UserError(
+            f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
+        )
+    return config
+
+
+def length(flags: dict[str, Any], default_steps: int | None, default_epochs: float) -> tuple[int | None, float]:
+    if flags["steps"] and flags["epochs"]:
+        raise UserError("--steps and --epochs: say how long to train in one way, not two")
+    if flags["epochs"]:
+        return None, flags["epochs"]
+    return flags["steps"] or default_steps, default_epochs

@@ -1,0 +1,340 @@
+"""`retrieval sweep`."""
+
+import shlex
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from retrieval.errors import UserError
+
+from .losses import HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
+from .options import MOST, common, emit, existing, pick_device, progress, quiet_libraries, say, uses_device, writes
+
+if TYPE_CHECKING:
+    from retrieval.data import Texts
+    from retrieval.eval.sweep import Axes, Point, Setting
+    from retrieval.eval.values import PerQuery
+    from retrieval.images import Images
+    from retrieval.train.loss import LossConfig
+
+    from .trials import Held, Record, Trainer
+
+KIND = "sweep"
+AXES = ("kappa", "beta", "tau_plus", "temperature")
+GRID = {"kappa": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), "temperature": (0.05, 0.1, 0.2)}
+RANGE = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
+SHOWN = 12
+VECTORS = "vectors"
+
+
+class Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them, or in TOML a list."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        given = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            numbers = tuple(float(each) for each in given)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a list of numbers, such as 0,1,2,4.", param, ctx)
+        if not all(0 <= number <= MOST for number in numbers) or len(set(numbers)) < len(numbers):
+            self.fail(f"{value!r} must be different numbers from 0 to {MOST:,}.", param, ctx)
+        return numbers
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data, as for train.")
+@click.option("--model", required=True, help="Encoder to start from.")
+@click.option(
+    "--held-out", type=existing("any"), help="Choose by these, never by your test set.  [default: a fifth of DATA]"
+)
+@click.option(
+    "--loss",
+    "methods",
+    multiple=True,
+    default=("hcl",),
+    show_default=True,
+    help="A loss to try, as for train; may be given several times.",
+)
+@click.option("--kappa", type=Numbers(), help="Hardness κ to try, with commas.  [default: 0,0.5,1,2,4,8,16]")
+@click.option("--beta", type=Numbers(), help="Hardness as the paper's β, instead.")
+@click.option("--tau-plus", type=Numbers(), help="Debiasing τ⁺ to try.")
+@click.option("--temperature", type=Numbers(), help="Temperatures to try.  [default: 0.05,0.1,0.2]")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=2),
+    help="Search adaptively, so many settings a loss, between the least and the largest of the numbers.  [default: try every combination]",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Training runs of the best three; the others get one.",
+)
+@click.option("--whole", is_flag=True, help="Train the whole encoder in every trial, not a head on it.")
+@click.option("--value", default=None, help="The metric to choose by.  [default: map@r, of pairs mrr]")
+@masks
+@lasts
+@writes
+@uses_device
+@common
+def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
+    """Which hardness, temperature and loss suit your data? Tries them on a part of DATA that is held out.
+
+    A linear head is trained on the frozen encoder for every setting, which takes seconds each. Killed, the same command goes on
+    where it stopped. OUTPUT holds the figures, what each query scored, and a plot of hardness against quality.
+
+    \b
+    Examples:
+      retrieval sweep --data train.csv --model all-MiniLM-L6-v2 --output sweep
+      retrieval sweep --data train.csv --model all-MiniLM-L6-v2 --loss hcl --loss infonce --trials 16 --output sweep
+    """
+    quiet_libraries()
+    from retrieval.artifact import creating, refuse_to_clobber
+
+    from .trials import parts
+
+    refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
+    data, held_out = _read(flags)
+    flags["labelled"] = data.labels is not None and not getattr(data, "is_pairs", False)
+    axes = {method: _axes(method, flags) for method in dict.fromkeys(flags["methods"])}
+    for method, of in axes.items():  # refuse now what a loss cannot do
+        _loss(method, {name: values[0] for name, values in of.items()}, flags)
+    train, held = parts(data, held_out, str(flags["data"]), flags["seed"])
+    flags["value"] = flags["value"] or ("map@r" if held.base is None else "mrr")
+    default_steps, default_epochs = None if flags["whole"] else HEAD_STEPS, 1.0 if held.is_text else IMAGE_EPOCHS
+    flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
+    out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
+    say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {len(held.queries):,} to judge by{out}")
+    with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
+        record, trainer = _prepared(train, held, flags, folder)
+        result = _result(_run(axes, record, trainer, held, flags), record, trainer, held, len(train), flags)
+        manifest |= {"sweep": result}
+        shutil.rmtree(folder / VECTORS, ignore_errors=True)
+    emit(result | {"output": str(flags["output"])}, as_json, _lines(result))
+
+
+def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None]":
+    """Training data, and what to choose by if that is given. Raises UserError where there is nothing to choose by."""
+    from retrieval.data import read_texts
+    from retrieval.images import is_image_data, read_images
+
+    read = read_images if is_image_data(flags["data"]) else read_texts
+    data: Texts | Images = read(flags["data"])
+    held_out: Texts | Images | None = None if flags["held_out"] is None else read(flags["held_out"])
+    judged, named = (data, "data") if held_out is None else (held_out, "held_out")
+    if judged.labels is None and not getattr(judged, "is_pairs", False):
+        remedy = "; give --held-out a file that has" if held_out is None else ""
+        raise UserError(f"{flags[named]}: has neither labels nor pairs to judge settings by{remedy}")
+    if getattr(judged, "is_pairs", False) and not getattr(data, "is_pairs", False):
+        raise UserError(
+            f"{flags['held_out']}: has pairs, {flags['data']} has not; judge labelled data by labelled data"
+        )
+    if not flags["whole"]:
+        if flags["model"] == "small":
+            raise UserError("--model small: begins from nothing, so it has no embeddings for a head; add --whole")
+        if data.labels is None and not getattr(data, "is_pairs", False):
+            raise UserError(
+                f"{flags['data']}: has neither labels nor pairs, from which no head is trained; add --whole"
+            )
+    return data, held_out
+
+
+def _axes(method: str, flags: dict[str, Any]) -> "Axes":
+    """What is tried of a loss: the settings that it has, of those given or, if none is, of the default."""
+    from retrieval.train.loss import named, settings_of
+
+    given = {name: flags[name] for name in AXES if flags[name] is not None}
+    if "kappa" in given and "beta" in given:
+        raise UserError("--kappa and --beta: say hardness in one way, not two")
+    has = settings_of(named(method))
+    return {name: tried for name, tried in (given or (RANGE if flags["trials"] else GRID)).items() if name in has}
+
+
+def _loss(method: str, setting: "Setting", flags: dict[str, Any]) -> "LossConfig":
+    """A loss with a setting, as `train` would have it for these data."""
+    named = flags | dict.fromkeys((*AXES, "ess")) | dict(setting) | {"loss": method}
+    return fit_to_data(loss_config(named), named, flags["labelled"])
+
+
+def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], folder: Path) -> "tuple[Record, Trainer]":
+    """The record of an interrupted sweep of the same kind, or an empty one; and what trains."""
+    from retrieval.artifact import sha256_json
+    from retrieval.encoder import load_encoder
+
+    from .trials import Record, by_encoders, by_heads
+
+    device = pick_device(flags["device"])
+    scratch = flags["model"] == "small"
+    encoder = None if scratch else load_encoder(flags["model"], device)
+    if encoder is not None:
+        encoder.require("text" if held.is_text else "image")
+    same = ("whole", "steps", "epochs", "batch_size", "lr", "seed", "label_mask", "detach_weights")
+    texts = list(getattr(train, "columns", {}).values())
+    base = {
+        "data": sha256_json([train.fingerprint, texts, held.fingerprint]),
+        "encoder": flags["model"] if encoder is None else encoder.fingerprint,
+        **{name: flags[name] for name in same},
+    }
+    record = Record.open(folder, base)
+    if record.done:
+        say(f"{flags['output']}: {len(record.done):,} trials of an interrupted sweep are kept")
+    if flags["whole"] or encoder is None:
+        return record, by_encoders(flags["model"], device, train, held, flags)
+    return record, by_heads(encoder, train, held, flags, folder / VECTORS)
+
+
+def _run(
+    axes: "dict[str, Axes]", record: "Record", trainer: "Trainer", held: "Held", flags: dict[str, Any]
+) -> "list[Point]":
+    """Every setting once, the best with more seeds; judged."""
+    from retrieval.eval.sweep import FINALISTS, finalists, judge
+
+    seed, metric = flags["seed"], flags["value"]
+    found: dict[str, _Tried] = {}
+    total = sum(_count(of, flags["trials"]) for of in axes.values()) + FINALISTS * (flags["seeds"] - 1)
+    with progress("sweep", total) as bar:
+
+        def run(loss: "LossConfig", seed: int) -> "PerQuery | None":
+            table = record.run(loss, seed, trainer, held)
+            bar(1, note="failed" if table is None else f"{metric} {_mean(table, metric):.4f}  {loss.name}")
+            return table
+
+        for method, of in axes.items():
+            found |= {each.loss.name: each for each in _try(method, of, flags, run)}
+        if not found:
+            raise UserError(f"every setting failed, the first so: {next(iter(record.done.values()))['failed']}")
+        runs = {name: [each.table] for name, each in found.items()}
+        for name in finalists({name: each.table for name, each in found.items()}, metric):
+            more = (run(found[name].loss, seed + further) for further in range(1, flags["seeds"]))
+            runs[name] += [table for table in more if table is not None]
+    return judge(runs, {name: (each.method, each.setting) for name, each in found.items()}, metric, seed)
+
+
+class _Tried(NamedTuple):
+    method: str
+    setting: "Setting"
+    loss: "LossConfig"
+    table: "PerQuery"
+
+
+def _count(of: "Axes", trials: int | None) -> int:
+    """How many settings of a loss are tried: every combination, or `trials` unless there is but one."""
+    from retrieval.eval.sweep import grid
+
+    combinations = len(grid(of))
+    return combinations if trials is None or combinations == 1 else trials
+
+
+def _try(
+    method: str, of: "Axes", flags: dict[str, Any], run: "Callable[[LossConfig, int], PerQuery | None]"
+) -> "list[_Tried]":
+    """The settings of one loss, each once: all of a grid, or each proposed from how those before it did."""
+    from retrieval.eval.sweep import grid, propose
+
+    every, found = grid(of), []
+    adaptive = flags["trials"] is not None and len(every) > 1
+    tried: list[Setting] = []
+    scores: list[float] = []
+    for number in range(_count(of, flags["trials"])):
+        setting = propose(of, tried, scores, flags["seed"]) if adaptive else every[number]
+        loss = _loss(method, setting, flags)
+        table = run(loss, flags["seed"])
+        if table is not None:
+            found.append(_Tried(method, setting, loss, table))
+        tried.append(setting)
+        scores.append(min(scores, default=0.0) if table is None else _mean(table, flags["value"]))
+    return found
+
+
+def _mean(table: "PerQuery", metric: str) -> float:
+    if metric not in table.values:
+        raise UserError(f"--value {metric}: is not measured here; known are {', '.join(table.values)}")
+    return float(table.values[metric].mean())
+
+
+def _result(
+    points: "list[Point]", record: "Record", trainer: "Trainer", held: "Held", count: int, flags: dict[str, Any]
+) -> dict[str, Any]:
+    before = held.judge(trainer.untrained(), flags["seed"])
+    told = []
+    for point in points:
+        trials = [trial for (name, _), trial in record.done.items() if name == point.loss and trial["table"]]
+        metrics = {name: sum(t["metrics"][name] for t in trials) / len(trials) for name in trials[0]["metrics"]}
+        compared = None if point.against_best is None else asdict(point.against_best)
+        told.append(
+            asdict(point)
+            | {"verdict": point.verdict, "against_best": compared, "metrics": metrics, "ess": trials[0]["last"]["ess"]}
+            | {"warnings": sorted({note for trial in trials for note in trial["warnings"]})}
+        )
+    failed = [
+        {"loss": name, "seed": seed, "why": t["failed"]} for (name, seed), t in record.done.items() if not t["table"]
+    ]
+    best = points[0]
+    return {
+        "data": str(flags["data"]),
+        "model": flags["model"],
+        "trains": "the whole encoder" if flags["whole"] else "a head",
+        "trained_on": count,
+        "queries": len(held.queries),
+        "left_out": held.left_out,
+        "chosen_by": flags["value"],
+        "untrained": before.means()[flags["value"]],
+        "recommended": {
+            "loss": best.loss,
+            "method": best.method,
+            "setting": dict(best.setting),
+            "command": _command(best, held, flags),
+        },
+        "not_shown_worse": [point.loss for point in points[1:] if point.verdict != "worse"],
+        "points": told,
+        "failed": failed,
+        "seconds": round(sum(trial["seconds"] for trial in record.done.values()), 1),
+    }
+
+
+def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
+    """What trains the recommended setting on everything."""
+    words = ["retrieval", "train", "text" if held.is_text else "image"]
+    words += ["--data", str(flags["data"]), "--model", flags["model"], "--loss", best.method]
+    for name, value in best.setting.items():
+        words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    for name in ("steps", "epochs", "batch_size", "lr"):
+        if flags[name] is not None and not (name == "epochs" and flags["steps"]):
+            words += [f"--{name.replace('_', '-')}", f"{flags[name]:g}"]
+    words += ["--head"] if held.is_text and not flags["whole"] else []
+    words += ["--detach-weights"] if flags["detach_weights"] else []
+    words += [] if flags["label_mask"] is None else [f"--{'' if flags['label_mask'] else 'no-'}label-mask"]
+    return shlex.join([*words, "--output", "run"])
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    """For people: the best settings, what is recommended, and what that trains with."""
+    metric, points = result["chosen_by"], result["points"]
+    width = max(len(point["loss"]) for point in points[:SHOWN]) + 2
+    lines = [f"{'':<{width}}{metric:>8}   {'95 % interval':<16}{'runs':>4}   against the best"]
+    lines.append(f"{'(before training)':<{width}}{result['untrained']:>8.4f}")
+    for point in points[:SHOWN]:
+        (low, high), against = point["interval"], point["against_best"]
+        line = f"{point['loss']:<{width}}{point['mean']:>8.4f}   {f'{low:.4f}–{high:.4f}':<16}{point['runs']:>4}   "
+        if against is not None:
+            low, high = against["interval"]
+            line += f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {point['verdict']}"
+        lines.append(line.rstrip())
+    lines += [f"and {len(points) - SHOWN:,} settings that did less well"] if len(points) > SHOWN else []
+    lines += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]
+    best = points[0]
+    lines += ["", f"recommended: {best['loss']}"]
+    lines += [f"  Warning: {note}" for note in best["warnings"]]
+    lines += [
+        "",
+        "train it on everything, and judge it by a test set that was not used here (--eval-data):",
+        f"  {result['recommended']['command']}",
+    ]
+    return lines

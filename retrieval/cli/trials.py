@@ -1,0 +1,279 @@
+"""The trials of a sweep: what is trained on and judged by, one training run, and the record that a killed sweep goes on from."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from retrieval.artifact import empty, sha256_json
+from retrieval.errors import UserError
+
+from .options import progress, say
+
+if TYPE_CHECKING:
+    from retrieval.data import Texts
+    from retrieval.encoder import Encoder
+    from retrieval.eval.values import PerQuery
+    from retrieval.images import Images
+    from retrieval.neighbors import Floats, Ints
+    from retrieval.train.curve import Curve
+    from retrieval.train.loss import LossConfig
+
+RECORD = "trials.jsonl"
+
+
+class Trainer(NamedTuple):
+    """train: a loss and a seed → what the trained encoder makes of the held-out items (u, d), and the training curve;
+    untrained: what the encoder makes of them as it is."""
+
+    train: "Callable[[LossConfig, int], tuple[Floats, Curve]]"
+    untrained: "Callable[[], Floats]"
+
+
+@dataclass(frozen=True)
+class Held:
+    """What settings are judged by: distinct items; which of them is asked for each query, with labels and ids; and of pairs which of
+    them are searched, with theirs. `left_out`: queries that are not asked, since their text was trained on."""
+
+    items: "Texts | Images"
+    queries: "Ints"
+    labels: list[str]
+    ids: list[str]
+    base: "tuple[Ints, list[str]] | None" = None
+    left_out: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        from retrieval.data import Texts
+
+        return isinstance(self.items, Texts)
+
+    @property
+    def fingerprint(self) -> str:
+        base = None if self.base is None else (self.base[0].tolist(), self.base[1])
+        return sha256_json([self.items.fingerprint, self.queries.tolist(), self.labels, base])
+
+    def judge(self, vectors: "Floats", seed: int) -> "PerQuery":
+        """Every metric of every query, from the vectors (u, d) of the items."""
+        from retrieval.eval.clusters import Settings, evaluate_clusters
+
+        settings = Settings(seeds=0, seed=seed)
+        reference = None if self.base is None else (vectors[self.base[0]], self.base[1])
+        return evaluate_clusters(
+            vectors[self.queries], self.labels, settings, ids=self.ids, reference=reference
+        ).queries
+
+
+def parts(data: "Texts | Images", held_out: "Texts | Images | None", source: str, seed: int) -> "tuple[Any, Held]":
+    """The data to train on, and what to judge by: a fifth of `data`, or `held_out` if that is given."""
+    from retrieval.data import Texts
+
+    if (
+        isinstance(data, Texts)
+        and data.is_pairs
+        and (held_out is None or isinstance(held_out, Texts) and held_out.is_pairs)
+    ):
+        return _pairs(data, held_out, source, seed)
+    from retrieval.eval.sweep import hold_out
+    from retrieval.train.batches import as_codes
+
+    train, judged = data, held_out
+    if judged is None:
+        assert data.labels is not None
+        rows, others = _or_source(lambda: hold_out(as_codes(data.labels or []), seed), source)
+        train, judged = data.take(rows.tolist()), data.take(others.tolist())
+    return train, _labelled(train, judged)
+
+
+def _or_source(split: Callable[[], Any], source: str) -> Any:
+    try:
+        return split()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
+    import numpy as np
+
+    from retrieval.data import Texts
+
+    count = len(judged)
+    if isinstance(judged, Texts) and isinstance(train, Texts):
+        seen = {text for column in train.columns.values() for text in column}
+        judged = judged.take([row for row, text in enumerate(judged.texts) if text not in seen])
+        if not len(judged):
+            raise UserError("--held-out: every text of it is in the training data; give others")
+    assert judged.labels is not None
+    ids = judged.ids or [str(row) for row in range(len(judged))]
+    return Held(judged, np.arange(len(judged)), judged.labels, ids, left_out=count - len(judged))
+
+
+def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "tuple[Texts, Held]":
+    """Anchors ask for their positives among all held-out positives; pairs that share a text belong together."""
+    from retrieval.data import Texts
+    from retrieval.eval.sweep import hold_out_groups, linked
+    from retrieval.train.text import identities
+
+    train, judged = data, held_out
+    if judged is None:
+        rows, others = _or_source(lambda: hold_out_groups(linked(*identities(data)), seed), source)
+        train, judged = data.take(rows.tolist()), data.take(others.tolist())
+    from retrieval.train.head import distinct
+
+    count, seen = len(judged), {text for column in train.columns.values() for text in column}
+    anchors, positives = judged.columns["anchor"], judged.columns["positive"]
+    judged = judged.take([row for row in range(count) if anchors[row] not in seen and positives[row] not in seen])
+    if not len(judged):
+        raise UserError("--held-out: every pair of it has a text that is in the training data; give others")
+    both = [*judged.columns["anchor"], *judged.columns["positive"]]
+    first, codes = distinct(both)
+    groups = [str(group) for group in linked(*identities(judged)).tolist()]
+    (asked, asked_rows), (found, found_rows) = (_once(part) for part in codes.reshape(2, -1))
+    items = Texts({"text": [both[row] for row in first.tolist()]}, None, None, judged.origin)
+    ids = [str(row) for row in asked_rows.tolist()]
+    base = found, [groups[row] for row in found_rows.tolist()]
+    return train, Held(items, asked, [groups[row] for row in asked_rows.tolist()], ids, base, count - len(judged))
+
+
+def _once(codes: "Ints") -> "tuple[Ints, Ints]":
+    """Distinct codes, and the rows where they stand first."""
+    import numpy as np
+
+    return np.unique(codes, return_index=True)
+
+
+def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> Trainer:
+    """Trials that train a linear head on embeddings, which are computed once and kept in `folder`."""
+    import torch
+
+    from retrieval.data import Texts
+    from retrieval.train.batches import plan as plan_pairs
+    from retrieval.train.head import LEARNING_RATE, Frozen, distinct, project, train_head
+
+    columns = list(train.columns.values()) if isinstance(train, Texts) else None
+    items: Texts | Images = train
+    if columns is not None:
+        texts = [text for column in columns for text in column]
+        first, codes = distinct(texts)
+        items = Texts({"text": [texts[row] for row in first.tolist()]}, None, None, train.origin)
+        codes = codes.reshape(len(columns), -1)
+    else:
+        import numpy as np
+
+        codes = np.arange(len(train))[None]
+    frozen = Frozen(torch.from_numpy(_embedded(encoder, items, folder / "train")), codes)
+    judged = torch.from_numpy(_embedded(encoder, held.items, folder / "held-out"))
+    labels = None if columns is not None and len(columns) > 1 else train.labels
+    lasting = {key: flags[key] for key in ("batch_size", "steps", "epochs")}
+
+    def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
+        plan = plan_pairs(len(train), labels, str(flags["data"]), masked=loss.label_mask, seed=seed, **lasting)
+        torch.manual_seed(seed)
+        head, curve = train_head(
+            frozen, plan.batches(), loss, labels=plan.labels, steps=plan.steps, lr=flags["lr"] or LEARNING_RATE
+        )
+        return project(head, judged), curve
+
+    return Trainer(run, judged.numpy)
+
+
+def _embedded(encoder: "Encoder", items: "Texts | Images", folder: Path) -> "Floats":
+    """A store under `folder`, or what stands there already from an interrupted sweep."""
+    from retrieval.embed import embed
+
+    folder.parent.mkdir(exist_ok=True)
+    with progress("embed", len(items)) as bar:
+        return embed(encoder, items, folder, overwrite=True, progress=bar).embeddings()
+
+
+def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, flags: dict[str, Any]) -> Trainer:
+    """Trials that train the whole encoder, each from its beginning."""
+    from retrieval.data import Texts
+    from retrieval.embed import encode_all
+    from retrieval.encoder import Encoder, load_encoder
+    from retrieval.images import Images
+    from retrieval.train.image import ImageConfig, longest_side, train_image
+    from retrieval.train.text import TextConfig, train_text
+    from retrieval.train.vision import small_network
+
+    settings = {key: flags[key] for key in ("steps", "epochs", "batch_size", "lr")}
+
+    scratch = name == "small"
+
+    def fresh(seed: int) -> Encoder:
+        if scratch:
+            assert isinstance(train, Images)
+            return Encoder(small_network(longest_side(train), device, seed), name)
+        return load_encoder(name, device)
+
+    def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
+        encoder, source = fresh(seed), str(flags["data"])
+        if isinstance(train, Texts):
+            curve = train_text(encoder.model, train, TextConfig(**settings, seed=seed), loss, source=source)
+        else:
+            config = ImageConfig(**settings, seed=seed)
+            curve = train_image(encoder.model, train, config, loss, source=source, from_scratch=scratch)
+        return encode_all(encoder, held.items), curve
+
+    return Trainer(run, lambda: encode_all(fresh(flags["seed"]), held.items))
+
+
+@dataclass
+class Record:
+    """Trials so far, in a folder: a line each, and a table of what each query scored. One that is on record is not made again."""
+
+    folder: Path
+    done: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, base: dict[str, Any]) -> "Record":
+        """What an interrupted sweep left in `folder`, if it was of the same data, encoder and settings (`base`)."""
+        path, stated = folder / RECORD, folder / "base.json"
+        before = stated.read_text("utf-8") if stated.exists() else None
+        told = json.dumps(base, sort_keys=True)
+        if before is not None and before != told:
+            say("An interrupted sweep of other data or settings was left here; it is begun anew")
+            empty(folder)
+        folder.joinpath("tables").mkdir(exist_ok=True)
+        stated.write_text(told, "utf-8")
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith(b"\n")]  # a kill may have cut the last
+        path.write_bytes(b"".join(whole))
+        trials = [json.loads(line) for line in whole]
+        return cls(folder, {(trial["loss"], trial["seed"]): trial for trial in trials})
+
+    def run(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> "PerQuery | None":
+        """What each query scored after training with this loss and seed; None if the training failed."""
+        trial = self.done.get((loss.name, seed)) or self._made(loss, seed, trainer, held)
+        return self.table(trial)
+
+    def table(self, trial: dict[str, Any]) -> "PerQuery | None":
+        from retrieval.eval.values import read_per_query
+
+        return None if trial["table"] is None else read_per_query(self.folder / trial["table"])
+
+    def _made(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> dict[str, Any]:
+        from retrieval.train.curve import warnings
+
+        started = time.monotonic()
+        trial: dict[str, Any] = {"loss": loss.name, "seed": seed, "table": None}
+        try:
+            vectors, curve = trainer.train(loss, seed)
+            judged = held.judge(vectors, seed)
+        except UserError as error:  # a setting that does not train is a finding; the others go on
+            trial |= {"failed": str(error)}
+        else:
+            name = f"tables/{len(self.done) + 1:04d}.csv"
+            with (self.folder / name).open("w", encoding="utf-8", newline="") as file:
+                judged.write(file)
+            trial |= {"table": name, "metrics": judged.means(), "last": curve[-1], "warnings": warnings(curve)}
+        trial["seconds"] = round(time.monotonic() - started, 2)
+        with (self.folder / RECORD).open("ab") as file:
+            file.write(json.dumps(trial, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[loss.name, seed] = trial
+        return trial
