@@ -8,7 +8,7 @@ neighbours of others, and in k-means.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,31 @@ def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, de
     return {name: means[name] for name in NAMES if name in means} | {
         name: found.counts[name] for name in ("n", "classes", "singletons")
     }
+
+
+def summary(found: Clusters, seed: int = 0) -> dict[str, Any]:
+    """All that was found, as plain data: metrics with intervals, counts, each class, what is mixed up (examples as rows)."""
+    result: dict[str, Any] = {
+        "metrics": found.means(),
+        "intervals": found.queries.intervals(seed),
+        "intervals_by_class": found.queries.intervals_by_group(seed),
+        "counts": found.counts,
+        "spread": {name: [min(each), max(each)] for name, each in found.partition.items()},
+    }
+    if not isinstance(found.relevance, Classes):
+        return result
+    by_class, names = found.queries.group_means(), found.queries.group_codes[0]
+    result["macro"] = {name: float(each.mean()) for name, each in by_class.items()}
+    sizes = found.queries.group_sizes()
+    result["per_class"] = [
+        {"class": name, "queries": sizes[i], **{metric: float(each[i]) for metric, each in by_class.items()}}
+        for i, name in enumerate(names)
+    ]
+    if found.geometry is not None:
+        result["nearest_classes"] = [found.relevance.names[c] for c in found.geometry.smallest]
+        result["spectrum"] = found.geometry.spectrum.tolist()
+    result["confusion"] = [asdict(mixed) for mixed in confusion(found)]
+    return result
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retrieval.artifact import creating, now
+from retrieval.artifact import creating, now, read_manifest
 from retrieval.encoder import RUN_KIND, Encoder, fingerprint
 
 from .curve import Curve
@@ -47,6 +47,17 @@ def save_run(
             "steps": len(curve),
         }
     return mark
+
+
+def read_run(folder: Path, *, check: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None, Curve]:
+    """Its config, its metrics if there are any, and its curve."""
+    config = read_manifest(folder, RUN_KIND, check=check)["config"]
+    details = folder / "run"
+    stated = details / "metrics.json"
+    metrics = json.loads(stated.read_text("utf-8")) if stated.exists() else None
+    with open(details / "curve.csv", newline="") as file:
+        curve = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return config, metrics, curve
 
 
 def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .index import index
 from .options import Commands
+from .report import report
 from .search import search
 from .store import store
 from .sweep import sweep
@@ -29,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (train, sweep, embed, store, index, search, evaluate, doctor, demo):
+for command in (train, sweep, embed, store, index, search, evaluate, report, doctor, demo):
     cli.add_command(command)
 
 

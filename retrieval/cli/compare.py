@@ -8,7 +8,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .evaluate import METRICS, evaluate
+from .evaluate import METRICS, evaluate, keeps
+from .evaluated import named_paths, refuse_evaluation, write_evaluation
 from .options import checks, common, emit, existing, say
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ HEADLINES = ("map@r", "r@1", "knn@20", "ndcg@10", "map@100", "recall@100")
 @click.option("--qrels", type=existing("file"), help="Judgments, for runs in TREC's format.")
 @click.option("--labels", type=existing("file"), help="Labels, one a line, for files of vectors.")
 @click.option("--metric", type=click.Choice(METRICS), help="How vectors are compared.  [default: as in the store]")
+@keeps
 @checks
 @common
 def compare(
@@ -48,7 +50,8 @@ def compare(
     """
     if len(systems) < 2:
         raise UserError("give two systems or more; the others are compared with the first")
-    named = _named(systems)
+    refuse_evaluation(flags)
+    named = named_paths(systems)
     from retrieval.eval.compare import compare as compare_runs
     from retrieval.eval.compare import holm, paired
     from retrieval.formats.trec import read_qrels
@@ -76,24 +79,10 @@ def compare(
             f"Note: the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
             f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
         )
+    write_evaluation(flags, "compare", result, {})
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
     )
-
-
-def _named(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
-    """Names and paths; a path stands for its name where there is none."""
-    named = []
-    for system in systems:
-        name, given, rest = system.partition("=")
-        paths = [Path(part) for part in (rest if given else system).split(",")]
-        missing = next((path for path in paths if not path.exists()), None)
-        if missing is not None:
-            raise UserError(f"{missing}: no such file or folder")
-        named.append((name if given else system, paths))
-    if len({name for name, _ in named}) < len(named):
-        raise UserError("two systems have the same name; write NAME=PATH")
-    return named
 
 
 def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -> "PerQuery":
@@ -104,6 +93,8 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
     kind = stated_kind(path) if path.is_dir() else None
     if kind == "evaluation":
         files = read_manifest(path, kind, check=flags["check"])["files"]
+        if not files:
+            raise UserError(f"{path}: is a comparison, which has no values by query; name what was compared")
         if "queries.csv" not in files:
             raise UserError(f"{path}: has a table for each setting; name one, such as {path / min(files)}")
         return read_per_query(path / "queries.csv")

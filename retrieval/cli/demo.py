@@ -1,7 +1,6 @@
 """`retrieval demo`: the whole path on real data that come with the dependencies."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,15 @@ from .options import Advance, common, emit, pick_device, progress, quiet_librari
 if TYPE_CHECKING:
     from retrieval.data import Texts
     from retrieval.encoder import Encoder
-    from retrieval.eval.report import Section
+    from retrieval.eval.report.page import Section
     from retrieval.images import Images
     from retrieval.train.curve import Curve
 
 QUERIES = ("read a file line by line", "wait until another thread is done", "how far apart are two dates")
 DIGIT_STEPS, DOC_STEPS = 120, 300
-SHOWN = ("r@1", "map@r", "knn@20", "ami")
+TITLES = {"r@1": "R@1", "map@r": "MAP@R", "knn@20": "kNN@20", "ami": "AMI"}
+SHOWN = tuple(TITLES)
+WHEN = ("before", "after")
 
 
 @click.command()
@@ -41,23 +42,26 @@ def demo(output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
     started = time.monotonic()
     quiet_libraries()
     from retrieval.artifact import creating
-    from retrieval.eval.report import render
+    from retrieval.eval.report.page import render
 
     with creating(output, "demo", overwrite=overwrite) as (folder, manifest):
-        sections = [_digits(folder / "digits", seed), _docs(folder / "docs", seed)]
+        sections = [*_digits(folder / "digits", seed), *_docs(folder / "docs", seed)]
         seconds = time.monotonic() - started
         foot = f"Made by `retrieval demo` in {seconds:.0f} seconds. Everything is measured on items that were never trained on."
         lead = (
             "The same search before and after fine-tuning with hardness-controlled contrastive loss (κ\u202f=\u202f2)."
         )
         (folder / "report.html").write_text(
-            render("Does the neighbourhood hold its own class?", lead, sections, foot, seed), "utf-8"
+            render("Does the neighbourhood hold its own class?", lead, sections, foot), "utf-8"
         )
         manifest |= {"seconds": round(seconds, 1)}
     result = {
         "report": str(output / "report.html"),
         "seconds": round(time.monotonic() - started, 1),
-        **{s.title: {"before": s.metrics_before, "after": s.metrics_after} for s in sections},
+        **{
+            section.title: dict(zip(WHEN, map(_headline, section.values["sides"]), strict=True))
+            for section in _judged(sections)
+        },
     }
     lines = [*_table(sections), f"The report with pictures: {output / 'report.html'}   ({result['seconds']:.0f} s)"]
     emit(result, as_json, lines)
@@ -65,17 +69,18 @@ def demo(output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """An encoder after training, and what it made of the held-out rows before (n, d)."""
+    """An encoder after training, and what it made of the held-out items before (n, d)."""
 
     encoder: "Encoder"
     curve: "Curve"
     before: Any
+    title: str
+    note: str
 
 
-def _digits(folder: Path, seed: int) -> "Section":
+def _digits(folder: Path, seed: int) -> "list[Section]":
     from retrieval.embed import encode_all
     from retrieval.encoder import Encoder
-    from retrieval.eval.report import Section
     from retrieval.samples import digits
     from retrieval.train.image import ImageConfig, longest_side, train_image
     from retrieval.train.loss import named
@@ -92,24 +97,14 @@ def _digits(folder: Path, seed: int) -> "Section":
         curve = train_image(
             encoder.model, train, config, loss, source="digits", from_scratch=True, progress=lambda c: _step(bar, c)
         )
-    after, metrics = _artifacts(folder, _Trained(encoder, curve, before), test, test.labels or [], slice(None), seed)
-    return Section(
-        title="Handwritten digits",
-        summary=f"A small ResNet from scratch, {DIGIT_STEPS} steps on {len(train):,} pictures; {len(test):,} others are searched.",
-        labels=test.labels or [],
-        before=before,
-        after=after,
-        metrics_before=metrics[0],
-        metrics_after=metrics[1],
-        pictures=[test[row] for row in range(len(test))],
-    )
+    note = f"A small ResNet from scratch, {DIGIT_STEPS} steps on {len(train):,} pictures; {len(test):,} others are searched."
+    trained = _Trained(encoder, curve, before, "Handwritten digits", note)
+    return _artifacts(folder, trained, test, slice(None), seed)
 
 
-def _docs(folder: Path, seed: int) -> "Section":
-    import numpy as np
-
+def _docs(folder: Path, seed: int) -> "list[Section]":
     from retrieval.encoder import MINILM, load_encoder
-    from retrieval.eval.report import Section
+    from retrieval.eval.report.artifacts import searches_section
     from retrieval.index.bundle import open_index
     from retrieval.index.search import hits, search
     from retrieval.samples import docs_as_texts, library_docs
@@ -133,49 +128,52 @@ def _docs(folder: Path, seed: int) -> "Section":
         curve = train_text(
             encoder.model, train, config, loss, source="docs", encoded=encoded, progress=lambda c: _step(bar, c)
         )
-    after, metrics = _artifacts(folder, _Trained(encoder, curve, before), data, labels, held_out, seed)
+    note = (
+        f"all-MiniLM-L6-v2 with a linear head, {DOC_STEPS} steps on the documentation of {len(seen)} modules; class = module. "
+        f"Judged on {len(set(labels))} modules it has not seen; the searches run over all {len(data):,} texts."
+    )
+    trained = _Trained(encoder, curve, before, "Python's standard library", note)
+    judged, run = _artifacts(folder, trained, data, held_out, seed)
     index = open_index(folder / "index")
     found = hits(index, search(index, encoder.encode(list(QUERIES)), 5))
-    return Section(
-        title="Python's standard library",
-        summary=f"all-MiniLM-L6-v2 with a linear head, {DOC_STEPS} steps on the documentation of {len(seen)} modules; "
-        f"class = module. Judged on {len(set(labels))} modules it has not seen; the searches below run over all {len(data):,} texts.",
-        labels=labels,
-        before=np.asarray(before),
-        after=after,
-        metrics_before=metrics[0],
-        metrics_after=metrics[1],
-        texts=data.texts[held_out],
-        searches=[
-            (q, [(h.score, str(h.id), h.payload.get("text", "")) for h in best])
-            for q, best in zip(QUERIES, found, strict=True)
-        ],
-    )
+    told = [
+        (q, [(h.score, str(h.id), h.payload.get("text", "")) for h in best])
+        for q, best in zip(QUERIES, found, strict=True)
+    ]
+    return [judged, searches_section("Searches", told), run]
 
 
-def _artifacts(
-    folder: Path, trained: _Trained, data: "Texts | Images", labels: Sequence[str], judged: slice, seed: int
-) -> tuple[Any, tuple[Any, Any]]:
-    """Run, store and index, as the commands would write them; the judged rows' vectors, and their metrics before and after."""
+def _artifacts(folder: Path, trained: _Trained, data: "Texts | Images", judged: slice, seed: int) -> "list[Section]":
+    """Run, store and index, as the commands would write them; what is judged, before and after, and the run as sections."""
     from retrieval.embed import embed
-    from retrieval.eval.clusters import cluster_metrics
+    from retrieval.eval.report.artifacts import run_section
+    from retrieval.eval.report.items import Items, items_section
+    from retrieval.images import Images
     from retrieval.index.build import build
-    from retrieval.train.run import save_run
+    from retrieval.train.run import read_run, save_run
 
-    before = cluster_metrics(trained.before, labels, seed=seed)
     with progress("embed", len(data)) as bar:
         store = embed(trained.encoder, data, folder / "store", progress=bar)
     build(store, folder / "index", seed=seed)
-    vectors = store.embeddings()[judged]
-    after = cluster_metrics(vectors, labels, seed=seed)
-    save_run(
-        folder / "run",
-        trained.encoder,
-        trained.curve,
-        {"demo": folder.name, "seed": seed},
-        {"before": before, "after": after},
-    )
-    return vectors, (before, after)
+    shown = data.take(range(len(data))[judged])
+    texts, pictures = (None, shown) if isinstance(shown, Images) else (shown.texts, None)
+    ids = [str(i) for i in store.ids_between(0, store.count)[judged]]
+    vectors = (trained.before, store.embeddings()[judged])
+    sides = [
+        Items(name, each, shown.labels, ids, texts=texts, pictures=pictures)
+        for name, each in zip(WHEN, vectors, strict=True)
+    ]
+    section = items_section(trained.title, trained.note, sides, seed=seed)
+    metrics = dict(zip(WHEN, map(_headline, section.values["sides"]), strict=True))
+    save_run(folder / "run", trained.encoder, trained.curve, {"demo": folder.name, "seed": seed}, metrics)
+    return [section, run_section(f"{trained.title}: training", *read_run(folder / "run"))]
+
+
+def _headline(side: dict[str, Any]) -> dict[str, Any]:
+    from retrieval.eval.clusters import NAMES
+
+    counts = {name: side["counts"][name] for name in ("n", "classes", "singletons")}
+    return {name: side["metrics"][name] for name in NAMES} | counts
 
 
 def _encode(encoder: "Encoder", texts: list[str]) -> Any:
@@ -198,17 +196,19 @@ def _step(bar: Advance, curve: "Curve") -> None:
     bar(1, note=f"loss {curve[-1]['loss']:.3f}")
 
 
+def _judged(sections: "list[Section]") -> "list[Section]":
+    return [section for section in sections if "sides" in section.values]
+
+
 def _table(sections: "list[Section]") -> list[str]:
     """Before and after, a line each; then what the first search found."""
-    from retrieval.eval.report import TITLES
-
     lines = ["".join([f"{'before → after':<40}", *(f"{TITLES[name]:<16}" for name in SHOWN)]).rstrip()]
-    for section in sections:
-        before, after = section.metrics_before, section.metrics_after
-        title = f"{section.title}, {after['n']:,} unseen"
+    for section in _judged(sections):
+        before, after = (side["metrics"] for side in section.values["sides"])
+        title = f"{section.title}, {section.values['items']:,} unseen"
         changes = (f"{before[name]:.3f} → {after[name]:.3f}" for name in SHOWN)
         lines.append("".join([f"{title:<40}", *(f"{change:<16}" for change in changes)]).rstrip())
-    for query, hits in [search for section in sections for search in section.searches][:1]:
-        lines += ["", f'search "{query}"']
-        lines += [f"  {score:.2f}  {name:<24} {text[:70]}" for score, name, text in hits]
+    for search in [search for section in sections for search in section.values.get("searches", ())][:1]:
+        lines += ["", f'search "{search["query"]}"']
+        lines += [f"  {hit['score']:.2f}  {hit['id']:<24} {hit['text'][:70]}" for hit in search["hits"]]
     return [*lines, ""]

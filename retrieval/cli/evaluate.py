@@ -1,7 +1,6 @@
 """`retrieval eval`: the group, and `eval clusters`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from retrieval.errors import UserError
 from .options import F, checks, common, emit, existing, pick_device, progress, say, uses_device
 
 if TYPE_CHECKING:
-    from retrieval.eval.clusters import Clusters, Mixed
+    from retrieval.eval.clusters import Clusters
 
     from .evaluated import Side
 
@@ -96,7 +95,7 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
         result["levels"] = _levels(side, other, flags, found)
     if flags["probe"]:
         result["metrics"] |= _probe(side, flags["seed"])
-    write_evaluation(flags, result, {"": found.queries})
+    write_evaluation(flags, "clusters", result, {"": found.queries})
     emit(result, as_json, _lines(result))
 
 
@@ -173,37 +172,16 @@ def _probe(side: "Side", seed: int) -> dict[str, float]:
 
 
 def _as_json(found: "Clusters", side: "Side", other: "Side | None", seed: int) -> dict[str, Any]:
-    from retrieval.eval.clusters import confusion
-    from retrieval.eval.labels import Classes
+    """Everything, with the examples of what is mixed up in words."""
+    from retrieval.eval.clusters import summary
 
-    result: dict[str, Any] = {
-        "metrics": found.means(),
-        "intervals": found.queries.intervals(seed),
-        "intervals_by_class": found.queries.intervals_by_group(seed),
-        "counts": found.counts,
-        "spread": {name: [min(each), max(each)] for name, each in found.partition.items()},
-    }
-    if not isinstance(found.relevance, Classes):
-        return result
-    by_class, names = found.queries.group_means(), found.queries.group_codes[0]
-    result["macro"] = {name: float(each.mean()) for name, each in by_class.items()}
-    sizes = found.queries.group_sizes()
-    result["per_class"] = [
-        {"class": name, "queries": sizes[i], **{metric: float(each[i]) for metric, each in by_class.items()}}
-        for i, name in enumerate(names)
-    ]
-    if found.geometry is not None:
-        result["nearest_classes"] = (
-            [found.relevance.names[c] for c in found.geometry.smallest] if other is None else None
-        )
-        result["spectrum"] = found.geometry.spectrum.tolist()
-    result["confusion"] = [_example(mixed, side, other or side) for mixed in confusion(found)]
+    result = summary(found, seed)
+    for mixed in result.get("confusion", ()):
+        row, neighbor = mixed["example"]
+        mixed["example"] = [side.told(row), (other or side).told(neighbor)]
+    if other is not None and "nearest_classes" in result:
+        result["nearest_classes"] = None
     return result
-
-
-def _example(mixed: "Mixed", side: "Side", reference: "Side") -> dict[str, Any]:
-    row, neighbor = mixed.example
-    return asdict(mixed) | {"example": [side.told(row), reference.told(neighbor)]}
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """What the commands of `retrieval eval` read and write: vectors with labels, and evaluations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from retrieval.errors import UserError
 if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.neighbors import Floats
+    from retrieval.store import Rows
 
 KIND = "evaluation"
 SHOWN = 60
@@ -39,23 +40,7 @@ class Side:
 
 def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, option: str = "--labels") -> Side:
     """A store with its labels, or a file of vectors with others. Raises UserError where either is missing."""
-    from retrieval.formats import open_vectors
-    from retrieval.store import open_store
-
-    if path.is_dir():
-        store = open_store(path, check=check)
-        rows, told = store.load(), store.manifest["metric"]
-        metric = metric or ("cosine" if store.manifest["normalized"] and told != "euclidean" else told)
-        ids = rows.ids
-    else:
-        opened = open_vectors(path)
-        metric = metric or opened.metric
-        if metric is None:
-            raise UserError(
-                f"{path}: does not say how its vectors are compared; add --metric cosine, inner_product or euclidean"
-            )
-        rows, named = opened.rows(0, opened.count), opened.ids(0, opened.count)
-        ids = rows.ids if named is None else named
+    rows, metric = read_vectors(path, metric, check)
     held = rows.labels if labels is None else read_labels(labels)
     if held is None:
         raise UserError(
@@ -63,7 +48,32 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
         )
     if len(held) != len(rows):
         raise UserError(f"{labels}: has {len(held):,} labels, {path} {len(rows):,} vectors; there must be one a vector")
-    return Side(rows.embeddings, held, [str(i) for i in ids], metric, rows.payload)
+    return Side(rows.embeddings, held, [str(i) for i in rows.ids], metric, rows.payload)
+
+
+def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, str]":
+    """The rows of a store, an index or a file, and how they are compared. Raises UserError where that is not known."""
+    from retrieval.artifact import stated_kind
+    from retrieval.formats import open_vectors
+    from retrieval.store import open_store
+
+    if path.is_dir():
+        if stated_kind(path) == "index":
+            from retrieval.index.bundle import open_index
+
+            store = open_index(path, check=check).rows
+        else:
+            store = open_store(path, check=check)
+        told = store.manifest["metric"]
+        return store.load(), metric or ("cosine" if store.manifest["normalized"] and told != "euclidean" else told)
+    opened = open_vectors(path)
+    metric = metric or opened.metric
+    if metric is None:
+        raise UserError(
+            f"{path}: does not say how its vectors are compared; add --metric cosine, inner_product or euclidean"
+        )
+    rows, named = opened.rows(0, opened.count), opened.ids(0, opened.count)
+    return (rows if named is None else replace(rows, ids=named)), metric
 
 
 def read_labels(path: Path) -> list[str]:
@@ -91,9 +101,9 @@ def refuse_evaluation(flags: dict[str, Any]) -> None:
         refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
 
 
-def write_evaluation(flags: dict[str, Any], result: dict[str, Any], tables: "dict[str, PerQuery]") -> None:
+def write_evaluation(flags: dict[str, Any], of: str, result: dict[str, Any], tables: "dict[str, PerQuery]") -> None:
     """If --output asks for it, a folder of the figures, as the manifest, and the values of each query: queries.csv, or one
-    table a name."""
+    table a name. of: which command evaluated."""
     from retrieval.artifact import creating
 
     if flags["output"] is None:
@@ -102,4 +112,19 @@ def write_evaluation(flags: dict[str, Any], result: dict[str, Any], tables: "dic
         for name, table in tables.items():
             with (folder / f"queries{'-' if name else ''}{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 table.write(file)
-        manifest |= {"evaluation": result}
+        manifest |= {"of": of, "evaluation": result}
+
+
+def named_paths(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
+    """Names and paths; a path stands for its name where there is none."""
+    named = []
+    for system in systems:
+        name, given, rest = system.partition("=")
+        paths = [Path(part) for part in (rest if given else system).split(",")]
+        missing = next((path for path in paths if not path.exists()), None)
+        if missing is not None:
+            raise UserError(f"{missing}: no such file or folder")
+        named.append((name if given else system, paths))
+    if len({name for name, _ in named}) < len(named):
+        raise UserError("two systems have the same name; write NAME=PATH")
+    return named

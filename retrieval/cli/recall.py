@@ -88,7 +88,7 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
         "rows": opened.rows.count,
         "points": points,
     }
-    write_evaluation(flags, result, tables)
+    write_evaluation(flags, "recall", result, tables)
     emit(result, as_json, _lines(result))
 
 

@@ -87,7 +87,7 @@ def relevance(as_json: bool, **flags: Any) -> None:
         with writing_atomically(flags["run_output"]) as file:
             for query, documents in ranking(run):
                 file.write(run_lines(query, documents))
-    write_evaluation(flags, result, {"": found.queries})
+    write_evaluation(flags, "relevance", result, {"": found.queries})
     emit(result, as_json, _lines(found, result, qrels, run, flags["drop_self"]))
 
 

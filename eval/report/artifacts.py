@@ -1,0 +1,85 @@
+"""What other commands wrote, as sections: evaluations of three kinds, comparisons, runs of training, sweeps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..values import PerQuery
+from .figures import Figure, forest, hardness, lines, recall_speed, spectrum
+from .items import DESCRIBED, GEOMETRY
+from .page import Section
+
+WORST = 20
+Plain = Mapping[str, Any]
+
+
+def clusters_section(title: str, evaluation: Plain) -> Section:
+    """Of `eval clusters --output`: figures with intervals, classes, what is mixed up, geometry."""
+    metrics = evaluation["metrics"]
+    figures = {"spectrum": spectrum("spectrum", {title: evaluation["spectrum"]})} if "spectrum" in evaluation else {}
+    shown = {
+        "described": {name: DESCRIBED.get(name, "") for name in evaluation["metrics"] if name not in GEOMETRY},
+        "geometry_of": {name: told for name, told in GEOMETRY.items() if name in metrics},
+        "worst": sorted(evaluation.get("per_class", ()), key=lambda row: (row.get("map@r", 0), row["class"])),
+    }
+    return Section("clusters", title, dict(evaluation), figures, shown)
+
+
+def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Section:
+    """Of `eval relevance --output`: figures with intervals, and the queries that did least well."""
+    metric = next((name for name in queries.values if name.startswith("ndcg@")), next(iter(queries.values)))
+    scores = queries.values[metric]
+    worst = [(queries.ids[at], float(scores[at])) for at in np.argsort(scores, kind="stable")[:WORST].tolist()]
+    edges = np.linspace(0, 1, 21)
+    shares = np.histogram(scores, edges)[0] / len(scores)
+
+    def draw(axes: Any) -> None:
+        axes.stairs(shares, edges, fill=True, alpha=0.6)
+        axes.set(xlabel=metric, ylabel="share of queries", xlim=(0, 1))
+
+    figure = Figure("queries", f"How {metric} is spread over queries, mean {scores.mean():.2f}", draw)
+    return Section("relevance", title, dict(evaluation), {"queries": figure}, {"metric": metric, "worst": worst})
+
+
+def recall_section(title: str, evaluation: Plain) -> Section:
+    """Of `eval recall --output`: recall against speed, and what that changes for the task."""
+    return Section("recall", title, dict(evaluation), {"speed": recall_speed("recall-speed", evaluation["points"])})
+
+
+def comparison_section(title: str, comparison: Plain) -> Section:
+    """Of `eval compare --output`: differences with intervals and their verdicts."""
+    rows = [
+        (f"{each['second']}, {each['metric']}", each["difference"], tuple(each["interval"]))
+        for each in comparison["comparisons"]
+    ]
+    return Section("comparison", title, dict(comparison), {"differences": forest("differences", rows)})
+
+
+def run_section(title: str, config: Plain, metrics: Plain | None, curve: Sequence[Mapping[str, float]]) -> Section:
+    """Of a training run: settings, before and after, the course of the loss and of what it could see."""
+    columns = {name: [step[name] for step in curve] for name in curve[0]}
+    figures = {"loss": lines("loss", "The loss over training steps", {"loss": columns["loss"]}, "step", "loss")}
+    seen = {name: columns[name] for name in ("negatives", "ess") if name in columns}
+    if seen:
+        told = {"negatives": "there are", "ess": "effectively"}
+        of = {told[name]: each for name, each in seen.items()}
+        figures["ess"] = lines("negatives", "Negatives of an anchor: how many there are, and how many count", of, "step", "negatives of an anchor")  # fmt: skip
+    plain = {name: value for name, value in config.items() if not isinstance(value, dict | list) and value is not None}
+    values = {"config": dict(config), "metrics": metrics, "curve": columns}
+    return Section("run", title, values, figures, {"settings": plain, "described": DESCRIBED})
+
+
+def sweep_section(title: str, sweep: Plain) -> Section:
+    """Of a sweep: quality against hardness, the recommended setting, and the command that trains it."""
+    figure = hardness("hardness", sweep["points"], sweep["chosen_by"])
+    return Section("sweep", title, dict(sweep), {"hardness": figure})
+
+
+def searches_section(title: str, searches: Sequence[tuple[str, Sequence[tuple[float, str, str]]]]) -> Section:
+    """Queries and their hits: score, id, text."""
+    values = [
+        {"query": query, "hits": [{"score": score, "id": name, "text": text} for score, name, text in hits]}
+        for query, hits in searches
+    ]
+    return Section("searches", title, {"searches": values})

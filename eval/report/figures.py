@@ -1,0 +1,223 @@
+"""Plots. On the page they take its colours, light or dark; as files they are drawn on white."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
+
+# Ten colours that differ in hue and lightness, and stand out on white and on black.
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#767f8b")
+INK, LINE, GREY = "#1d232b", "#d9dee4", "#767f8b"
+THEMED = {INK: "var(--ink)", LINE: "var(--line)"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "retrieval",
+    "font.size": 9,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6,
+}
+Values = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot: `name` for its files, `alt` says in words what it shows."""
+
+    name: str
+    alt: str
+    draw: Callable[[Axes], None]
+    size: tuple[float, float] = (5.0, 2.8)
+
+    def _drawn(self) -> Canvas:
+        canvas = Canvas(figsize=self.size, layout="constrained")
+        self.draw(canvas.subplots())
+        return canvas
+
+    def svg(self, themed: bool = False) -> str:
+        """SVG text; `themed` for the page: its colours by their CSS names, no background, no size of its own."""
+        buffer = io.StringIO()
+        with rc_context(STYLE):
+            self._drawn().savefig(buffer, format="svg", transparent=themed, metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        if not themed:
+            return text
+        text = text[text.index("<svg") :]
+        for colour, variable in THEMED.items():
+            text = text.replace(colour, variable)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r' id="[a-zA-Z0-9]+_\d+"', "", text)  # those of groups, which two plots would share
+        return re.sub(
+            r'<svg .*?(viewBox="[^"]+")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1, flags=re.DOTALL
+        )
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        with rc_context(STYLE):
+            canvas = self._drawn()
+            FigureCanvasAgg(canvas)
+            canvas.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def histogram(name: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], alt: str) -> Figure:
+    """Shares (b,) of pairs by cosine, for each kind of pair; edges (b + 1,)."""
+
+    def draw(axes: Axes) -> None:
+        for (kind, share), colour in zip(shares.items(), (COLOURS[0], GREY), strict=False):
+            axes.stairs(share, edges, fill=True, alpha=0.45, color=colour)
+            axes.stairs(share, edges, color=colour, label=kind)
+        axes.set(xlabel="cosine", ylabel="share of pairs", xlim=(edges[0], edges[-1]))
+        axes.legend()
+
+    return Figure(name, alt, draw)
+
+
+def spectrum(name: str, of: Mapping[str, Values]) -> Figure:
+    """Singular values, largest first, as shares of the largest."""
+
+    def draw(axes: Axes) -> None:
+        for label, values in of.items():
+            largest = max(max(values), 1e-12)
+            axes.plot(range(1, len(values) + 1), [max(value / largest, 1e-6) for value in values], label=label)
+        axes.set(xlabel="rank", ylabel="singular value / largest", yscale="log")
+        if len(of) > 1:
+            axes.legend()
+
+    return Figure(name, "Singular values of the embeddings, largest first", draw)
+
+
+def heat(name: str, classes: Sequence[str], shares: NDArray[np.float64]) -> Figure:
+    """Of the neighbours of each class (rows), the share of each class (columns)."""
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(float(shares.max()), 1e-9))
+        short = [text if len(text) < 22 else text[:20] + "…" for text in classes]
+        axes.set_xticks(range(len(short)), short, rotation=60, ha="right", fontsize=7)
+        axes.set_yticks(range(len(short)), short, fontsize=7)
+        axes.grid(False)
+        for row, column in np.argwhere(shares >= 0.005).tolist():
+            light = shares[row, column] < 0.6 * shares.max()
+            axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", fontsize=6,
+                      color="#0b0f14" if light else "#ffffff")  # fmt: skip
+        axes.set(xlabel="neighbours of class, percent", ylabel="queries of class")
+
+    side = 1.6 + 0.3 * len(classes)
+    return Figure(name, "Which classes the neighbours of each class belong to", draw, (side + 0.8, side))
+
+
+def recall_speed(name: str, points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Recall against queries a second, of the points of an `eval recall`."""
+
+    def draw(axes: Axes) -> None:
+        for speed, label in (("all_threads", "all threads"), ("one_thread", "one thread")):
+            found = sorted((p["metrics"]["recall"], p["speed"][speed]["batch_qps"], p["tuned"]) for p in points)
+            (line,) = axes.plot([f[0] for f in found], [f[1] for f in found], marker="o", ms=3.5, label=label)
+            tuned = [f for f in found if f[2]]
+            axes.plot([f[0] for f in tuned], [f[1] for f in tuned], "*", ms=11, color=line.get_color())
+        axes.set(xlabel="recall", ylabel="queries a second", yscale="log")
+        axes.legend(title="★ as tuned")
+
+    return Figure(name, "Recall against queries a second", draw)
+
+
+def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Figure:
+    """Quality against hardness, or temperature where hardness was not tried, with 95 % intervals; the best starred."""
+    settings = [point["setting"] for point in points]
+    across = next((axis for axis in ("kappa", "beta", "temperature", "tau_plus") if len({s.get(axis) for s in settings}) > 1), "kappa")  # fmt: skip
+    titles = {"kappa": "hardness κ", "beta": "hardness β", "temperature": "temperature t", "tau_plus": "debiasing τ⁺"}
+
+    def draw(axes: Axes) -> None:
+        lines: dict[str, list[Mapping[str, Any]]] = {}
+        for point in points:
+            if across in point["setting"]:
+                others = (
+                    f"{titles[key].split()[-1]} = {value:g}" for key, value in point["setting"].items() if key != across
+                )
+                lines.setdefault(", ".join([point["method"], *others]), []).append(point)
+        many = len(lines) > len(COLOURS)  # an adaptive search: every point has settings of its own
+        for number, (label, each) in enumerate(sorted(lines.items())):
+            each = sorted(each, key=lambda point: point["setting"][across])
+            x, y = [p["setting"][across] for p in each], [p["mean"] for p in each]
+            away = [[p["mean"] - p["interval"][0] for p in each], [p["interval"][1] - p["mean"] for p in each]]
+            axes.errorbar(x, y, away, fmt="o" if many else "o-", ms=3.5, capsize=2, lw=1.2,
+                          color=COLOURS[0 if many else number], label=None if many else label)  # fmt: skip
+        for point in (point for point in points if across not in point["setting"]):
+            axes.axhline(point["mean"], ls=":", color=GREY, lw=1)
+        best = points[0]
+        if across in best["setting"]:
+            axes.plot([best["setting"][across]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
+        if across == "temperature":
+            axes.set_xscale("log")
+        elif across != "tau_plus":
+            axes.set_xscale("symlog", linthresh=0.5)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            ticks = sorted({s[across] for s in settings if across in s})
+            if len(ticks) <= 12:
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set(xlabel=titles[across], ylabel=f"{metric}, 95 % intervals")
+        if not many:
+            axes.legend(fontsize=7)
+
+    return Figure(name, f"{metric} against {titles[across]}, with intervals", draw, (6.4, 3.6))
+
+
+def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> Figure:
+    """Differences with their intervals, a line each, against none."""
+
+    def draw(axes: Axes) -> None:
+        for at, (_, value, (low, high)) in enumerate(rows):
+            colour = GREY if low <= 0 <= high else COLOURS[4] if value > 0 else COLOURS[2]
+            axes.errorbar([value], [at], xerr=[[value - low], [high - value]], fmt="o", capsize=3, color=colour)
+        axes.axvline(0, color=INK, lw=1)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set(xlabel="difference, 95 % interval", ylim=(len(rows) - 0.5, -0.5))
+
+    return Figure(name, "Differences with their intervals", draw, (6.0, 0.9 + 0.35 * len(rows)))
+
+
+def lines(name: str, alt: str, of: Mapping[str, Values], xlabel: str, ylabel: str) -> Figure:
+    """Curves over steps."""
+
+    def draw(axes: Axes) -> None:
+        for label, values in of.items():
+            axes.plot(range(1, len(values) + 1), values, label=label, lw=1)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        if len(of) > 1:
+            axes.legend()
+
+    return Figure(name, alt, draw)
+
+
+def scatter(name: str, points: NDArray[np.float64], colours: Sequence[str], alt: str) -> Figure:
+    """A map (n, 2), a colour a point."""
+
+    def draw(axes: Axes) -> None:
+        size = max(0.3, 12 / (1 + len(points) / 500))
+        axes.scatter(points[:, 0], points[:, 1], s=size, c=list(colours), linewidths=0, rasterized=True)
+        axes.set_axis_off()
+
+    return Figure(name, alt, draw, (5.0, 5.0))

@@ -1,0 +1,261 @@
+"""Embedded items as a section: do items of a class lie together, and where do they not? Of one encoder, or of several side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrieval.errors import UserError
+from retrieval.images import Images
+from retrieval.neighbors import Floats, Ints, exact_neighbors
+
+from ..clusters import NAMES, Clusters, Settings, evaluate_clusters, summary, unit
+from ..compare import compare, holm, paired
+from ..labels import Classes
+from .figures import Figure, heat, histogram, scatter, spectrum
+from .layout import Way, on_a_plane
+from .page import Section
+from .pictures import colour, pack_map, thumbnail
+
+EVERY, SAMPLE = 20_000, 10_000  # up to so many items all are judged, beyond that so many of them
+MAPPED = 100_000
+PAIRED = 1000  # items whose pairs the histograms are of
+EXAMPLES, NEIGHBOURS = 6, 8
+MATRIX = 15
+DESCRIBED = {
+    "r@1": "the nearest neighbour is of the same class",
+    "r@10": "one of the ten nearest is of the same class",
+    "r-precision": "of as many neighbours as the class has other items, the share that are of it",
+    "map@r": "the same, and the earlier the better",
+    "knn@20": "a vote of the twenty nearest gives the right class",
+    "nmi": "k-means finds the classes (normalised mutual information)",
+    "ami": "the same, adjusted for chance",
+    "ari": "pairs of items rightly together or apart (adjusted Rand index)",
+    "silhouette": "nearer to its own class than to the nearest other",
+    "nearest-mean": "the nearest class mean is the right one",
+}
+GEOMETRY = {
+    "nc1": ("spread within classes, against that between them", "0"),
+    "cdnv": ("spread of two classes, against their distance", "0"),
+    "nc2-norms": ("class means lie equally far out", "0"),
+    "nc2-angles": ("class means stand at equal angles", "0"),
+    "nc2-simplex": ("the angles are those of a simplex", "0"),
+    "angle": ("smallest angle between two class means, degrees", "the next line"),
+    "best-angle": ("largest that so many classes could have, or a bound", ""),
+    "alignment": ("mean squared distance within a class", "0"),
+    "uniformity": ("how evenly items fill the sphere; lower is more evenly", ""),
+    "effective-rank": ("dimensions in use", ""),
+}
+
+
+@dataclass(frozen=True)
+class Items:
+    """What one encoder makes of n items: vectors (n, d), labels or None, ids, and texts or pictures if they are known.
+    metric: how the vectors are compared."""
+
+    name: str
+    vectors: Floats
+    labels: list[str] | None
+    ids: list[str]
+    metric: str = "cosine"
+    texts: Sequence[str] | None = None
+    pictures: Images | None = None
+
+    def told(self, row: int, length: int = 140) -> str:
+        text = self.ids[row] if self.texts is None else " ".join(self.texts[row].split())
+        return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def items_section(
+    title: str,
+    note: str,
+    sides: Sequence[Items],
+    *,
+    way: Way = "tsne",
+    sample: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Section:
+    """One side, or several of the same items, such as before and after training.
+
+    Raises UserError where the items of the sides differ, or nothing is there to judge.
+    """
+    first = sides[0]
+    for side in sides[1:]:
+        if side.ids != first.ids or side.labels != first.labels:
+            raise UserError(f"{side.name}: holds other items or labels than {first.name}; report them apart")
+    points = [unit(side.vectors) for side in sides]
+    values: dict[str, Any] = {"note": note, "items": len(first.ids), "names": [side.name for side in sides]}
+    figures: dict[str, Figure] = {}
+    if first.labels is not None:
+        judged = [_judged(side, sample, seed, progress) for side in sides]
+        values["sides"] = [summary(each, seed) for each in judged]
+        values["differences"] = _differences(judged, seed)
+        values["classes"] = _classes(values["sides"][-1])
+        values["mixed"] = [_mixed(each, sides[-1]) for each in values["sides"][-1]["confusion"]]
+        values["described"], values["geometry_of"] = _present(values["sides"][0]["metrics"])
+        figures |= _of_classes(judged, values["sides"], [side.name for side in sides])
+    chosen = np.random.default_rng(seed).permutation(len(first.ids))[:MAPPED]
+    rows = np.sort(chosen)
+    maps = [on_a_plane(each[rows], way, seed) for each in points]
+    ranks, names = _ranked_classes(first.labels, rows)
+    values["map"] = {"way": way, "ids": [first.ids[row] for row in rows.tolist()]}
+    values["map"] |= {side.name: np.round(xy, 4).tolist() for side, xy in zip(sides, maps, strict=True)}
+    for at, (side, xy, each) in enumerate(zip(sides, maps, points, strict=True)):
+        figures[f"map{at}"] = scatter(f"map-{at}", xy, [colour(rank) for rank in ranks.tolist()], f"Map, {side.name}")
+        figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(each, first.labels, at, seed)
+    values["neighbours"] = _neighbours(sides, points, seed)
+    shown = {
+        "map": pack_map(maps, ranks, names, [first.told(row) for row in rows.tolist()], first.pictures, rows),
+        "pictures": _thumbnails(values["neighbours"], first.pictures),
+    }
+    return Section("items", title, values, figures, shown)
+
+
+def _judged(side: Items, sample: int | None, seed: int, progress: Callable[[int], None]) -> Clusters:
+    assert side.labels is not None
+    if sample is None and len(side.ids) > EVERY:
+        sample = SAMPLE
+    settings = Settings(metric=side.metric, sample=sample, seed=seed)
+    try:
+        return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids, progress=progress)
+    except UserError as error:
+        raise UserError(f"{side.name}: {error}") from None
+
+
+def _differences(judged: Sequence[Clusters], seed: int) -> list[dict[str, Any]]:
+    """The last side against the first, for what is a mean over queries."""
+    if len(judged) < 2:
+        return []
+    runs, _ = paired([[judged[0].queries], [judged[-1].queries]])
+    shown = [name for name in DESCRIBED if name in runs[0][0].values and name in runs[1][0].values]
+    found = [compare(runs[0], runs[1], name, seed=seed) for name in shown]
+    adjusted = holm([each.p for each in found])
+    return [
+        {"metric": each.metric, "difference": each.difference, "interval": each.interval, "adjusted_p": p,
+         "better": bool(p < 0.05 and each.interval[0] > 0), "worse": bool(p < 0.05 and each.interval[1] < 0)}
+        for each, p in zip(found, adjusted, strict=True)
+    ]  # fmt: skip
+
+
+def _present(metrics: dict[str, float]) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+    """What the headline and the table of geometry have lines for."""
+    headline = [name for name in (*NAMES, *DESCRIBED) if name in metrics]
+    return {name: DESCRIBED[name] for name in dict.fromkeys(headline)}, {
+        n: t for n, t in GEOMETRY.items() if n in metrics
+    }
+
+
+def _classes(side: dict[str, Any]) -> list[dict[str, Any]]:
+    """Classes, those that cluster least first, each with what it is mixed up with most."""
+    mixed: dict[str, dict[str, Any]] = {}
+    for each in side["confusion"]:
+        mixed.setdefault(each["query"], each)
+    rows = sorted(side["per_class"], key=lambda row: (row["map@r"], row["class"]))
+    return [row | {"with": mixed[row["class"]]["neighbor"] if row["class"] in mixed else ""} for row in rows]
+
+
+def _mixed(each: dict[str, Any], side: Items) -> dict[str, Any]:
+    return each | {"told": [side.told(row) for row in each["example"]]}
+
+
+def _of_classes(judged: Sequence[Clusters], told: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Figure]:
+    figures = {}
+    if all("spectrum" in each for each in told):
+        figures["spectrum"] = spectrum("spectrum", {n: each["spectrum"] for n, each in zip(names, told, strict=True)})
+    pairs = told[-1]["confusion"]
+    classes = list(dict.fromkeys(name for each in pairs for name in (each["query"], each["neighbor"])))[:MATRIX]
+    if len(classes) > 1:
+        figures["confusion"] = heat("confusion", classes, _matrix(judged[-1], classes))
+    return figures
+
+
+def _matrix(found: Clusters, classes: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Of the first neighbours of each class's queries, the share of each class."""
+    relevance = found.relevance
+    assert isinstance(relevance, Classes)
+    place = {name: at for at, name in enumerate(classes)}
+    of = np.array([place.get(name, -1) for name in relevance.names])
+    shares = np.zeros((len(classes), len(classes)))
+    own, other = of[relevance.query_codes[found.rows]], of[relevance.codes[found.nearest.ids]]
+    width = np.minimum(found.relevant, found.nearest.ids.shape[1])
+    within = np.arange(found.nearest.ids.shape[1]) < width[:, None]
+    query, column = np.nonzero(within & (other >= 0) & (own >= 0)[:, None])
+    np.add.at(shares, (own[query], other[query, column]), 1)
+    totals = np.bincount(own[own >= 0], width[own >= 0], len(classes))
+    return shares / np.maximum(totals, 1)[:, None]
+
+
+def _ranked_classes(labels: list[str] | None, rows: Ints) -> tuple[Ints, list[str]]:
+    """The class of each mapped row as its rank by size, and the names in that order."""
+    if labels is None:
+        return np.zeros(len(rows), np.int64), []
+    names, codes, sizes = np.unique(
+        np.asarray(labels, dtype=object)[rows].astype(str), return_inverse=True, return_counts=True
+    )
+    order = np.argsort(-sizes, kind="stable")
+    rank = np.empty(len(names), np.int64)
+    rank[order] = np.arange(len(names))
+    return rank[codes], names[order].tolist()
+
+
+def _similarities(points: Floats, labels: list[str] | None, at: int, seed: int) -> tuple[Figure, dict[str, Any]]:
+    """Cosines of pairs of one class and of two; without labels of every item with its nearest, and of all pairs."""
+    rows = np.random.default_rng(seed).permutation(len(points))[:PAIRED]
+    cosines = points[rows] @ points[rows].T
+    pair = np.triu(np.ones_like(cosines, dtype=bool), 1)
+    edges = np.linspace(-1, 1, 81)
+    if labels is None:
+        near = exact_neighbors(points[rows], points, 1, self_rows=rows).scores[:, 0]
+        kinds = {"with the nearest item": near, "of two items": cosines[pair]}
+    else:
+        codes = np.unique(np.asarray(labels, dtype=object)[rows].astype(str), return_inverse=True)[1]
+        same = codes[:, None] == codes[None]
+        kinds = {"of one class": cosines[pair & same], "of two classes": cosines[pair & ~same]}
+    counts = {kind: np.histogram(each.clip(-1, 1), edges)[0] for kind, each in kinds.items()}
+    shares = {kind: count / max(1, count.sum()) for kind, count in counts.items()}
+    told = {"edges": edges.round(4).tolist(), **{kind: share.round(6).tolist() for kind, share in shares.items()}}
+    alt = "Histograms of cosines: " + " and ".join(
+        f"{kind}, mean {each.mean():.2f}" for kind, each in kinds.items() if len(each)
+    )
+    return histogram(f"similarity-{at}", shares, edges, alt), told
+
+
+def _neighbours(sides: Sequence[Items], points: Sequence[Floats], seed: int) -> list[dict[str, Any]]:
+    """A few queries drawn at random, half of them among those whose nearest neighbour is wrong, with what each side finds."""
+    first = sides[0]
+    order = np.random.default_rng(seed).permutation(len(first.ids))
+    rows = order[:EXAMPLES]
+    if first.labels is not None:
+        labels, drawn = np.asarray(first.labels, dtype=object), order[:SAMPLE]
+        nearest = exact_neighbors(points[0][drawn], points[0], 1, self_rows=drawn).ids[:, 0]
+        wrong = drawn[labels[nearest] != labels[drawn]][: EXAMPLES // 2]
+        rows = np.concatenate([wrong, order[~np.isin(order, wrong)][: EXAMPLES - len(wrong)]])
+    depth = min(NEIGHBOURS, len(first.ids) - 1)
+    found = [exact_neighbors(each[rows], each, depth, self_rows=rows) for each in points]
+    return [
+        {
+            **_told(first, row),
+            "found": [
+                {"name": side.name, "hits": [
+                    _told(side, hit) | {"score": score, "wrong": side.labels is not None and side.labels[hit] != side.labels[row]}
+                    for hit, score in zip(near.ids[at].tolist(), near.scores[at].tolist(), strict=True)
+                ]}
+                for side, near in zip(sides, found, strict=True)
+            ],
+        }
+        for at, row in enumerate(rows.tolist())
+    ]  # fmt: skip
+
+
+def _told(side: Items, row: int) -> dict[str, Any]:
+    label = "" if side.labels is None else side.labels[row]
+    return {"row": row, "id": side.ids[row], "label": label, "text": "" if side.texts is None else side.told(row)}
+
+
+def _thumbnails(neighbours: list[dict[str, Any]], pictures: Images | None) -> dict[int, str]:
+    if pictures is None:
+        return {}
+    rows = {item["row"] for query in neighbours for item in (query, *(h for f in query["found"] for h in f["hits"]))}
+    return {row: thumbnail(pictures[row]) for row in rows}

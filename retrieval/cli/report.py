@@ -1,0 +1,177 @@
+"""`retrieval report`."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .evaluate import METRICS
+from .evaluated import KIND, named_paths, read_labels, read_vectors
+from .options import checks, common, emit, existing, progress, refuse_existing, say, told_size
+
+if TYPE_CHECKING:
+    from retrieval.eval.report.items import Items
+    from retrieval.eval.report.page import Section
+    from retrieval.images import Images
+    from retrieval.store import Rows
+
+LARGE = 5_000_000
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="HTML file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for every figure as SVG and PNG."
+)
+@click.option("--title", default="Retrieval report", show_default=True, help="Title of the page.")
+@click.option(
+    "--images", type=existing("any"), help="The pictures that were embedded, if they are not where they were."
+)
+@click.option("--labels", type=existing("file"), help="Labels, one a line, for files of vectors.")
+@click.option("--metric", type=click.Choice(METRICS), help="How vectors are compared.  [default: as in the store]")
+@click.option(
+    "--map",
+    "way",
+    type=click.Choice(["tsne", "umap", "pca"]),
+    default="tsne",
+    show_default=True,
+    help="How items are laid out; umap needs the extra [umap].",
+)
+@click.option(
+    "--sample", type=click.IntRange(min=2), help="Judge so many items.  [default: all up to 20,000, else 10,000]"
+)
+@checks
+@common
+def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> None:  # fmt: skip
+    """One HTML page of SOURCES that opens anywhere, without a network.
+
+    Each is PATH or NAME=PATH: a store, an index or a file of vectors, a run of training, an evaluation (what `eval … --output` writes,
+    `eval compare` too), a sweep. Several stores of the same items stand side by side, such as before and after training.
+
+    \b
+    Examples:
+      retrieval report store --output report.html
+      retrieval report before=store-0 after=store-1 run sweep --output report.html --figures figures
+    """
+    from retrieval.artifact import write_atomically
+    from retrieval.eval.report.page import render, write_figures
+
+    refuse_existing(flags["overwrite"], flags["output"])
+    named = [(name, path) for name, paths in named_paths(sources) for path in paths]
+    if flags["figures"] is not None:
+        flags["figures"].mkdir(parents=True, exist_ok=True)
+    sections = list(_sections(named, flags, seed))
+    foot = "Made by `retrieval report`. Intervals are 95 %."
+    page = render(flags["title"], "", sections, foot).encode()
+    write_atomically(flags["output"], page)
+    files = [] if flags["figures"] is None else write_figures(flags["figures"], sections)
+    if len(page) > LARGE:
+        say(f"Warning: {flags['output']} has {told_size(len(page))}; report fewer things on a page")
+    result = {
+        "output": str(flags["output"]),
+        "bytes": len(page),
+        "figures": files,
+        "sections": [{"kind": each.template, "title": each.title, **each.values} for each in sections],
+    }
+    lines = [f"{flags['output']}: {told_size(len(page))}; " + ", ".join(each.title for each in sections)]
+    emit(result, as_json, lines + ([f"{flags['figures']}: {len(files)} files"] if files else []))
+
+
+def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: int) -> "Iterator[Section]":
+    """In the order that they were named; items of the same ids and labels together, where the first of them stands."""
+    from retrieval.artifact import stated_kind
+
+    opened = {
+        name: _items(name, path, flags)
+        for name, path in named
+        if not path.is_dir() or stated_kind(path) in ("store", "index", None)
+    }
+    shown: set[str] = set()
+    for name, path in named:
+        if name not in opened:
+            yield _of_artifact(name, path, flags["check"])
+        elif name not in shown:
+            alike = [
+                each for each in opened.values() if (each.ids, each.labels) == (opened[name].ids, opened[name].labels)
+            ]
+            shown |= {each.name for each in alike}
+            yield _of_items(alike, flags, seed)
+
+
+def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Section":
+    from retrieval.eval.report.items import items_section
+
+    title = " and ".join(side.name for side in sides)
+    with progress("judge", len(sides[0].ids) * len(sides)) as bar:
+        return items_section(
+            title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, progress=lambda count: bar(count)
+        )
+
+
+def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
+    from retrieval.eval.report.items import Items
+
+    rows, metric = read_vectors(path, flags["metric"], flags["check"])
+    labels = rows.labels
+    if labels is None and flags["labels"] is not None:
+        labels = read_labels(flags["labels"])
+    if labels is not None and len(labels) != len(rows):
+        raise UserError(f"{flags['labels']}: has {len(labels):,} labels, {path} {len(rows):,} vectors")
+    pictures = _pictures(path, rows, flags["images"])
+    if metric != "cosine":
+        say(f"Note: {path} is compared by {metric}; the map and the histograms are of directions all the same")
+    return Items(name, rows.embeddings, labels, [str(i) for i in rows.ids], metric, rows.payload.get("text"), pictures)
+
+
+def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
+    """What was embedded, from where it was, or from where it is now said to be."""
+    from retrieval.images import Images, read_images
+
+    if given is not None:
+        images = read_images(given)
+        place = {name: row for row, name in enumerate(images.ids or [str(row) for row in range(len(images))])}
+        missing = next((str(i) for i in rows.ids if str(i) not in place), None)
+        if missing is not None:
+            raise UserError(f"--images {given}: has no picture {missing!r}, which {path} has")
+        return images.take(place[str(i)] for i in rows.ids)
+    paths = [Path(each) for each in rows.payload.get("path", ())]
+    if not paths:
+        return None
+    if not all(each.exists() for each in paths):
+        say(f"Note: the pictures of {path} are not where they were; say where they are by --images")
+        return None
+    return Images(paths, None, "")
+
+
+def _of_artifact(name: str, path: Path, check: bool) -> "Section":
+    """A run, a sweep, or an evaluation by what it is of."""
+    from retrieval.artifact import read_manifest, stated_kind
+    from retrieval.encoder import RUN_KIND
+    from retrieval.eval.report import artifacts
+    from retrieval.eval.values import read_per_query
+    from retrieval.train.run import read_run
+
+    kind = stated_kind(path)
+    if kind == RUN_KIND:
+        return artifacts.run_section(name, *read_run(path, check=check))
+    if kind == "sweep":
+        return artifacts.sweep_section(name, read_manifest(path, kind, check=check)["sweep"])
+    if kind != KIND:
+        raise UserError(f"{path}: is of kind {kind}; give stores, indexes, vectors, runs, evaluations or sweeps")
+    manifest = read_manifest(path, KIND, check=check)
+    found, of = manifest["evaluation"], manifest.get("of")
+    if of == "relevance":
+        return artifacts.relevance_section(name, found, read_per_query(path / "queries.csv"))
+    made = {
+        "clusters": artifacts.clusters_section,
+        "recall": artifacts.recall_section,
+        "compare": artifacts.comparison_section,
+    }
+    if of not in made:
+        raise UserError(f"{path}: does not say what it evaluates, an older version wrote it; evaluate again")
+    return made[of](name, found)
