@@ -47,6 +47,11 @@ class Point:
     against_best: Compared | None
 
     @property
+    def label(self) -> str:
+        """The setting for people."""
+        return " ".join([self.method, *(f"{name}={value:g}" for name, value in self.setting.items())])
+
+    @property
     def verdict(self) -> str:
         """Against the best; another one may be shown to be better where it was run fewer times."""
         return "best" if self.against_best is None else self.against_best.verdict()

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
 # Ten colours that differ in hue and lightness, and stand out on white and on black.
@@ -139,6 +139,8 @@ def recall_speed(name: str, points: Sequence[Mapping[str, Any]]) -> Figure:
             tuned = [f for f in found if f[2]]
             axes.plot([f[0] for f in tuned], [f[1] for f in tuned], "*", ms=11, color=line.get_color())
         axes.set(xlabel="recall", ylabel="queries a second", yscale="log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.legend(title="★ as tuned")
 
     return Figure(name, "Recall against queries a second", draw)
@@ -161,12 +163,17 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
         many = len(lines) > len(COLOURS)  # an adaptive search: every point has settings of its own
         for number, (label, each) in enumerate(sorted(lines.items())):
             each = sorted(each, key=lambda point: point["setting"][across])
-            x, y = [p["setting"][across] for p in each], [p["mean"] for p in each]
+            aside = 0 if many else number - (len(lines) - 1) / 2  # so that intervals do not hide each other
+            x = [p["setting"][across] * 1.04**aside + 0.008 * aside for p in each]
+            y = [p["mean"] for p in each]
             away = [[p["mean"] - p["interval"][0] for p in each], [p["interval"][1] - p["mean"] for p in each]]
             axes.errorbar(x, y, away, fmt="o" if many else "o-", ms=3.5, capsize=2, lw=1.2,
                           color=COLOURS[0 if many else number], label=None if many else label)  # fmt: skip
+        without: dict[str, Mapping[str, Any]] = {}  # losses that have no hardness: the best setting of each
         for point in (point for point in points if across not in point["setting"]):
-            axes.axhline(point["mean"], ls=":", color=GREY, lw=1)
+            without.setdefault(point["method"], point)
+        for point, dashes in zip(without.values(), (":", "--", "-.", "-") * len(without), strict=False):
+            axes.axhline(point["mean"], ls=dashes, color=GREY, lw=1, label=point["label"])
         best = points[0]
         if across in best["setting"]:
             axes.plot([best["setting"][across]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
@@ -179,7 +186,7 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             if len(ticks) <= 12:
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel=titles[across], ylabel=f"{metric}, 95 % intervals")
-        if not many:
+        if without or not many:
             axes.legend(fontsize=7)
 
     return Figure(name, f"{metric} against {titles[across]}, with intervals", draw, (6.4, 3.6))

@@ -10,7 +10,7 @@ from retrieval.errors import UserError
 from retrieval.images import Images
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
-from ..clusters import NAMES, Clusters, Settings, evaluate_clusters, summary, unit
+from ..clusters import NAMES, Clusters, Settings, confusion, evaluate_clusters, summary, unit
 from ..compare import compare, holm, paired
 from ..labels import Classes
 from .figures import Figure, heat, histogram, scatter, spectrum
@@ -92,7 +92,7 @@ def items_section(
         judged = [_judged(side, sample, seed, progress) for side in sides]
         values["sides"] = [summary(each, seed) for each in judged]
         values["differences"] = _differences(judged, seed)
-        values["classes"] = _classes(values["sides"][-1])
+        values["classes"] = _classes(judged[-1], values["sides"][-1])
         values["mixed"] = [_mixed(each, sides[-1]) for each in values["sides"][-1]["confusion"]]
         values["described"], values["geometry_of"] = _present(values["sides"][0]["metrics"])
         figures |= _of_classes(judged, values["sides"], [side.name for side in sides])
@@ -147,13 +147,13 @@ def _present(metrics: dict[str, float]) -> tuple[dict[str, str], dict[str, tuple
     }
 
 
-def _classes(side: dict[str, Any]) -> list[dict[str, Any]]:
+def _classes(found: Clusters, side: dict[str, Any]) -> list[dict[str, Any]]:
     """Classes, those that cluster least first, each with what it is mixed up with most."""
-    mixed: dict[str, dict[str, Any]] = {}
-    for each in side["confusion"]:
-        mixed.setdefault(each["query"], each)
+    mixed: dict[str, str] = {}
+    for each in confusion(found, len(found.rows)):
+        mixed.setdefault(each.query, f"{each.neighbor} ({each.share:.0%})")
     rows = sorted(side["per_class"], key=lambda row: (row["map@r"], row["class"]))
-    return [row | {"with": mixed[row["class"]]["neighbor"] if row["class"] in mixed else ""} for row in rows]
+    return [row | {"with": mixed.get(row["class"], "")} for row in rows]
 
 
 def _mixed(each: dict[str, Any], side: Items) -> dict[str, Any]:
@@ -205,7 +205,6 @@ def _similarities(points: Floats, labels: list[str] | None, at: int, seed: int) 
     rows = np.random.default_rng(seed).permutation(len(points))[:PAIRED]
     cosines = points[rows] @ points[rows].T
     pair = np.triu(np.ones_like(cosines, dtype=bool), 1)
-    edges = np.linspace(-1, 1, 81)
     if labels is None:
         near = exact_neighbors(points[rows], points, 1, self_rows=rows).scores[:, 0]
         kinds = {"with the nearest item": near, "of two items": cosines[pair]}
@@ -213,7 +212,8 @@ def _similarities(points: Floats, labels: list[str] | None, at: int, seed: int) 
         codes = np.unique(np.asarray(labels, dtype=object)[rows].astype(str), return_inverse=True)[1]
         same = codes[:, None] == codes[None]
         kinds = {"of one class": cosines[pair & same], "of two classes": cosines[pair & ~same]}
-    counts = {kind: np.histogram(each.clip(-1, 1), edges)[0] for kind, each in kinds.items()}
+    edges = np.linspace(min(float(each.min(initial=1)) for each in kinds.values()), 1, 61)
+    counts = {kind: np.histogram(each.clip(edges[0], 1), edges)[0] for kind, each in kinds.items()}
     shares = {kind: count / max(1, count.sum()) for kind, count in counts.items()}
     told = {"edges": edges.round(4).tolist(), **{kind: share.round(6).tolist() for kind, share in shares.items()}}
     alt = "Histograms of cosines: " + " and ".join(

@@ -11,17 +11,16 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats, exact_neighbors
 
 Way = Literal["tsne", "umap", "pca"]
-LANDMARKS = 3000
+LANDMARKS = 5000
 PLACED_BY = 5  # landmarks that say where another item lies
-SHARPNESS = 0.05  # of their weights, e^{cos/SHARPNESS}
 
 
 def on_a_plane(vectors: Floats, way: Way = "tsne", seed: int = 0) -> NDArray[np.float64]:
     """Unit vectors (n, d) → points (n, 2) in [0, 1].
 
     t-SNE (van der Maaten, Hinton, JMLR 2008) and UMAP (McInnes, Healy, Melville, 2018) keep neighbourhoods; sizes of clusters
-    and distances far apart mean nothing. They are computed for at most 3,000 items drawn at random; every other item is placed
-    among its five nearest of those. PCA keeps the directions in which the items differ most, and is linear.
+    and distances far apart mean nothing. They are computed for at most 5,000 items drawn at random; every other item is placed at
+    the median of its five nearest of those. PCA keeps the directions in which the items differ most, and is linear.
     """
     if way == "pca" or len(vectors) < 5:
         return _scaled(_principal(vectors))
@@ -31,9 +30,7 @@ def on_a_plane(vectors: Floats, way: Way = "tsne", seed: int = 0) -> NDArray[np.
     points[chosen] = (_tsne if way == "tsne" else _umap)(vectors[chosen], seed)
     if len(rest):
         near = exact_neighbors(vectors[rest], vectors[chosen], PLACED_BY)
-        weights = np.exp((near.scores - near.scores[:, :1]) / SHARPNESS)
-        weights /= weights.sum(1, keepdims=True)
-        points[rest] = (points[chosen][near.ids] * weights[:, :, None]).sum(1)
+        points[rest] = np.median(points[chosen][near.ids], axis=1)  # a mean would lie between two clusters
     return _scaled(points)
 
 

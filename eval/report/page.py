@@ -35,8 +35,7 @@ def render(title: str, lead: str, sections: Sequence[Section], foot: str) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = lambda figure: Markup(figure.svg(themed=True))
-    environment.filters["number"] = number
+    environment.filters |= {"svg": _inline, "number": number, "signed": signed}
     folder = files(__package__) / "templates"
     style, script = (Markup((folder / name).read_text("utf-8")) for name in ("page.css", "page.js"))
     parts = [
@@ -48,12 +47,21 @@ def render(title: str, lead: str, sections: Sequence[Section], foot: str) -> str
     )
 
 
+def _inline(figure: Figure) -> Markup:
+    return Markup(figure.svg(themed=True))
+
+
 def number(value: float) -> str:
     """Four digits that matter, without an exponent where it can be helped."""
     size = abs(value)
     if value == int(value) and size < 1e9:
         return f"{int(value):,}"
     return f"{value:,.1f}" if size >= 100 else f"{value:.4f}" if size >= 0.01 else f"{value:.2g}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """With its sign, for differences."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> list[str]:

@@ -18,8 +18,8 @@ from retrieval.neighbors import Ints
 from .figures import COLOURS
 
 STEPS = 4095  # of a coordinate
-TEXTS = 1_700_000  # bytes, compressed, of what the points are
-LENGTHS = (140, 80, 40, 16)
+TEXTS = 2_300_000  # bytes, compressed, of what the points are
+LENGTHS = (140, 100, 70, 50, 35, 25, 16)
 TILES, TILE = 1024, 32  # pictures on the map's sheet, and the pixels of a side
 THUMBNAIL = 64
 

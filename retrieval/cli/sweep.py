@@ -97,6 +97,7 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     """
     quiet_libraries()
     from retrieval.artifact import creating, refuse_to_clobber
+    from retrieval.eval.report.figures import hardness
 
     from .trials import parts
 
@@ -116,6 +117,9 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
         record, trainer = _prepared(train, held, flags, folder)
         result = _result(_run(axes, record, trainer, held, flags), record, trainer, held, len(train), flags)
         manifest |= {"sweep": result}
+        figure = hardness("hardness", result["points"], result["chosen_by"])
+        (folder / "hardness.svg").write_text(figure.svg(), "utf-8")
+        (folder / "hardness.png").write_bytes(figure.png())
         shutil.rmtree(folder / VECTORS, ignore_errors=True)
     emit(result | {"output": str(flags["output"])}, as_json, _lines(result))
 
@@ -270,7 +274,13 @@ def _result(
         compared = None if point.against_best is None else asdict(point.against_best)
         told.append(
             asdict(point)
-            | {"verdict": point.verdict, "against_best": compared, "metrics": metrics, "ess": trials[0]["last"]["ess"]}
+            | {
+                "label": point.label,
+                "verdict": point.verdict,
+                "against_best": compared,
+                "metrics": metrics,
+                "ess": trials[0]["last"]["ess"],
+            }
             | {"warnings": sorted({note for trial in trials for note in trial["warnings"]})}
         )
     failed = [
@@ -287,12 +297,13 @@ def _result(
         "chosen_by": flags["value"],
         "untrained": before.means()[flags["value"]],
         "recommended": {
+            "label": best.label,
             "loss": best.loss,
             "method": best.method,
             "setting": dict(best.setting),
             "command": _command(best, held, flags),
         },
-        "not_shown_worse": [point.loss for point in points[1:] if point.verdict != "worse"],
+        "not_shown_worse": [point.label for point in points[1:] if point.verdict != "worse"],
         "points": told,
         "failed": failed,
         "seconds": round(sum(trial["seconds"] for trial in record.done.values()), 1),
@@ -317,12 +328,12 @@ def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
 def _lines(result: dict[str, Any]) -> list[str]:
     """For people: the best settings, what is recommended, and what that trains with."""
     metric, points = result["chosen_by"], result["points"]
-    width = max(len(point["loss"]) for point in points[:SHOWN]) + 2
+    width = max(len(point["label"]) for point in points[:SHOWN]) + 2
     lines = [f"{'':<{width}}{metric:>8}   {'95 % interval':<16}{'runs':>4}   against the best"]
     lines.append(f"{'(before training)':<{width}}{result['untrained']:>8.4f}")
     for point in points[:SHOWN]:
         (low, high), against = point["interval"], point["against_best"]
-        line = f"{point['loss']:<{width}}{point['mean']:>8.4f}   {f'{low:.4f}–{high:.4f}':<16}{point['runs']:>4}   "
+        line = f"{point['label']:<{width}}{point['mean']:>8.4f}   {f'{low:.4f}–{high:.4f}':<16}{point['runs']:>4}   "
         if against is not None:
             low, high = against["interval"]
             line += f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {point['verdict']}"
@@ -330,7 +341,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines += [f"and {len(points) - SHOWN:,} settings that did less well"] if len(points) > SHOWN else []
     lines += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]
     best = points[0]
-    lines += ["", f"recommended: {best['loss']}"]
+    lines += ["", f"recommended: {best['label']}"]
     lines += [f"  Warning: {note}" for note in best["warnings"]]
     lines += [
         "",
