@@ -84,9 +84,9 @@ def evaluate_clusters(
     """
     base_vectors, base_labels = reference or (vectors, labels)
     itself = reference is None
-    _refuse_unusable(vectors, labels, settings.metric)
+    refuse_unusable(vectors, labels, settings.metric)
     if not itself:
-        _refuse_unusable(base_vectors, base_labels, settings.metric)
+        refuse_unusable(base_vectors, base_labels, settings.metric)
     if base_vectors.shape[1] != vectors.shape[1]:
         raise UserError(f"the queries have {vectors.shape[1]} dimensions, the reference {base_vectors.shape[1]}")
     asked = None if itself else labels
@@ -200,8 +200,9 @@ def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
     return mixed
 
 
-def _refuse_unusable(vectors: Floats, labels: Sequence[str], metric: str) -> None:
-    if len(vectors) != len(labels):
+def refuse_unusable(vectors: Floats, labels: Sequence[str] | None, metric: str) -> None:
+    """Raise UserError for rows and labels that differ in number, vectors that are not finite or have no direction."""
+    if labels is not None and len(vectors) != len(labels):
         raise UserError(f"{len(vectors):,} vectors but {len(labels):,} labels; there must be one a vector")
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": INK,
     "lines.linewidth": 1.6,
 }
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 Values = Sequence[float]
 
 
@@ -70,8 +71,9 @@ class Figure:
             text = text.replace(colour, variable)
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = re.sub(r' id="[a-zA-Z0-9]+_\d+"', "", text)  # those of groups, which two plots would share
+        text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would hold for the whole page
         return re.sub(
-            r'<svg .*?(viewBox="[^"]+")[^>]*>', r'<svg \1 aria-hidden="true">', text, count=1, flags=re.DOTALL
+            r'<svg [^>]*?(viewBox="[^"]+")[^>]*>', rf'<svg {NAMESPACES} \1 aria-hidden="true">', text, count=1
         )
 
     def png(self) -> bytes:

@@ -1,6 +1,7 @@
 """Embedded items as a section: do items of a class lie together, and where do they not? Of one encoder, or of several side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from retrieval.errors import UserError
 from retrieval.images import Images
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
-from ..clusters import NAMES, Clusters, Settings, confusion, evaluate_clusters, summary, unit
+from ..clusters import NAMES, Clusters, Settings, confusion, evaluate_clusters, refuse_unusable, summary, unit
 from ..compare import compare, holm, paired
 from ..labels import Classes
 from .figures import Figure, heat, histogram, scatter, spectrum
@@ -85,6 +86,11 @@ def items_section(
     for side in sides[1:]:
         if side.ids != first.ids or side.labels != first.labels:
             raise UserError(f"{side.name}: holds other items or labels than {first.name}; report them apart")
+    for side in sides:
+        with _named(side):
+            refuse_unusable(side.vectors, side.labels, "cosine")
+            if len(side.ids) < 2:
+                raise UserError("holds fewer than two items")
     points = [unit(side.vectors) for side in sides]
     values: dict[str, Any] = {"note": note, "items": len(first.ids), "names": [side.name for side in sides]}
     figures: dict[str, Figure] = {}
@@ -118,8 +124,15 @@ def _judged(side: Items, sample: int | None, seed: int, progress: Callable[[int]
     if sample is None and len(side.ids) > EVERY:
         sample = SAMPLE
     settings = Settings(metric=side.metric, sample=sample, seed=seed)
-    try:
+    with _named(side):
         return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids, progress=progress)
+
+
+@contextmanager
+def _named(side: Items) -> Iterator[None]:
+    """Errors say whose items they are about."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{side.name}: {error}") from None
 

@@ -1,0 +1,384 @@
+"""The report: what it says is what was measured, it needs nothing else, and it works in a browser."""
+
+import base64
+import gzip
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure as Canvas
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from test_cli import read_json
+
+from retrieval.errors import UserError
+from retrieval.eval.clusters import evaluate_clusters
+from retrieval.eval.compare import compare
+from retrieval.eval.report.figures import COLOURS, Figure, forest, hardness, heat, histogram, lines, spectrum
+from retrieval.eval.report.items import Items, items_section
+from retrieval.eval.report.layout import on_a_plane
+from retrieval.eval.report.page import Section, number, render, signed, write_figures
+from retrieval.eval.report.pictures import STEPS, colour, pack_map
+from retrieval.images import Images
+from retrieval.samples import digits
+
+
+def blobs(count, dim=16, classes=8, seed=0, spread=0.7):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, classes, count)
+    x = rng.normal(size=(classes, dim))[codes] + spread * rng.normal(size=(count, dim))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), codes
+
+
+# Maps
+
+
+def test_pca_is_scikit_learns():
+    vectors, _ = blobs(200)
+    found, other = on_a_plane(vectors, "pca"), PCA(2).fit_transform(vectors)
+    other = (other - other.min(0)) / (other.max(0) - other.min(0))
+    for axis in range(2):
+        assert (
+            min(np.abs(found[:, axis] - other[:, axis]).max(), np.abs(1 - found[:, axis] - other[:, axis]).max()) < 1e-4
+        )
+
+
+@pytest.mark.parametrize("way", ["tsne", "umap"])
+def test_maps_keep_neighbourhoods(way, monkeypatch):
+    """Also of items that are placed among landmarks; a map of shuffled items does not."""
+    pytest.importorskip("umap" if way == "umap" else "sklearn")
+    from retrieval.eval.report import layout
+
+    monkeypatch.setattr(layout, "LANDMARKS", 300)
+    vectors, codes = blobs(600)
+    points = on_a_plane(vectors, way)
+    assert points.shape == (600, 2) and points.min() >= 0 and points.max() <= 1
+    assert trustworthiness(vectors, points, metric="cosine") > 0.85
+    assert trustworthiness(vectors, points[np.random.default_rng(0).permutation(600)], metric="cosine") < 0.6
+    centres = np.stack([np.median(points[codes == code], axis=0) for code in range(8)])
+    nearest = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
+    assert (nearest == codes).mean() > 0.95
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_few_items_have_a_map_too(count):
+    vectors, _ = blobs(count)
+    assert np.isfinite(on_a_plane(vectors)).all()
+
+
+def test_umap_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "umap", None)
+    with pytest.raises(UserError, match=r"\[umap\]"):
+        on_a_plane(blobs(50)[0], "umap")
+
+
+@pytest.mark.parametrize("told", ["a text of some length, number {}", "x" * 400 + "{}"])
+def test_a_packed_map_unpacks(told):
+    vectors, codes = blobs(50)
+    xy = on_a_plane(vectors, "pca")
+    packed = pack_map(
+        [xy, 1 - xy], codes, [f"c{i}" for i in range(8)], [told.format(i) for i in range(50)], None, np.arange(50)
+    )
+    for side, points in zip(packed["points"], (xy, 1 - xy), strict=True):
+        found = np.frombuffer(gzip.decompress(base64.b64decode(side)), "<u2").reshape(-1, 2)
+        assert np.abs(found / STEPS - points).max() <= 0.5 / STEPS
+    assert np.array_equal(np.frombuffer(gzip.decompress(base64.b64decode(packed["classes"])), "<u4"), codes)
+    texts = gzip.decompress(base64.b64decode(packed["texts"])).decode().split("\n")
+    assert texts == [told.format(i)[:140] for i in range(50)]
+
+
+def test_classes_have_colours_of_their_own():
+    assert len({colour(rank) for rank in range(60)}) == 60 and colour(0) == COLOURS[0]
+
+
+# Figures
+
+POINTS = [
+    {"label": f"hcl {k}", "method": "hcl", "setting": {"kappa": k, "temperature": t}, "mean": 0.5 + k / 100, "interval": (0.4, 0.6)}
+    for k in (0.0, 2.0, 8.0) for t in (0.1, 0.2)
+]  # fmt: skip
+POINTS.append(
+    {"label": "infonce", "method": "infonce", "setting": {"temperature": 0.1}, "mean": 0.45, "interval": (0.4, 0.5)}
+)
+FIGURES = [
+    histogram("histogram", {"of one class": np.ones(4) / 4, "of two": np.ones(4) / 4}, np.linspace(-1, 1, 5), "alt"),
+    spectrum("spectrum", {"a": [3.0, 2.0, 0.0], "b": [1.0, 0.5, 0.1]}),
+    heat("heat", ["a", "a class with a very long name indeed"], np.array([[0.9, 0.1], [0.0, 1.0]])),
+    hardness("hardness", POINTS, "map@r"),
+    hardness("temperature", [p | {"setting": {"temperature": p["setting"]["temperature"]}} for p in POINTS], "map@r"),
+    forest("forest", [("b, map@r", 0.1, (0.05, 0.15)), ("c, map@r", -0.01, (-0.05, 0.02))]),
+    lines("lines", "alt", {"loss": [3.0, 2.0]}, "step", "loss"),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_figures_are_svg_and_png(figure):
+    assert ET.fromstring(figure.svg()).tag.endswith("svg")
+    inline = figure.svg(themed=True)
+    assert ET.fromstring(inline).attrib["aria-hidden"] == "true" and "var(--ink)" in inline
+    assert not re.search(r' id="[a-z]+\d*_\d+"', inline)
+    assert Image.open(io.BytesIO(figure.png())).size[0] > 300
+    assert figure.svg() == figure.svg() and figure.alt
+
+
+def test_the_hardness_curve_has_its_points():
+    axes = Canvas().subplots()
+    hardness("h", POINTS, "map@r").draw(axes)
+    curves = [container.lines[0] for container in axes.containers]
+    assert len(curves) == 2 and all(len(curve.get_xdata()) == 3 for curve in curves)
+    assert sorted(y for curve in curves for y in curve.get_ydata()) == sorted(p["mean"] for p in POINTS[:-1])
+    flat = [line for line in axes.lines if list(line.get_ydata()) == [0.45, 0.45]]
+    assert len(flat) == 1 and flat[0].get_label() == "infonce"
+    assert axes.get_xlabel() == "hardness κ" and "map@r" in axes.get_ylabel()
+
+
+# Sections and pages
+
+
+@pytest.fixture
+def sides(clusters):
+    vectors, labels = clusters
+    rng = np.random.default_rng(1)
+    worse = vectors + 0.4 * rng.normal(size=vectors.shape).astype(np.float32)
+    ids = [f"item {i}" for i in range(len(labels))]
+    texts = [f"</script><b>{label}</b> & {i}" for i, label in enumerate(labels)]
+    return [Items("before", worse, labels, ids, texts=texts), Items("after", vectors, labels, ids, texts=texts)]
+
+
+def test_a_section_says_what_was_measured(sides):
+    section = items_section("both", "", sides, way="pca")
+    json.dumps(section.values)
+    for side, told in zip(sides, section.values["sides"], strict=True):
+        assert told["metrics"] == pytest.approx(evaluate_clusters(side.vectors, side.labels).means())
+    runs = [[evaluate_clusters(side.vectors, side.labels, ids=side.ids).queries] for side in sides]
+    found = {each["metric"]: each for each in section.values["differences"]}
+    expected = compare(*runs, "map@r")
+    assert found["map@r"]["difference"] == expected.difference and found["map@r"]["interval"] == expected.interval
+    assert found["map@r"]["better"] and section.values["map"]["ids"] == sides[0].ids
+    wrong = [hit for query in section.values["neighbours"] for f in query["found"] for hit in f["hits"]]
+    for query in section.values["neighbours"]:
+        for side in query["found"]:
+            assert query["id"] not in [hit["id"] for hit in side["hits"]]
+            assert all(hit["wrong"] == (hit["label"] != query["label"]) for hit in side["hits"])
+    assert any(hit["wrong"] for hit in wrong)
+    classes = [row["map@r"] for row in section.values["classes"]]
+    assert classes == sorted(classes) and len(classes) == 6
+
+
+def test_the_matrix_of_classes_is_what_a_loop_counts(sides):
+    from retrieval.eval.report.items import _matrix
+
+    side = sides[0]
+    found = evaluate_clusters(side.vectors, side.labels)
+    names = ["class-0", "class-3"]
+    slow = np.zeros((2, 2))
+    totals = np.zeros(2)
+    for row, near, relevant in zip(found.rows, found.nearest.ids, found.relevant, strict=True):
+        if side.labels[row] in names:
+            own = names.index(side.labels[row])
+            for other in near[: min(relevant, len(near))]:
+                totals[own] += 1
+                if side.labels[other] in names:
+                    slow[own, names.index(side.labels[other])] += 1
+    assert _matrix(found, names) == pytest.approx(slow / totals[:, None])
+
+
+def test_sides_must_be_of_the_same_items(sides):
+    other = Items("other", sides[1].vectors, sides[1].labels, [f"x{i}" for i in range(120)])
+    with pytest.raises(UserError, match="report them apart"):
+        items_section("both", "", [sides[0], other], way="pca")
+
+
+def test_items_without_labels_have_a_page(sides):
+    plain = Items("plain", sides[0].vectors, None, sides[0].ids, texts=sides[0].texts)
+    section = items_section("plain", "", [plain], way="pca")
+    page = render("t", "", [section], "")
+    assert "without labels" in page and "sides" not in section.values and "with the nearest item" in page
+
+
+def test_a_page_loads_nothing_and_runs_no_text(sides):
+    page = render("<i>title</i>", "", [items_section("both <b>", "", sides, way="pca")], "foot")
+    assert "default-src 'none'" in page and "<i>title" not in page and "both <b>" not in page
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.findall(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]{2,}", without_names)
+    assert not re.findall(r"""(?:src|href)=["']?(?!data:|#)[^\s>"']+""", without_names)
+    assert page.count("<script") == page.count("</script>") == 2  # the map's data and the page's own
+    assert "</script><b>" not in page
+
+
+def test_a_hundred_thousand_items_fit_in_five_megabytes():
+    vectors, codes = blobs(100_000, dim=8, classes=50)
+    rng = np.random.default_rng(0)
+    words = np.array([f"{w:x}" for w in rng.integers(0, 2**40, 20_000)])  # as incompressible as texts can be
+    texts = [" ".join(row) for row in words[rng.integers(0, 20_000, (100_000, 8))].tolist()]
+    side = Items("many", vectors, [f"class {c}" for c in codes], [f"id-{i}" for i in range(100_000)], texts=texts)
+    section = items_section("many", "", [side, side], way="pca", sample=200)
+    page = render("t", "", [section], "").encode()
+    assert section.shown["map"]["count"] == 100_000 and len(page) < 5_000_000
+    assert section.shown["map"]["texts"] is not None
+
+
+def test_pictures_are_shown(tmp_path):
+    data = digits()
+    images = Images(data.source[:60], data.labels[:60], "")
+    vectors = data.source[:60].reshape(60, -1).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    section = items_section(
+        "digits", "", [Items("pixels", vectors, images.labels, [str(i) for i in range(60)], pictures=images)]
+    )
+    page = render("t", "", [section], "")
+    assert page.count('<img src="data:image/png') >= 40 and section.shown["map"]["sheet"]["points"] == list(range(60))
+    sheet = base64.b64decode(section.shown["map"]["sheet"]["source"].split(",")[1])
+    assert Image.open(io.BytesIO(sheet)).size == (8 * 32, 8 * 32)
+
+
+def test_numbers_for_people():
+    assert [number(x) for x in (0.0, 3, 12345.0, 0.12345, 0.00123, 147.31)] == [
+        "0",
+        "3",
+        "12,345",
+        "0.1235",
+        "0.0012",
+        "147.3",
+    ]
+    assert signed(-0.0012, 4) == "−0.0012" and signed(0.5) == "+0.500"
+
+
+def test_figures_are_written(tmp_path, sides):
+    section = items_section("both", "", sides, way="pca")
+    names = write_figures(tmp_path, [section, Section("run", "r", {}, {"x": Figure("x", "alt", lambda axes: None)})])
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir()) and "02-x.png" in names
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_text_can_be_read_in_light_and_dark():
+    """WCAG 2, 1.4.3: a contrast of at least 4.5 : 1."""
+    page = render("t", "", [], "")
+    themes = re.findall(r":root\{([^}]*)\}", page)
+    assert len(themes) == 2
+    for theme in themes:
+        named = {
+            k: (v if len(v) == 7 else "#" + "".join(2 * c for c in v[1:]))
+            for k, v in re.findall(r"--(\w+):(#\w+)", theme)
+        }
+        for ink in ("ink", "soft", "good", "bad", "focus"):
+            for ground in ("paper", "panel"):
+                low, high = sorted((luminance(named[ink]), luminance(named[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def artifacts(text_path, texts, tmp_path_factory):
+    """One of everything that a report can be of."""
+    from click.testing import CliRunner
+
+    from retrieval.cli import cli
+
+    folder, _ = text_path
+    made = tmp_path_factory.mktemp("report")
+    index = folder / "index"
+    (made / "qrels.txt").write_text("".join(f"{i} 0 {i + 1} 1\n" for i in range(10)))
+    for words in (
+        ["eval", "clusters", folder / "store", "--output", made / "clusters"],
+        ["eval", "recall", index, "-k", 5, "--output", made / "recall"],
+        ["eval", "relevance", "--qrels", made / "qrels.txt", "--queries", folder / "store", "--corpus", folder / "store", "--output", made / "relevance"],
+        ["eval", "compare", f"a={made / 'clusters'}", f"b={made / 'clusters'}", "--output", made / "compared"],
+        ["sweep", "--data", texts, "--model", folder / "run", "--steps", 2, "--kappa", "0,2", "--seeds", 1, "--device", "cpu", "--output", made / "sweep"],
+    ):  # fmt: skip
+        done = CliRunner().invoke(cli, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+    return folder, made
+
+
+def test_a_report_of_everything(artifacts, run_cli, tmp_path):
+    folder, made = artifacts
+    sources = [
+        folder / "store",
+        folder / "run",
+        folder / "index",
+        *(made / n for n in ("clusters", "recall", "relevance", "compared", "sweep")),
+    ]
+    told = read_json(
+        run_cli(
+            "report", *sources, "--map", "pca", "--output", tmp_path / "r.html", "--figures", tmp_path / "f", "--json"
+        )
+    )
+    kinds = [each["kind"] for each in told["sections"]]
+    assert kinds == [
+        "items",
+        "run",
+        "clusters",
+        "recall",
+        "relevance",
+        "comparison",
+        "sweep",
+    ]  # store and index: the same items
+    assert told["sections"][0]["names"] == [str(folder / "store"), str(folder / "index")]
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert told["bytes"] == len(page.encode()) < 5_000_000
+    assert {path.name for path in (tmp_path / "f").iterdir()} == set(told["figures"]) and len(told["figures"]) > 15
+    judged = read_json(run_cli("eval", "clusters", folder / "store", "--json"))
+    assert told["sections"][0]["sides"][0]["metrics"] == pytest.approx(judged["metrics"])
+    assert f"{judged['metrics']['map@r']:.3f}" in page
+    assert told["sections"][6]["recommended"]["command"] in page.replace("&#39;", "'").replace("&#34;", '"')
+
+
+def test_files_of_vectors_and_pictures(pictures, clusters, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vectors, labels = clusters
+    np.save("v.npy", vectors)
+    (tmp_path / "l.txt").write_text("\n".join(labels))
+    told = read_json(
+        run_cli(
+            "report", "v.npy", "--labels", "l.txt", "--metric", "cosine", "--map", "pca", "--output", "v.html", "--json"
+        )
+    )
+    assert told["sections"][0]["sides"][0]["counts"]["classes"] == 6
+    told = read_json(run_cli("report", "v.npy", "--metric", "cosine", "--map", "pca", "--output", "u.html", "--json"))
+    assert "sides" not in told["sections"][0]
+    run_cli(
+        "train", "image", "--data", pictures, "--model", "small", "--steps", 1, "--device", "cpu", "--output", "run"
+    )
+    run_cli("embed", "--encoder", "run", "--data", pictures, "--device", "cpu", "--output", "store")
+    run_cli("report", "store", "--map", "pca", "--output", "p.html")
+    assert "data:image/png" in (tmp_path / "p.html").read_text()
+    run_cli("report", "store", "--images", pictures, "--map", "pca", "--output", "p.html", "--overwrite")
+    (tmp_path / "none").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "none" / "a.png")
+    assert "has no picture" in run_cli("report", "store", "--images", "none", "--output", "q.html", code=2).output
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["absent"], "no such file or folder"),
+        (["v.npy"], "does not say how its vectors are compared"),
+        (["v.npy", "--metric", "cosine", "--labels", "few.txt"], "has 2 labels"),
+        (["here"], "not a retrieval store"),
+        (["v.npy", "--metric", "cosine", "--output", "old.html"], "already exists"),
+        (["nan.npy", "--metric", "cosine"], "not finite"),
+    ],
+)
+def test_mistakes_are_one_line(clusters, run_cli, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", clusters[0])
+    broken = clusters[0].copy()
+    broken[1] = np.nan
+    np.save("nan.npy", broken)
+    (tmp_path / "few.txt").write_text("a\nb")
+    (tmp_path / "old.html").write_text("")
+    (tmp_path / "here").mkdir()
+    extra = [] if "--output" in words else ["--output", "r.html"]
+    assert message in run_cli("report", *words, *extra, code=2).output.strip().splitlines()[-1]
