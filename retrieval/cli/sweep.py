@@ -28,6 +28,7 @@ AXES = ("kappa", "beta", "tau_plus", "temperature")
 GRID = {"kappa": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), "temperature": (0.05, 0.1, 0.2)}
 RANGE = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
 SHOWN = 12
+FEW = 100
 VECTORS = "vectors"
 
 
@@ -113,6 +114,8 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
     out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {len(held.queries):,} to judge by{out}")
+    if len(held.queries) < FEW:
+        say(f"Note: {len(held.queries):,} queries tell settings apart only roughly; give more data, or --held-out FILE")
     with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
         record, trainer = _prepared(train, held, flags, folder)
         result = _result(_run(axes, record, trainer, held, flags), record, trainer, held, len(train), flags)
@@ -341,7 +344,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     lines += [f"and {len(points) - SHOWN:,} settings that did less well"] if len(points) > SHOWN else []
     lines += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]
     best = points[0]
-    lines += ["", f"recommended: {best['label']}"]
+    alike = len(result["not_shown_worse"])
+    lines += ["", f"recommended: {best['label']}" + (f"; {alike:,} others are not shown to be worse" if alike else "")]
     lines += [f"  Warning: {note}" for note in best["warnings"]]
     lines += [
         "",
