@@ -192,7 +192,7 @@ def read_statement(folder: Path, kind: str) -> Manifest:
         raise UserError(f"{folder}: not a retrieval {kind} (no {MANIFEST}); give a folder that `retrieval` made")
     manifest = read_sealed(path)
     if manifest is None:
-        raise UserError(f"{path}: damaged or edited by hand (its hash does not match); make the {kind} again")
+        raise UserError(f"{path}: damaged or edited by hand (its hash does not match); make it again")
     if manifest.get("kind") != kind:
         found = manifest.get("kind")
         raise UserError(f"{folder}: is of kind {found}, not {kind}{REMEDIES.get(kind, '')}")

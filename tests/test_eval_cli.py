@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_cli import read_json
 
+from retrieval.artifact import read_manifest
 from retrieval.cli.evaluated import KIND
 from retrieval.eval.clusters import evaluate_clusters
 from retrieval.eval.values import read_per_query
@@ -95,6 +96,24 @@ def test_other_tools_figures(files, run_cli, peer, metric):
     assert metric in run_cli(*WORDS, "labels.txt", "--like", peer).stdout
 
 
+def test_a_comparison_is_kept_and_a_damaged_evaluation_is_said(files, run_cli):
+    for name in ("a", "b"):
+        run_cli(*WORDS, "labels.txt", "--output", name)
+    told = read_json(run_cli("eval", "compare", "a", "b", "--output", "compared", "--json"))
+    kept = read_manifest(files / "compared", KIND)
+    assert kept["of"] == "compare" and kept["evaluation"] == told and not kept["files"]
+    assert "is a comparison" in run_cli("eval", "compare", "a", "compared", code=2).stderr
+    assert "already exists" in run_cli("eval", "compare", "a", "b", "--output", "compared", code=2).stderr
+    manifest = files / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("map@r", "map@s"))
+    assert "a/manifest.json: damaged or edited by hand" in run_cli("eval", "compare", "a", "b", code=2).stderr
+
+
+def test_few_queries_are_said(files, run_cli):
+    assert "20 queries are few" in run_cli(*WORDS, "labels.txt", "--sample", 20).stdout
+    assert "are few" not in run_cli(*WORDS, "labels.txt").stdout
+
+
 @pytest.mark.parametrize(
     "words,message",
     [
@@ -112,7 +131,7 @@ def test_other_tools_figures(files, run_cli, peer, metric):
         ([*WORDS[2:], "labels.txt", "--separator", "|"], "--separator '|': no label has it, such as 'class-0'"),
         ([*WORDS[2:], "labels.txt", "--reference", "one.npy"], "one.npy: has no labels; add --reference-labels FILE"),
         ([*WORDS[2:], "labels.txt", "--like", "mteb", "--metric", "euclidean"], "say --metric cosine"),
-        (["nan.npy", *WORDS[3:], "labels.txt"], "1 of 120 vectors are not finite, the first in row 3"),
+        (["nan.npy", *WORDS[3:], "labels.txt"], "nan.npy: 1 of 120 vectors are not finite, the first in row 3"),
         (["labels.txt", *WORDS[3:], "labels.txt"], "cannot tell the format by its ending"),
     ],
 )  # fmt: skip

@@ -86,6 +86,11 @@ def test_on_the_command_line(text_path, run_cli, tmp_path):
     assert set(told["points"][0]["task"]) == {"r@1", "map@5/min"}
     table = read_per_query(out / f"queries-effort{told['points'][0]['settings']['effort']}.csv")
     assert table.means()["recall"] == pytest.approx(recalls[0])
+    efforts = [point["settings"]["effort"] for point in told["points"]]
+    task = [out / f"queries-task-effort{effort}.csv" for effort in (efforts[0], efforts[-1])]
+    difference = read_per_query(task[1]).means()["r@1"] - read_per_query(task[0]).means()["r@1"]
+    compared = read_json(run_cli("eval", "compare", *task, "--value", "r@1", "--json"))["comparisons"][0]
+    assert compared["difference"] == pytest.approx(difference)
     lines = run_cli("eval", "recall", tmp_path / "graph", "-k", 5).stdout.splitlines()
     assert lines[0].startswith("HNSW8 over") and any(" * " in line for line in lines)
     flat = read_json(run_cli("eval", "recall", folder / "index", "--queries", folder / "store", "--json"))

@@ -165,6 +165,14 @@ def test_stores_and_an_index_answer_alike(text_path, run_cli, tmp_path):
     assert exact == index and exact["metrics"]["mrr@1"] == 1
 
 
+def test_a_shallow_run_is_said(run_cli, tmp_path):
+    (tmp_path / "a.run").write_text("q Q0 d 1 0.5 x\nq Q0 e 2 0.4 x\n")
+    (tmp_path / "qrels").write_text("q 0 d 1\n")
+    words = ["eval", "relevance", "--qrels", tmp_path / "qrels", "--run", tmp_path / "a.run"]
+    assert "no query has more than 2 results, so figures at 100 are of those" in run_cli(*words).stdout
+    assert "no query has more" not in run_cli(*words, "-k", 2).stdout
+
+
 @pytest.mark.parametrize(
     "words,message",
     [

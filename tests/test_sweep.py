@@ -5,6 +5,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +209,23 @@ def test_an_interrupted_sweep_goes_on(run_cli, command, tmp_path, monkeypatch):
     for result in (whole, found):
         result.pop("seconds"), result.pop("output")
     assert found == whole
+
+
+def test_a_sweep_that_was_killed_goes_on(command, tmp_path):
+    """SIGKILL after the first trial; the second call makes the others, and the result is whole."""
+    words = [sys.executable, "-m", "retrieval", *map(str, command), "--output", str(tmp_path / "sweep"), "--json"]
+    record = tmp_path / ".sweep.partial" / "trials.jsonl"
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    kept = record.read_bytes().splitlines()
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0 and "of an interrupted sweep are kept" in done.stderr, done.stderr
+    trials_now = (tmp_path / "sweep" / "trials.jsonl").read_bytes().splitlines()
+    assert trials_now[: len(kept)] == kept and len(trials_now) == 6
+    assert len(json.loads(done.stdout)["points"]) == 3 and not record.exists()
 
 
 def test_a_sweep_of_other_data_begins_anew(run_cli, command, tmp_path, monkeypatch):

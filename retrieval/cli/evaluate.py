@@ -8,6 +8,7 @@ import click
 
 from retrieval.errors import UserError
 
+from .evaluated import rough
 from .options import F, checks, common, emit, existing, pick_device, progress, say, uses_device
 
 if TYPE_CHECKING:
@@ -225,4 +226,4 @@ def _lines(result: dict[str, Any]) -> list[str]:
         if counts["tied"]
         else "",
     ]
-    return [*lines, "", told, *(note for note in notes if note)]
+    return [*lines, "", told, *rough(counts["queries"]), *(note for note in notes if note)]

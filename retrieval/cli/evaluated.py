@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 KIND = "evaluation"
 SHOWN = 60
+FEW = 30
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Side:
 
 def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, option: str = "--labels") -> Side:
     """A store with its labels, or a file of vectors with others. Raises UserError where either is missing."""
+    from retrieval.eval.clusters import refuse_unusable
+
     rows, metric = read_vectors(path, metric, check)
     held = rows.labels if labels is None else read_labels(labels)
     if held is None:
@@ -48,6 +51,10 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
         )
     if len(held) != len(rows):
         raise UserError(f"{labels}: has {len(held):,} labels, {path} {len(rows):,} vectors; there must be one a vector")
+    try:
+        refuse_unusable(rows.embeddings, held, metric)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return Side(rows.embeddings, held, [str(i) for i in rows.ids], metric, rows.payload)
 
 
@@ -91,6 +98,11 @@ def read_labels(path: Path) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "iuU":
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; give integers or strings, one a vector")
     return [str(label) for label in array.tolist()]
+
+
+def rough(queries: int) -> list[str]:
+    """A line where there are too few queries for the bootstrap."""
+    return [f"{queries:,} queries are few: intervals are rough, and too narrow"] if queries < FEW else []
 
 
 def refuse_evaluation(flags: dict[str, Any]) -> None:

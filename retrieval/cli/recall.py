@@ -72,13 +72,15 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
     exact = task and task(asked.truth)
     if flags["qrels"] is not None and exact is not None and len(exact.ids) < len(asked.ids):
         say(f"Note: of {len(asked.ids):,} queries, {len(exact.ids):,} are judged and have a relevant document")
-    points, tables = [], {}
+    points: list[dict[str, Any]] = []
+    tables: dict[str, PerQuery] = {}
     settings = _settings(opened, asked, flags["k"])
     with progress("settings", len(settings)) as bar:
         for some in settings:
-            point, table = _point(opened, asked, some, task, exact, flags)
+            point, table, judged = _point(opened, asked, some, task, exact, flags)
             points.append(point)
-            tables["-".join(f"{name}{value}" for name, value in some.items()) or "exact"] = table
+            name = "-".join(f"{name}{value}" for name, value in some.items()) or "exact"
+            tables |= {name: table} | ({} if judged is None else {f"task-{name}": judged})
             bar(1)
     result = {
         "index": str(index),
@@ -143,7 +145,7 @@ def _point(
     task: "Task | None",
     exact: "PerQuery | None",
     flags: dict[str, Any],
-) -> "tuple[dict[str, Any], PerQuery]":
+) -> "tuple[dict[str, Any], PerQuery, PerQuery | None]":
     """One setting: what it finds, how fast with one thread and with all, and what that does to the task."""
     from retrieval.eval.compare import compare
     from retrieval.eval.recall import fidelity, found_without, timed
@@ -164,8 +166,9 @@ def _point(
         "intervals": table.intervals(flags["seed"]),
         "speed": speeds,
     }
-    if task is not None and exact is not None:
-        judged, point["task"] = task(found), {}
+    judged = None if task is None else task(found)
+    if judged is not None and exact is not None:
+        point["task"] = {}
         for metric in judged.values:
             each = compare([exact], [judged], metric, seed=flags["seed"])
             point["task"][metric] = {
@@ -174,7 +177,7 @@ def _point(
                 "difference": each.difference,
                 "interval": each.interval,
             }
-    return point, table
+    return point, table, judged
 
 
 def _task(opened: "Index", asked: _Asked, flags: dict[str, Any]) -> "Task | None":

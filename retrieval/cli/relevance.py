@@ -8,6 +8,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluate import evaluate, keeps
+from .evaluated import rough
 from .options import (
     checks,
     common,
@@ -78,6 +79,7 @@ def relevance(as_json: bool, **flags: Any) -> None:
         "metrics": found.queries.means(),
         "intervals": found.queries.intervals(flags["seed"]),
         "counts": found.counts,
+        "ks": list(ks),
         "level": flags["level"],
     }
     if flags["run_output"] is not None:
@@ -190,6 +192,10 @@ def _lines(found: "Relevance", result: dict[str, Any], qrels: "Qrels", run: "Run
         lines.append(f"{name:<14}{value:>8.4f}   {low:.4f}–{high:.4f}")
     lines += ["", f"{found.counts['queries']:,} judged queries"]
     lines += [f"{count:,} {NOTES[name]}" for name, count in found.counts.items() if name in NOTES and count]
+    lines += rough(len(found.queries.ids))
+    depth, deepest = max((len(each) for each in run.scores.values()), default=0), max(result["ks"])
+    if depth < deepest:
+        lines.append(f"no query has more than {depth:,} results, so figures at {deepest:,} are of those")
     same = sum(query in run.scores.get(query, ()) for query in qrels)
     if same and not drop_self:
         lines.append(f"{same:,} queries find a document of their own id; if that is the query itself, add --drop-self")

@@ -118,7 +118,8 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
         say(f"Note: {len(held.queries):,} queries tell settings apart only roughly; give more data, or --held-out FILE")
     with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
         record, trainer = _prepared(train, held, flags, folder)
-        result = _result(_run(axes, record, trainer, held, flags), record, trainer, held, len(train), flags)
+        before = _mean(held.judge(trainer.untrained(), flags["seed"]), flags["value"])  # also: can it be judged?
+        result = _result(_run(axes, record, trainer, held, flags), record, before, held, len(train), flags)
         manifest |= {"sweep": result}
         figure = hardness("hardness", result["points"], result["chosen_by"])
         (folder / "hardness.svg").write_text(figure.svg(), "utf-8")
@@ -267,9 +268,8 @@ def _mean(table: "PerQuery", metric: str) -> float:
 
 
 def _result(
-    points: "list[Point]", record: "Record", trainer: "Trainer", held: "Held", count: int, flags: dict[str, Any]
+    points: "list[Point]", record: "Record", before: float, held: "Held", count: int, flags: dict[str, Any]
 ) -> dict[str, Any]:
-    before = held.judge(trainer.untrained(), flags["seed"])
     told = []
     for point in points:
         trials = [trial for (name, _), trial in record.done.items() if name == point.loss and trial["table"]]
@@ -298,7 +298,7 @@ def _result(
         "queries": len(held.queries),
         "left_out": held.left_out,
         "chosen_by": flags["value"],
-        "untrained": before.means()[flags["value"]],
+        "untrained": before,
         "recommended": {
             "label": best.label,
             "loss": best.loss,
