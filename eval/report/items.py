@@ -94,6 +94,7 @@ def items_section(
     points = [unit(side.vectors) for side in sides]
     values: dict[str, Any] = {"note": note, "items": len(first.ids), "names": [side.name for side in sides]}
     figures: dict[str, Figure] = {}
+    judged: list[Clusters] = []
     if first.labels is not None:
         judged = [_judged(side, sample, seed, progress) for side in sides]
         values["sides"] = [summary(each, seed) for each in judged]
@@ -111,7 +112,7 @@ def items_section(
     for at, (side, xy, each) in enumerate(zip(sides, maps, points, strict=True)):
         figures[f"map{at}"] = scatter(f"map-{at}", xy, [colour(rank) for rank in ranks.tolist()], f"Map, {side.name}")
         figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(each, first.labels, at, seed)
-    values["neighbours"] = _neighbours(sides, points, seed)
+    values["neighbours"] = _neighbours(sides, points, judged[0] if judged else None, seed)
     shown = {
         "map": pack_map(maps, ranks, names, [first.told(row) for row in rows.tolist()], first.pictures, rows),
         "pictures": _thumbnails(values["neighbours"], first.pictures),
@@ -235,15 +236,17 @@ def _similarities(points: Floats, labels: list[str] | None, at: int, seed: int) 
     return histogram(f"similarity-{at}", shares, edges, alt), told
 
 
-def _neighbours(sides: Sequence[Items], points: Sequence[Floats], seed: int) -> list[dict[str, Any]]:
+def _neighbours(
+    sides: Sequence[Items], points: Sequence[Floats], judged: Clusters | None, seed: int
+) -> list[dict[str, Any]]:
     """A few queries drawn at random, half of them among those whose nearest neighbour is wrong, with what each side finds."""
     first = sides[0]
     order = np.random.default_rng(seed).permutation(len(first.ids))
     rows = order[:EXAMPLES]
-    if first.labels is not None:
-        labels, drawn = np.asarray(first.labels, dtype=object), order[:SAMPLE]
-        nearest = exact_neighbors(points[0][drawn], points[0], 1, self_rows=drawn).ids[:, 0]
-        wrong = drawn[labels[nearest] != labels[drawn]][: EXAMPLES // 2]
+    if judged is not None and first.labels is not None:
+        labels = np.asarray(first.labels, dtype=object)
+        wrong = judged.rows[labels[judged.nearest.ids[:, 0]] != labels[judged.rows]]
+        wrong = order[np.isin(order, wrong)][: EXAMPLES // 2]
         rows = np.concatenate([wrong, order[~np.isin(order, wrong)][: EXAMPLES - len(wrong)]])
     depth = min(NEIGHBOURS, len(first.ids) - 1)
     found = [exact_neighbors(each[rows], each, depth, self_rows=rows) for each in points]

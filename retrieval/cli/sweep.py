@@ -62,10 +62,14 @@ class Numbers(click.ParamType[tuple[float, ...]]):
     show_default=True,
     help="A loss to try, as for train; may be given several times.",
 )
-@click.option("--kappa", type=Numbers(), help="Hardness κ to try, with commas.  [default: 0,0.5,1,2,4,8,16]")
+@click.option("--kappa", type=Numbers(), help="Hardness κ to try, with commas.")
 @click.option("--beta", type=Numbers(), help="Hardness as the paper's β, instead.")
 @click.option("--tau-plus", type=Numbers(), help="Debiasing τ⁺ to try.")
-@click.option("--temperature", type=Numbers(), help="Temperatures to try.  [default: 0.05,0.1,0.2]")
+@click.option(
+    "--temperature",
+    type=Numbers(),
+    help="Temperatures to try.  [default of the four: κ 0,0.5,1,2,4,8,16 at 0.05,0.1,0.2]",
+)
 @click.option(
     "--trials",
     type=click.IntRange(min=2),
