@@ -42,7 +42,7 @@ def page():
     point = {"label": "hcl kappa=2", "method": "hcl", "setting": {"kappa": 2.0}, "runs": 1, "mean": 0.5,
              "interval": (0.4, 0.6), "against_best": None, "verdict": "best", "ess": 3.0, "warnings": []}  # fmt: skip
     sweep = {"points": [point], "chosen_by": "map@r", "trained_on": 1, "data": "d", "trains": "a head", "model": "m", "queries": 2,
-             "untrained": 0.1, "recommended": {"label": "l", "command": "c"}, "not_shown_worse": [], "failed": []}  # fmt: skip
+             "untrained": 0.1, "recommended": {"label": "l", "command": "c"}, "not_shown_worse": [], "against_untrained": {"verdict": "better"}, "failed": []}  # fmt: skip
     return render("A page", "", [items_section("both", "", sides, way="pca"), sweep_section("sweep", sweep)], "foot")
 
 

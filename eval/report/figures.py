@@ -143,6 +143,7 @@ def recall_speed(name: str, points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set(xlabel="recall", ylabel="queries a second", yscale="log")
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             which(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlim(right=1.005)
         axes.legend(title="★ as tuned")
 
     return Figure(name, "Recall against queries a second", draw)
@@ -162,11 +163,13 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
                     f"{titles[key].split()[-1]} = {value:g}" for key, value in point["setting"].items() if key != across
                 )
                 lines.setdefault(", ".join([point["method"], *others]), []).append(point)
+        stars: dict[int, float] = {}
         many = len(lines) > len(COLOURS)  # an adaptive search: every point has settings of its own
         for number, (label, each) in enumerate(sorted(lines.items())):
             each = sorted(each, key=lambda point: point["setting"][across])
-            aside = 0 if many else number - (len(lines) - 1) / 2  # so that intervals do not hide each other
-            x = [p["setting"][across] * 1.04**aside + 0.008 * aside for p in each]
+            aside = 0.0 if many else (number + 0.5) / len(lines) - 0.5  # so that intervals do not hide each other
+            x = [_beside(across, p["setting"][across], aside) for p in each]
+            stars |= {id(p): at for p, at in zip(each, x, strict=True)}
             y = [p["mean"] for p in each]
             away = [[p["mean"] - p["interval"][0] for p in each], [p["interval"][1] - p["mean"] for p in each]]
             axes.errorbar(x, y, away, fmt="o" if many else "o-", ms=3.5, capsize=2, lw=1.2,
@@ -178,7 +181,7 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             axes.axhline(point["mean"], ls=dashes, color=GREY, lw=1, label=point["label"])
         best = points[0]
         if across in best["setting"]:
-            axes.plot([best["setting"][across]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
+            axes.plot([stars[id(best)]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
         if across == "temperature":
             axes.set_xscale("log")
         elif across != "tau_plus":
@@ -189,9 +192,16 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
                 axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set(xlabel=titles[across], ylabel=f"{metric}, 95 % intervals")
         if without or not many:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
     return Figure(name, f"{metric} against {titles[across]}, with intervals", draw, (6.4, 3.6))
+
+
+def _beside(axis: str, value: float, aside: float) -> float:
+    """A value moved by at most a twentieth of it, `aside` from −½ to ½; hardness 0 by as little as can be seen."""
+    if axis in ("kappa", "beta") and value == 0:
+        return 0.04 * aside
+    return value * (1 + 0.1 * aside)
 
 
 def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> Figure:

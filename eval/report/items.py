@@ -63,6 +63,11 @@ class Items:
     texts: Sequence[str] | None = None
     pictures: Images | None = None
 
+    def same_items(self, other: "Items") -> bool:
+        """Whether the two are views of the same items, as far as ids, labels and texts say."""
+        texts = self.texts is None or other.texts is None or list(self.texts) == list(other.texts)
+        return self.ids == other.ids and self.labels == other.labels and texts
+
     def told(self, row: int, length: int = 140) -> str:
         text = self.ids[row] if self.texts is None else " ".join(self.texts[row].split())
         return text if len(text) <= length else text[: length - 1] + "…"
@@ -84,7 +89,7 @@ def items_section(
     """
     first = sides[0]
     for side in sides[1:]:
-        if side.ids != first.ids or side.labels != first.labels:
+        if not side.same_items(first):
             raise UserError(f"{side.name}: holds other items or labels than {first.name}; report them apart")
     for side in sides:
         with _named(side):
@@ -95,8 +100,14 @@ def items_section(
     values: dict[str, Any] = {"note": note, "items": len(first.ids), "names": [side.name for side in sides]}
     figures: dict[str, Figure] = {}
     judged: list[Clusters] = []
+    unjudged = ""
     if first.labels is not None:
-        judged = [_judged(side, sample, seed, progress) for side in sides]
+        try:
+            judged = [_judged(side, sample, seed, progress) for side in sides]
+        except UserError as error:  # such as one class only; there is a map all the same
+            unjudged = str(error)
+    values["unjudged"] = unjudged or "There are no labels to judge by."
+    if judged:
         values["sides"] = [summary(each, seed) for each in judged]
         values["differences"] = _differences(judged, seed)
         values["classes"] = _classes(judged[-1], values["sides"][-1])
@@ -165,7 +176,7 @@ def _classes(found: Clusters, side: dict[str, Any]) -> list[dict[str, Any]]:
     """Classes, those that cluster least first, each with what it is mixed up with most."""
     mixed: dict[str, str] = {}
     for each in confusion(found, len(found.rows)):
-        mixed.setdefault(each.query, f"{each.neighbor} ({each.share:.0%})")
+        mixed.setdefault(each.query, f"{each.neighbor} ({each.share:.1%})")
     rows = sorted(side["per_class"], key=lambda row: (row["map@r"], row["class"]))
     return [row | {"with": mixed.get(row["class"], "")} for row in rows]
 

@@ -22,7 +22,7 @@ def on_a_plane(vectors: Floats, way: Way = "tsne", seed: int = 0) -> NDArray[np.
     and distances far apart mean nothing. They are computed for at most 5,000 items drawn at random; every other item is placed at
     the median of its five nearest of those. PCA keeps the directions in which the items differ most, and is linear.
     """
-    if way == "pca" or len(vectors) < 5:
+    if way == "pca" or len(vectors) < 5 or vectors.shape[1] < 2:
         return _scaled(_principal(vectors))
     order = np.random.default_rng(seed).permutation(len(vectors))
     chosen, rest = np.sort(order[:LANDMARKS]), np.sort(order[LANDMARKS:])

@@ -1,5 +1,6 @@
 """Sections → one HTML file that needs no other, their values as JSON, their figures as files."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -69,7 +70,8 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> list[str]:
     names = []
     for at, section in enumerate(sections, 1):
         for figure in section.figures.values():
-            name = f"{at:02d}-{figure.name}"
+            title = re.sub(r"\W+", "-", section.title).strip("-")[:40]
+            name = "-".join(part for part in (f"{at:02d}", title, figure.name) if part)
             write_atomically(folder / f"{name}.svg", figure.svg().encode())
             write_atomically(folder / f"{name}.png", figure.png())
             names += [f"{name}.svg", f"{name}.png"]

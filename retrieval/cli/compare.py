@@ -9,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluate import METRICS, evaluate, keeps
-from .evaluated import named_paths, refuse_evaluation, write_evaluation
+from .evaluated import named_paths, refuse_evaluation, told_p, write_evaluation
 from .options import checks, common, emit, existing, say
 
 if TYPE_CHECKING:
@@ -133,13 +133,9 @@ def _chosen(values: tuple[str, ...], runs: "list[PerQuery]") -> list[str]:
 def _sentence(first: str, second: str, found: "Compared", unit: str) -> str:
     low, high = found.interval
     runs = "" if found.runs == (1, 1) else f", {found.runs[0]} and {found.runs[1]} runs"
-    size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, adjusted p {_p(found.adjusted)}"
+    size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, adjusted p {told_p(found.adjusted)}"
     verdict = found.verdict()
     means = f"{found.means[0]:.4f} → {found.means[1]:.4f}"
     if verdict == "no difference shown":
         return f"{found.metric}: no difference shown between {first} and {second} at this size: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {means}  ({size})"
     return f"{found.metric}: {second} is {verdict} than {first} by {abs(found.difference):.4f} [{min(abs(low), abs(high)):.4f}, {max(abs(low), abs(high)):.4f}]  {means}  ({size})"
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")

@@ -47,7 +47,7 @@ def demo(output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
     with creating(output, "demo", overwrite=overwrite) as (folder, manifest):
         sections = [*_digits(folder / "digits", seed), *_docs(folder / "docs", seed)]
         seconds = time.monotonic() - started
-        foot = f"Made by `retrieval demo` in {seconds:.0f} seconds. Everything is measured on items that were never trained on."
+        foot = f"Made by retrieval demo in {seconds:.0f} seconds. Everything is measured on items that were never trained on."
         lead = (
             "The same search before and after fine-tuning with hardness-controlled contrastive loss (κ\u202f=\u202f2)."
         )

@@ -83,6 +83,8 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
             flags["check"],
             "--reference-labels",
         )
+        if None not in (side.encoder, other.encoder) and side.encoder != other.encoder:
+            raise UserError(f"{flags['reference']}: is of another encoder than {vectors}; embed both with one")
         if other.metric != side.metric:
             raise UserError(
                 f"{flags['reference']}: is compared by {other.metric}, {vectors} by {side.metric}; say --metric"

@@ -18,13 +18,14 @@ FEW = 30
 
 @dataclass(frozen=True)
 class Side:
-    """Vectors (n, d), their labels and ids, how they are compared, and texts or paths if they are known."""
+    """Vectors (n, d), their labels and ids, how they are compared; texts or paths and the encoder's fingerprint if known."""
 
     vectors: "Floats"
     labels: list[str]
     ids: list[str]
     metric: str
     payload: dict[str, list[str]]
+    encoder: str | None = None
 
     def unit(self) -> "Floats":
         from retrieval.eval.clusters import unit
@@ -43,7 +44,7 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
     """A store with its labels, or a file of vectors with others. Raises UserError where either is missing."""
     from retrieval.eval.clusters import refuse_unusable
 
-    rows, metric = read_vectors(path, metric, check)
+    rows, metric, encoder = read_vectors(path, metric, check)
     held = rows.labels if labels is None else read_labels(labels)
     if held is None:
         raise UserError(
@@ -55,11 +56,12 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
         refuse_unusable(rows.embeddings, held, metric)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Side(rows.embeddings, held, [str(i) for i in rows.ids], metric, rows.payload)
+    return Side(rows.embeddings, held, [str(i) for i in rows.ids], metric, rows.payload, encoder)
 
 
-def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, str]":
-    """The rows of a store, an index or a file, and how they are compared. Raises UserError where that is not known."""
+def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, str, str | None]":
+    """The rows of a store, an index or a file, how they are compared, and the fingerprint of their encoder if it is known.
+    Raises UserError where it is not said how they are compared."""
     from retrieval.artifact import stated_kind
     from retrieval.formats import open_vectors
     from retrieval.store import open_store
@@ -72,7 +74,8 @@ def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, st
         else:
             store = open_store(path, check=check)
         told = store.manifest["metric"]
-        return store.load(), metric or ("cosine" if store.manifest["normalized"] and told != "euclidean" else told)
+        metric = metric or ("cosine" if store.manifest["normalized"] and told != "euclidean" else told)
+        return store.load(), metric, (store.manifest["encoder"] or {}).get("fingerprint")
     opened = open_vectors(path)
     metric = metric or opened.metric
     if metric is None:
@@ -80,7 +83,7 @@ def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, st
             f"{path}: does not say how its vectors are compared; add --metric cosine, inner_product or euclidean"
         )
     rows, named = opened.rows(0, opened.count), opened.ids(0, opened.count)
-    return (rows if named is None else replace(rows, ids=named)), metric
+    return (rows if named is None else replace(rows, ids=named)), metric, None
 
 
 def read_labels(path: Path) -> list[str]:
@@ -132,11 +135,20 @@ def named_paths(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
     named = []
     for system in systems:
         name, given, rest = system.partition("=")
+        if given and not name:
+            raise UserError(f"{system}: has no name before the sign; write NAME=PATH, or PATH alone")
         paths = [Path(part) for part in (rest if given else system).split(",")]
         missing = next((path for path in paths if not path.exists()), None)
         if missing is not None:
             raise UserError(f"{missing}: no such file or folder")
         named.append((name if given else system, paths))
-    if len({name for name, _ in named}) < len(named):
-        raise UserError("two systems have the same name; write NAME=PATH")
+    names = [name for name, _ in named]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: is given twice; give each another name, NAME=PATH")
     return named
+
+
+def told_p(p: float) -> str:
+    """A p for people."""
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")

@@ -53,7 +53,7 @@ class Commands(click.Group):
             raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
         except KeyboardInterrupt:
             raise Interrupted(
-                "interrupted; nothing stands half-written under its final name, and an `embed` run again goes on from its last whole shard"
+                "interrupted; nothing stands half-written under its final name, and `embed`, `index build` and `sweep` go on when they are run again"
             ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error

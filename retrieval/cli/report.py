@@ -64,9 +64,11 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
     refuse_existing(flags["overwrite"], flags["output"])
     named = [(name, path) for name, paths in named_paths(sources) for path in paths]
     if flags["figures"] is not None:
+        if flags["figures"].exists() and any(flags["figures"].iterdir()) and not flags["overwrite"]:
+            raise UserError(f"--figures {flags['figures']}: is not empty; choose another folder, or add --overwrite")
         flags["figures"].mkdir(parents=True, exist_ok=True)
     sections = list(_sections(named, flags, seed))
-    foot = "Made by `retrieval report`. Intervals are 95 %."
+    foot = "Made by retrieval report. Intervals are 95 %."
     page = render(flags["title"], "", sections, foot).encode()
     write_atomically(flags["output"], page)
     files = [] if flags["figures"] is None else write_figures(flags["figures"], sections)
@@ -86,19 +88,20 @@ def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: in
     """In the order that they were named; items of the same ids and labels together, where the first of them stands."""
     from retrieval.artifact import stated_kind
 
+    flags["labels_used"] = False
     opened = {
         name: _items(name, path, flags)
         for name, path in named
         if not path.is_dir() or stated_kind(path) in ("store", "index", None)
     }
+    if flags["labels"] is not None and not flags["labels_used"]:
+        raise UserError(f"--labels {flags['labels']}: nothing here is without labels; leave it out")
     shown: set[str] = set()
     for name, path in named:
         if name not in opened:
             yield _of_artifact(name, path, flags["check"])
         elif name not in shown:
-            alike = [
-                each for each in opened.values() if (each.ids, each.labels) == (opened[name].ids, opened[name].labels)
-            ]
+            alike = [each for each in opened.values() if each.same_items(opened[name])]
             shown |= {each.name for each in alike}
             yield _of_items(alike, flags, seed)
 
@@ -116,10 +119,10 @@ def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Sectio
 def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
     from retrieval.eval.report.items import Items
 
-    rows, metric = read_vectors(path, flags["metric"], flags["check"])
+    rows, metric, _ = read_vectors(path, flags["metric"], flags["check"])
     labels = rows.labels
     if labels is None and flags["labels"] is not None:
-        labels = read_labels(flags["labels"])
+        labels, flags["labels_used"] = read_labels(flags["labels"]), True
     if labels is not None and len(labels) != len(rows):
         raise UserError(f"{flags['labels']}: has {len(labels):,} labels, {path} {len(rows):,} vectors")
     pictures = _pictures(path, rows, flags["images"])
@@ -132,6 +135,8 @@ def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
     """What was embedded, from where it was, or from where it is now said to be."""
     from retrieval.images import Images, read_images
 
+    if given is not None and "text" in rows.payload:
+        raise UserError(f"--images {given}: {path} is of texts; leave it out")
     if given is not None:
         images = read_images(given)
         place = {name: row for row, name in enumerate(images.ids or [str(row) for row in range(len(images))])}

@@ -1,9 +1,7 @@
 """`retrieval sweep`."""
 
-import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +11,7 @@ from retrieval.errors import UserError
 
 from .losses import HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import MOST, common, emit, existing, pick_device, progress, quiet_libraries, say, uses_device, writes
+from .recommend import lines_of, mean_of, result_of
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -27,7 +26,6 @@ KIND = "sweep"
 AXES = ("kappa", "beta", "tau_plus", "temperature")
 GRID = {"kappa": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), "temperature": (0.05, 0.1, 0.2)}
 RANGE = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
-SHOWN = 12
 FEW = 100
 VECTORS = "vectors"
 
@@ -104,32 +102,34 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     from retrieval.artifact import creating, refuse_to_clobber
     from retrieval.eval.report.figures import hardness
 
-    from .trials import parts
+    from .trials import parts, refuse_impossible
 
     refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
     data, held_out = _read(flags)
     flags["labelled"] = data.labels is not None and not getattr(data, "is_pairs", False)
     axes = {method: _axes(method, flags) for method in dict.fromkeys(flags["methods"])}
-    for method, of in axes.items():  # refuse now what a loss cannot do
-        _loss(method, {name: values[0] for name, values in of.items()}, flags)
+    _refuse_idle(axes, flags)
+    losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
     train, held = parts(data, held_out, str(flags["data"]), flags["seed"])
     flags["value"] = flags["value"] or ("map@r" if held.base is None else "mrr")
     default_steps, default_epochs = None if flags["whole"] else HEAD_STEPS, 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
     out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
+    refuse_impossible(train, losses, flags)
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {len(held.queries):,} to judge by{out}")
     if len(held.queries) < FEW:
         say(f"Note: {len(held.queries):,} queries tell settings apart only roughly; give more data, or --held-out FILE")
     with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
         record, trainer = _prepared(train, held, flags, folder)
-        before = _mean(held.judge(trainer.untrained(), flags["seed"]), flags["value"])  # also: can it be judged?
-        result = _result(_run(axes, record, trainer, held, flags), record, before, held, len(train), flags)
+        before = held.judge(trainer.untrained(), flags["seed"])
+        mean_of(before, flags["value"])  # now, and not after an hour: is it measured?
+        result = result_of(_run(axes, record, trainer, held, flags), record, before, held, len(train), flags)
         manifest |= {"sweep": result}
         figure = hardness("hardness", result["points"], result["chosen_by"])
         (folder / "hardness.svg").write_text(figure.svg(), "utf-8")
         (folder / "hardness.png").write_bytes(figure.png())
         shutil.rmtree(folder / VECTORS, ignore_errors=True)
-    emit(result | {"output": str(flags["output"])}, as_json, _lines(result))
+    emit(result | {"output": str(flags["output"])}, as_json, lines_of(result))
 
 
 def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None]":
@@ -160,13 +160,27 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
 
 def _axes(method: str, flags: dict[str, Any]) -> "Axes":
     """What is tried of a loss: the settings that it has, of those given or, if none is, of the default."""
-    from retrieval.train.loss import named, settings_of
+    from retrieval.train.loss import named, open_settings
 
     given = {name: flags[name] for name in AXES if flags[name] is not None}
     if "kappa" in given and "beta" in given:
         raise UserError("--kappa and --beta: say hardness in one way, not two")
-    has = settings_of(named(method))
-    return {name: tried for name, tried in (given or (RANGE if flags["trials"] else GRID)).items() if name in has}
+    has = open_settings(method)
+    tried = {name: each for name, each in (given or (RANGE if flags["trials"] else GRID)).items() if name in has}
+    temperature = named(method).temperature
+    if "temperature" not in tried and isinstance(temperature, float):
+        tried["temperature"] = (temperature,)  # so that it is told with the others
+    return tried
+
+
+def _refuse_idle(axes: "dict[str, Axes]", flags: dict[str, Any]) -> None:
+    """Raise UserError for what would do nothing: numbers that no loss has a use for, a search among single numbers."""
+    for name in AXES:
+        if flags[name] is not None and not any(name in of for of in axes.values()):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}: no loss here leaves that open ({', '.join(axes)}); leave it out, or add one")
+    if flags["trials"] is not None and all(len(values) == 1 for of in axes.values() for values in of.values()):
+        raise UserError("--trials: there is nothing to search between single numbers; give two, such as --kappa 0,16")
 
 
 def _loss(method: str, setting: "Setting", flags: dict[str, Any]) -> "LossConfig":
@@ -194,7 +208,7 @@ def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], fold
         "encoder": flags["model"] if encoder is None else encoder.fingerprint,
         **{name: flags[name] for name in same},
     }
-    record = Record.open(folder, base)
+    record = Record.open(folder, base, flags["overwrite"])
     if record.done:
         say(f"{flags['output']}: {len(record.done):,} trials of an interrupted sweep are kept")
     if flags["whole"] or encoder is None:
@@ -210,12 +224,13 @@ def _run(
 
     seed, metric = flags["seed"], flags["value"]
     found: dict[str, _Tried] = {}
-    total = sum(_count(of, flags["trials"]) for of in axes.values()) + FINALISTS * (flags["seeds"] - 1)
+    settings = sum(_count(of, flags["trials"]) for of in axes.values())
+    total = settings + min(FINALISTS, settings) * (flags["seeds"] - 1)
     with progress("sweep", total) as bar:
 
         def run(loss: "LossConfig", seed: int) -> "PerQuery | None":
             table = record.run(loss, seed, trainer, held)
-            bar(1, note="failed" if table is None else f"{metric} {_mean(table, metric):.4f}  {loss.name}")
+            bar(1, note="failed" if table is None else f"{metric} {mean_of(table, metric):.4f}  {loss.name}")
             return table
 
         for method, of in axes.items():
@@ -261,99 +276,5 @@ def _try(
         if table is not None:
             found.append(_Tried(method, setting, loss, table))
         tried.append(setting)
-        scores.append(min(scores, default=0.0) if table is None else _mean(table, flags["value"]))
+        scores.append(min(scores, default=0.0) if table is None else mean_of(table, flags["value"]))
     return found
-
-
-def _mean(table: "PerQuery", metric: str) -> float:
-    if metric not in table.values:
-        raise UserError(f"--value {metric}: is not measured here; known are {', '.join(table.values)}")
-    return float(table.values[metric].mean())
-
-
-def _result(
-    points: "list[Point]", record: "Record", before: float, held: "Held", count: int, flags: dict[str, Any]
-) -> dict[str, Any]:
-    told = []
-    for point in points:
-        trials = [trial for (name, _), trial in record.done.items() if name == point.loss and trial["table"]]
-        metrics = {name: sum(t["metrics"][name] for t in trials) / len(trials) for name in trials[0]["metrics"]}
-        compared = None if point.against_best is None else asdict(point.against_best)
-        told.append(
-            asdict(point)
-            | {
-                "label": point.label,
-                "verdict": point.verdict,
-                "against_best": compared,
-                "metrics": metrics,
-                "ess": trials[0]["last"]["ess"],
-            }
-            | {"warnings": sorted({note for trial in trials for note in trial["warnings"]})}
-        )
-    failed = [
-        {"loss": name, "seed": seed, "why": t["failed"]} for (name, seed), t in record.done.items() if not t["table"]
-    ]
-    best = points[0]
-    return {
-        "data": str(flags["data"]),
-        "model": flags["model"],
-        "trains": "the whole encoder" if flags["whole"] else "a head",
-        "trained_on": count,
-        "queries": len(held.queries),
-        "left_out": held.left_out,
-        "chosen_by": flags["value"],
-        "untrained": before,
-        "recommended": {
-            "label": best.label,
-            "loss": best.loss,
-            "method": best.method,
-            "setting": dict(best.setting),
-            "command": _command(best, held, flags),
-        },
-        "not_shown_worse": [point.label for point in points[1:] if point.verdict != "worse"],
-        "points": told,
-        "failed": failed,
-        "seconds": round(sum(trial["seconds"] for trial in record.done.values()), 1),
-    }
-
-
-def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
-    """What trains the recommended setting on everything."""
-    words = ["retrieval", "train", "text" if held.is_text else "image"]
-    words += ["--data", str(flags["data"]), "--model", flags["model"], "--loss", best.method]
-    for name, value in best.setting.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}"]
-    for name in ("steps", "epochs", "batch_size", "lr"):
-        if flags[name] is not None and not (name == "epochs" and flags["steps"]):
-            words += [f"--{name.replace('_', '-')}", f"{flags[name]:g}"]
-    words += ["--head"] if held.is_text and not flags["whole"] else []
-    words += ["--detach-weights"] if flags["detach_weights"] else []
-    words += [] if flags["label_mask"] is None else [f"--{'' if flags['label_mask'] else 'no-'}label-mask"]
-    return shlex.join([*words, "--output", "run"])
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    """For people: the best settings, what is recommended, and what that trains with."""
-    metric, points = result["chosen_by"], result["points"]
-    width = max(len(point["label"]) for point in points[:SHOWN]) + 2
-    lines = [f"{'':<{width}}{metric:>8}   {'95 % interval':<16}{'runs':>4}   against the best"]
-    lines.append(f"{'(before training)':<{width}}{result['untrained']:>8.4f}")
-    for point in points[:SHOWN]:
-        (low, high), against = point["interval"], point["against_best"]
-        line = f"{point['label']:<{width}}{point['mean']:>8.4f}   {f'{low:.4f}–{high:.4f}':<16}{point['runs']:>4}   "
-        if against is not None:
-            low, high = against["interval"]
-            line += f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {point['verdict']}"
-        lines.append(line.rstrip())
-    lines += [f"and {len(points) - SHOWN:,} settings that did less well"] if len(points) > SHOWN else []
-    lines += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]
-    best = points[0]
-    alike = len(result["not_shown_worse"])
-    lines += ["", f"recommended: {best['label']}" + (f"; {alike:,} others are not shown to be worse" if alike else "")]
-    lines += [f"  Warning: {note}" for note in best["warnings"]]
-    lines += [
-        "",
-        "train it on everything, and judge it by a test set that was not used here (--eval-data):",
-        f"  {result['recommended']['command']}",
-    ]
-    return lines

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrieval.artifact import empty, sha256_json
 from retrieval.errors import UserError
 
-from .options import progress, say
+from .options import progress
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -145,6 +145,21 @@ def _once(codes: "Ints") -> "tuple[Ints, Ints]":
     return np.unique(codes, return_index=True)
 
 
+def refuse_impossible(train: "Texts | Images", losses: "list[LossConfig]", flags: dict[str, Any]) -> None:
+    """Raise UserError where no batches can be made of the data, before anything is encoded."""
+    from retrieval.data import Texts
+    from retrieval.train.image import ImageConfig
+    from retrieval.train.image import plan_batches as plan_images
+    from retrieval.train.text import TextConfig, plan_batches
+
+    lasting = {key: flags[key] for key in ("batch_size", "steps", "epochs")}
+    for loss in losses:
+        if isinstance(train, Texts):
+            plan_batches(train, TextConfig(head=not flags["whole"], **lasting), loss, str(flags["data"]))
+        else:
+            plan_images(train, ImageConfig(**lasting), loss, str(flags["data"]))
+
+
 def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> Trainer:
     """Trials that train a linear head on embeddings, which are computed once and kept in `folder`."""
     import torch
@@ -229,13 +244,18 @@ class Record:
     done: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, base: dict[str, Any]) -> "Record":
+    def open(cls, folder: Path, base: dict[str, Any], overwrite: bool) -> "Record":
         """What an interrupted sweep left in `folder`, if it was of the same data, encoder and settings (`base`)."""
         path, stated = folder / RECORD, folder / "base.json"
         before = stated.read_text("utf-8") if stated.exists() else None
         told = json.dumps(base, sort_keys=True)
         if before is not None and before != told:
-            say("An interrupted sweep of other data or settings was left here; it is begun anew")
+            left = path.read_bytes().count(b"\n") if path.exists() else 0
+            if left and not overwrite:
+                raise UserError(
+                    f"--output: an interrupted sweep of other data or settings left {left:,} trials there; run that again, "
+                    f"choose another place, or begin anew with --overwrite"
+                )
             empty(folder)
         folder.joinpath("tables").mkdir(exist_ok=True)
         stated.write_text(told, "utf-8")
@@ -247,15 +267,17 @@ class Record:
 
     def run(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> "PerQuery | None":
         """What each query scored after training with this loss and seed; None if the training failed."""
-        trial = self.done.get((loss.name, seed)) or self._made(loss, seed, trainer, held)
-        return self.table(trial)
+        if (loss.name, seed) not in self.done:
+            self._made(loss, seed, trainer, held)
+        return self.table(loss.name, seed)
 
-    def table(self, trial: dict[str, Any]) -> "PerQuery | None":
+    def table(self, loss: str, seed: int) -> "PerQuery | None":
         from retrieval.eval.values import read_per_query
 
-        return None if trial["table"] is None else read_per_query(self.folder / trial["table"])
+        name = self.done[loss, seed]["table"]
+        return None if name is None else read_per_query(self.folder / name)
 
-    def _made(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> dict[str, Any]:
+    def _made(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> None:
         from retrieval.train.curve import warnings
 
         started = time.monotonic()
@@ -276,4 +298,3 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
         self.done[loss.name, seed] = trial
-        return trial

@@ -19,7 +19,7 @@ the Lehmer mean of e^z of order 1+β, so the loss never falls as β grows.
 
 from .config import FalseNegatives, LossConfig, Mix
 from .contrastive import ContrastiveLoss, LossOutput, contrastive_loss, loss
-from .names import METHODS, named, settings_of, with_settings
+from .names import METHODS, named, open_settings, with_settings
 from .observe import Diagnostics
 from .schedule import Schedule
 from .weights import Additive, Exp, Gaussian, Posterior, Uniform
@@ -41,6 +41,6 @@ __all__ = [
     "contrastive_loss",
     "loss",
     "named",
-    "settings_of",
+    "open_settings",
     "with_settings",
 ]

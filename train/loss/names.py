@@ -91,9 +91,12 @@ def with_settings(config: LossConfig, settings: dict[str, Any], source: str) -> 
     return replace(config, **parts, **own)
 
 
-def settings_of(config: LossConfig) -> set[str]:
-    """The names of the settings that this loss has: its own, and those of its parts."""
-    found = {field.name for part in _parts(config).values() for field in fields(part)} - set(PLACES)
+def open_settings(text: str) -> set[str]:
+    """The names of the settings, its own and those of its parts, that the loss of a name has and the name leaves open."""
+    config, (_, _, rest) = named(text), text.strip().partition("(")
+    said = set(_settings(text, rest)) if rest else set()
+    found = {field.name for part in _parts(config).values() for field in fields(part)} - set(PLACES) - said
+    found -= HARDNESS if HARDNESS & said else set()  # said in one way, it is said
     return found - {"tau_plus"} if config.needs_labels else found
 
 

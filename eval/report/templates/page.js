@@ -170,9 +170,11 @@ class Plane {
       picture.style.background = `url(${source}) -${(tile % across) * side}px -${Math.floor(tile / across) * side}px`;
       this.output.append(picture);
     }
-    const words = document.createElement("span"), name = document.createElement("b");
+    const words = document.createElement("span"), name = document.createElement("b"), rest = document.createElement("bdi");
+    name.dir = "auto";
+    rest.textContent = text;
     name.textContent = label;
-    words.append(name, label && text ? " " : "", text);
+    words.append(name, label && text ? " " : "", rest);
     this.output.append(words);
     this.draw();
   }
