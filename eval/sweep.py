@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 from scipy.stats import norm, qmc
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -27,6 +28,7 @@ from .values import Interval, PerQuery
 
 HELD_OUT = 5  # one part of so many is held out
 FINALISTS = 3
+APART = 0.02  # of the range, at least, between settings that are tried
 CANDIDATES = 1024  # settings among which the next one is chosen
 Setting = Mapping[str, float]
 Axes = Mapping[str, Sequence[float]]
@@ -119,6 +121,7 @@ def propose(axes: Axes, tried: Sequence[Setting], scores: Sequence[float], seed:
     best = model.predict(seen).max()  # as the model sees it: the scores themselves are noisy
     away = (mean - best) / np.maximum(deviation, 1e-12)
     gain = deviation * (away * norm.cdf(away) + norm.pdf(away))
+    gain[cdist(points, seen).min(1) < APART] = -1  # a setting that is as good as tried teaches nothing
     return _setting(axes, points[int(gain.argmax())])
 
 

@@ -107,6 +107,16 @@ def test_an_adaptive_search_beats_drawing_at_random():
     assert ours < 0.3 * random and ours < 0.002
 
 
+def test_no_setting_is_tried_twice():
+    """One axis and a flat score, where every setting looks as good as its neighbour."""
+    tried, scores = [], []
+    for _ in range(12):
+        tried.append(propose({"temperature": (0.05, 0.2)}, tried, scores, 0))
+        scores.append(0.7)
+    places = np.sort(np.log([setting["temperature"] for setting in tried])) / np.log(0.2 / 0.05)
+    assert np.diff(places).min() > 0.015
+
+
 def test_the_same_history_proposes_the_same():
     tried, scores = searched(3, 9)
     assert propose(AXES, tried, scores, 3) == propose(AXES, tried, scores, 3)
