@@ -56,7 +56,7 @@ def pack_map(
 
 
 def _packed(content: bytes) -> str:
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 def _sheet(pictures: Images, rows: Ints) -> dict[str, Any]:
