@@ -27,11 +27,12 @@ def mean_of(table: "PerQuery", metric: str) -> float:
 def result_of(
     points: "list[Point]", record: "Record", before: "PerQuery", held: "Held", count: int, flags: dict[str, Any]
 ) -> dict[str, Any]:
+    """Everything that a sweep says. before: what the encoder scored untrained; count: rows that were trained on."""
     from retrieval.eval.compare import compare
 
     told = []
     for point in points:
-        trials = [trial for (name, _), trial in record.done.items() if name == point.loss and trial["table"]]
+        trials = _trials(record, point)
         metrics = {name: sum(t["metrics"][name] for t in trials) / len(trials) for name in trials[0]["metrics"]}
         compared = None if point.against_best is None else asdict(point.against_best)
         told.append(
@@ -49,10 +50,8 @@ def result_of(
         {"loss": name, "seed": seed, "why": t["failed"]} for (name, seed), t in record.done.items() if not t["table"]
     ]
     best = points[0]
-    best_runs = [
-        table for seed in range(best.runs) if (table := record.table(best.loss, flags["seed"] + seed)) is not None
-    ]
-    gained = compare([before], best_runs, flags["value"], seed=flags["seed"])
+    tables = [record.table(best.loss, trial["seed"]) for trial in _trials(record, best)]
+    gained = compare([before], [table for table in tables if table], flags["value"], seed=flags["seed"])
     return {
         "data": str(flags["data"]),
         "model": flags["model"],
@@ -75,6 +74,12 @@ def result_of(
         "failed": failed,
         "seconds": round(sum(trial["seconds"] for trial in record.done.values()), 1),
     }
+
+
+def _trials(record: "Record", point: "Point") -> list[dict[str, Any]]:
+    """The runs that a point is the mean of; a sweep that went on may have more on record."""
+    made = [trial for (loss, _), trial in record.done.items() if loss == point.loss and trial["table"]]
+    return sorted(made, key=lambda trial: int(trial["seed"]))[: point.runs]
 
 
 def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:

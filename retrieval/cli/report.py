@@ -101,7 +101,7 @@ def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: in
         if name not in opened:
             yield _of_artifact(name, path, flags["check"])
         elif name not in shown:
-            alike = [each for each in opened.values() if each.same_items(opened[name])]
+            alike = [each for each in opened.values() if each.name not in shown and each.same_items(opened[name])]
             shown |= {each.name for each in alike}
             yield _of_items(alike, flags, seed)
 
