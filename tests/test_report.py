@@ -305,3 +305,13 @@ def test_mistakes_are_one_line(clusters, run_cli, tmp_path, monkeypatch, words, 
     (tmp_path / "full" / "x").write_text("")
     extra = [] if "--output" in words else ["--output", "r.html"]
     assert message in run_cli("report", *words, *extra, code=2).output.strip().splitlines()[-1]
+
+
+def test_a_comma_belongs_to_the_path(clusters, run_cli, tmp_path, monkeypatch):
+    """Of several paths under one name, which `eval compare` has, a page would show only the last."""
+    monkeypatch.chdir(tmp_path)
+    np.save("a,b.npy", clusters[0])
+    words = ["--metric", "cosine", "--map", "pca", "--output", "r.html"]
+    assert read_json(run_cli("report", "x=a,b.npy", *words, "--json"))["sections"][0]["names"] == ["x"]
+    np.save("c.npy", clusters[0])
+    assert "no such file" in run_cli("report", "x=c.npy,c.npy", *words, code=2).stderr

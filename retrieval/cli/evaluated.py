@@ -130,14 +130,15 @@ def write_evaluation(flags: dict[str, Any], of: str, result: dict[str, Any], tab
         manifest |= {"of": of, "evaluation": result}
 
 
-def named_paths(systems: tuple[str, ...]) -> list[tuple[str, list[Path]]]:
-    """Names and paths; a path stands for its name where there is none."""
+def named_paths(systems: tuple[str, ...], *, several: bool = True) -> list[tuple[str, list[Path]]]:
+    """Names and paths; a path stands for its name where there is none. several: a name may have more than one, with commas."""
     named = []
     for system in systems:
         name, given, rest = system.partition("=")
         if given and not name:
             raise UserError(f"{system}: has no name before the sign; write NAME=PATH, or PATH alone")
-        paths = [Path(part) for part in (rest if given else system).split(",")]
+        told = rest if given else system
+        paths = [Path(part) for part in (told.split(",") if several else [told])]
         missing = next((path for path in paths if not path.exists()), None)
         if missing is not None:
             raise UserError(f"{missing}: no such file or folder")

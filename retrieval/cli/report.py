@@ -62,7 +62,7 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
     from retrieval.eval.report.page import render, write_figures
 
     refuse_existing(flags["overwrite"], flags["output"])
-    named = [(name, path) for name, paths in named_paths(sources) for path in paths]
+    named = [(name, paths[0]) for name, paths in named_paths(sources, several=False)]
     if flags["figures"] is not None:
         if flags["figures"].exists() and any(flags["figures"].iterdir()) and not flags["overwrite"]:
             raise UserError(f"--figures {flags['figures']}: is not empty; choose another folder, or add --overwrite")
