@@ -13,7 +13,7 @@ runs share is counted in both terms, so it errs on the wide side.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -121,6 +121,16 @@ def mixed(one: Doubles, other: Doubles, groups: Ints | None = None) -> tuple[tup
     freedom = variance**2 / sum(part**2 / free for part, free in parts)
     half = float(student.ppf(0.975, freedom)) * variance**0.5
     return (centre - half, centre + half), float(2 * student.sf(abs(centre) / variance**0.5, freedom))
+
+
+def corrected(found: Sequence[Compared]) -> list[Compared]:
+    """Comparisons that were made together, each with its p adjusted for all of them (Holm)."""
+    return [replace(each, adjusted=p) for each, p in zip(found, holm([each.p for each in found]), strict=True)]
+
+
+def told_p(p: float) -> str:
+    """A p for people, after the letter."""
+    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")
 
 
 def holm(ps: Sequence[float]) -> list[float]:

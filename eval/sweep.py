@@ -7,7 +7,7 @@ how it will do elsewhere, which is why a test set is wanted afterwards.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -23,7 +23,7 @@ from retrieval.errors import UserError
 from retrieval.intervals import Doubles, bootstrap
 from retrieval.neighbors import Ints
 
-from .compare import Compared, compare, holm, mixed
+from .compare import Compared, compare, corrected, mixed
 from .values import Interval, PerQuery
 
 HELD_OUT = 5  # one part of so many is held out
@@ -168,9 +168,8 @@ def judge(
     order = sorted(runs, key=lambda loss: (-means[loss], loss))
     best = next(loss for loss in order if len(runs[loss]) == most)
     others = [loss for loss in order if loss != best]
-    against = [compare(runs[best], runs[loss], metric, seed=seed) for loss in others]
-    adjusted = holm([each.p for each in against]) if against else []
-    compared = {loss: replace(each, adjusted=p) for loss, each, p in zip(others, against, adjusted, strict=True)}
+    against = corrected([compare(runs[best], runs[loss], metric, seed=seed) for loss in others])
+    compared = dict(zip(others, against, strict=True))
     return [
         Point(loss, *named[loss], len(runs[loss]), means[loss], _interval(runs[loss], metric, seed), compared.get(loss))
         for loss in (best, *others)

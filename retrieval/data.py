@@ -148,6 +148,12 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def shortened(text: str, length: int) -> str:
+    """For people: on one line, and no longer than that."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= length else flat[: length - 1] + "…"
+
+
 def _existing(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give a {FORMATS} file of texts")

@@ -311,7 +311,7 @@ def test_a_comma_belongs_to_the_path(clusters, run_cli, tmp_path, monkeypatch):
     """Of several paths under one name, which `eval compare` has, a page would show only the last."""
     monkeypatch.chdir(tmp_path)
     np.save("a,b.npy", clusters[0])
-    words = ["--metric", "cosine", "--map", "pca", "--output", "r.html"]
+    words = ["--metric", "cosine", "--map", "pca", "--overwrite", "--output", "r.html"]
     assert read_json(run_cli("report", "x=a,b.npy", *words, "--json"))["sections"][0]["names"] == ["x"]
     np.save("c.npy", clusters[0])
     assert "no such file" in run_cli("report", "x=c.npy,c.npy", *words, code=2).stderr

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.data import shortened
 from retrieval.errors import UserError
 from retrieval.images import Images
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
 from ..clusters import NAMES, Clusters, Settings, confusion, evaluate_clusters, refuse_unusable, summary, unit
-from ..compare import compare, holm, paired
+from ..compare import compare, corrected, paired
 from ..labels import Classes
 from .figures import Figure, heat, histogram, scatter, spectrum
 from .layout import Way, on_a_plane
@@ -69,8 +70,7 @@ class Items:
         return self.ids == other.ids and self.labels == other.labels and texts
 
     def told(self, row: int, length: int = 140) -> str:
-        text = self.ids[row] if self.texts is None else " ".join(self.texts[row].split())
-        return text if len(text) <= length else text[: length - 1] + "…"
+        return shortened(self.ids[row] if self.texts is None else self.texts[row], length)
 
 
 def items_section(
@@ -155,12 +155,10 @@ def _differences(judged: Sequence[Clusters], seed: int) -> list[dict[str, Any]]:
         return []
     runs, _ = paired([[judged[0].queries], [judged[-1].queries]])
     shown = [name for name in DESCRIBED if name in runs[0][0].values and name in runs[1][0].values]
-    found = [compare(runs[0], runs[1], name, seed=seed) for name in shown]
-    adjusted = holm([each.p for each in found])
     return [
-        {"metric": each.metric, "difference": each.difference, "interval": each.interval, "adjusted_p": p,
-         "better": bool(p < 0.05 and each.interval[0] > 0), "worse": bool(p < 0.05 and each.interval[1] < 0)}
-        for each, p in zip(found, adjusted, strict=True)
+        {"metric": each.metric, "difference": each.difference, "interval": each.interval, "adjusted_p": each.adjusted,
+         "better": each.verdict() == "better", "worse": each.verdict() == "worse"}
+        for each in corrected([compare(runs[0], runs[1], name, seed=seed) for name in shown])
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from retrieval.artifact import write_atomically
 
+from ..compare import told_p
 from .figures import Figure
 
 
@@ -36,7 +37,7 @@ def render(title: str, lead: str, sections: Sequence[Section], foot: str) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": _inline, "number": number, "signed": signed}
+    environment.filters |= {"svg": _inline, "number": number, "signed": signed, "p": told_p}
     folder = files(__package__) / "templates"
     style, script = (Markup((folder / name).read_text("utf-8")) for name in ("page.css", "page.js"))
     parts = [

@@ -1,6 +1,6 @@
 """`retrieval eval compare`."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluate import METRICS, evaluate, keeps
-from .evaluated import named_paths, refuse_evaluation, told_p, write_evaluation
+from .evaluated import named_paths, refuse_evaluation, write_evaluation
 from .options import checks, common, emit, existing, say
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def compare(
     refuse_evaluation(flags)
     named = named_paths(systems)
     from retrieval.eval.compare import compare as compare_runs
-    from retrieval.eval.compare import holm, paired
+    from retrieval.eval.compare import corrected, paired
     from retrieval.formats.trec import read_qrels
 
     qrels = None if flags["qrels"] is None else read_qrels(flags["qrels"])
@@ -64,9 +64,7 @@ def compare(
     if left_out:
         say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
     pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
-    found = [compare_runs(runs[0], runs[other], metric, unit=unit, seed=seed) for other, metric in pairs]
-    adjusted = holm([each.p for each in found])
-    found = [replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)]
+    found = corrected([compare_runs(runs[0], runs[other], metric, unit=unit, seed=seed) for other, metric in pairs])
     names = [name for name, _ in named]
     told = [
         {"first": names[0], "second": names[other], **asdict(each), "verdict": each.verdict()}
@@ -131,6 +129,8 @@ def _chosen(values: tuple[str, ...], runs: "list[PerQuery]") -> list[str]:
 
 
 def _sentence(first: str, second: str, found: "Compared", unit: str) -> str:
+    from retrieval.eval.compare import told_p
+
     low, high = found.interval
     runs = "" if found.runs == (1, 1) else f", {found.runs[0]} and {found.runs[1]} runs"
     size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, adjusted p {told_p(found.adjusted)}"

@@ -35,8 +35,9 @@ class Side:
     def told(self, row: int) -> str:
         """An item, for people."""
         if "text" in self.payload:
-            text = " ".join(self.payload["text"][row].split())
-            return f'"{text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"}"'
+            from retrieval.data import shortened
+
+            return f'"{shortened(self.payload["text"][row], SHOWN)}"'
         return self.ids[row]
 
 
@@ -148,8 +149,3 @@ def named_paths(systems: tuple[str, ...], *, several: bool = True) -> list[tuple
     if twice is not None:
         raise UserError(f"{twice}: is given twice; give each another name, NAME=PATH")
     return named
-
-
-def told_p(p: float) -> str:
-    """A p for people."""
-    return "< .001" if p < 0.001 else f"= {p:.3f}".replace("0.", ".")

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import UserError
 
-from .evaluated import told_p
-
 if TYPE_CHECKING:
     from retrieval.eval.sweep import Point
     from retrieval.eval.values import PerQuery
@@ -99,6 +97,8 @@ def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
 
 def lines_of(result: dict[str, Any]) -> list[str]:
     """For people: the best settings, what is recommended, and what that trains with."""
+    from retrieval.eval.compare import told_p
+
     metric, points = result["chosen_by"], result["points"]
     width = max(len(point["label"]) for point in points[:SHOWN]) + 2
     told = [f"{'':<{width}}{metric:>8}   {'95 % interval':<16}{'runs':>4}   against the best"]

@@ -253,6 +253,7 @@ def _as_json(hit: "Hit") -> dict[str, Any]:
 
 
 def _described(hit: "Hit") -> str:
-    text = " ".join(hit.payload.get("text", "").split())
-    shown = text if len(text) <= 100 else text[:99] + "…"
+    from retrieval.data import shortened
+
+    shown = shortened(hit.payload.get("text", ""), 100)
     return "  ".join(part for part in (hit.label and f"[{hit.label}]", shown or str(hit.id)) if part)
