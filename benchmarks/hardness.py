@@ -70,9 +70,10 @@ class Task:
 def text_task(train: Texts, test: Texts, steps: int) -> Task:
     """A linear head over frozen MiniLM; the encoder runs once over everything."""
     encoder = load_encoder(MINILM, "cpu")
-    vectors, test_vectors = (torch.from_numpy(encode_all(encoder, data)) for data in (train, test))
+    texts, codes = distinct([train.texts])
+    different = Texts({"text": texts}, None, None, train.origin)
+    vectors, test_vectors = (torch.from_numpy(encode_all(encoder, data)) for data in (different, test))
     assert train.labels is not None and test.labels is not None
-    first, codes = distinct(train.texts)
     fit, held = (np.sort(part) for part in halves(train.labels))
 
     def judge(loss: LossConfig, seed: int, final: bool) -> dict[str, float]:
@@ -81,9 +82,11 @@ def text_task(train: Texts, test: Texts, steps: int) -> Task:
         plan = plan_batches(data, TextConfig(head=True, steps=steps, batch_size=PAIRS, seed=seed), loss, "train")
         torch.manual_seed(seed)
         head, _ = train_head(
-            Frozen(vectors[first], codes[None, rows]), plan.batches(), loss, labels=plan.labels, steps=steps, lr=1e-3
+            Frozen(vectors, codes[:, rows]), plan.batches(), loss, labels=plan.labels, steps=steps, lr=1e-3
         )
-        judged, labels = (test_vectors, test.labels) if final else (vectors[held], [train.labels[r] for r in held])  # type: ignore[index]
+        judged, labels = (
+            (test_vectors, test.labels) if final else (vectors[codes[0, held]], [train.labels[r] for r in held])
+        )  # type: ignore[index]
         return neighbour_metrics(project(head, judged), labels)  # type: ignore[arg-type]
 
     return Task(len(set(train.labels)), judge)

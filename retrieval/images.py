@@ -49,6 +49,11 @@ class Images:
         return Image.fromarray(self.source[row]).convert("RGB")
 
     @property
+    def is_pairs(self) -> bool:
+        """Never: pictures stand alone."""
+        return False
+
+    @property
     def has_labels(self) -> bool:
         return self.labels is not None
 

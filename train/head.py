@@ -28,18 +28,19 @@ class Frozen:
     columns: Rows
 
 
-def distinct(texts: Sequence[str]) -> tuple[Rows, Rows]:
-    """Where each different text stands first (u,), and which of those each text is (n,)."""
-    _, first, codes = np.unique(np.asarray(texts, dtype=object).astype(str), return_index=True, return_inverse=True)
-    return first.astype(np.int64), codes.astype(np.int64)
+def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
+    """The different texts of columns of n rows each, and which of them stands in each row of each column, (c, n)."""
+    texts = np.asarray([text for column in columns for text in column], dtype=object).astype(str)
+    different, codes = np.unique(texts, return_inverse=True)
+    return different.tolist(), codes.astype(np.int64).reshape(len(columns), -1)
 
 
 def freeze(model: SentenceTransformer, columns: list[list[str]], progress: Callable[[int], None]) -> Frozen:
     """Columns of texts under the encoder as it is; equal texts are one item."""
-    texts = [text for column in columns for text in column]
-    first, codes = distinct(texts)
-    vectors = torch.from_numpy(Encoding(model).encode(texts, progress)[first])
-    return Frozen(vectors, codes.reshape(len(columns), -1))
+    texts, codes = distinct(columns)
+    vectors = torch.from_numpy(Encoding(model).encode(texts, progress))
+    progress(codes.size - len(texts))  # those that stood there before
+    return Frozen(vectors, codes)
 
 
 def train_head(

@@ -102,11 +102,11 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     from retrieval.artifact import creating, refuse_to_clobber
     from retrieval.eval.report.figures import hardness
 
-    from .trials import parts, refuse_impossible
+    from .trials import parts, plan_of
 
     refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
     data, held_out = _read(flags)
-    flags["labelled"] = data.labels is not None and not getattr(data, "is_pairs", False)
+    flags["labelled"] = data.labels is not None and not data.is_pairs
     axes = {method: _axes(method, flags) for method in dict.fromkeys(flags["methods"])}
     _refuse_idle(axes, flags)
     losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
@@ -115,7 +115,8 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     default_steps, default_epochs = None if flags["whole"] else HEAD_STEPS, 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
     out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
-    refuse_impossible(train, losses, flags)
+    for loss in losses:
+        plan_of(train, loss, flags, flags["seed"])  # refuses bad data before anything is encoded
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {len(held.queries):,} to judge by{out}")
     if len(held.queries) < FEW:
         say(f"Note: {len(held.queries):,} queries tell settings apart only roughly; give more data, or --held-out FILE")
@@ -141,17 +142,17 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
     data: Texts | Images = read(flags["data"])
     held_out: Texts | Images | None = None if flags["held_out"] is None else read(flags["held_out"])
     judged, named = (data, "data") if held_out is None else (held_out, "held_out")
-    if judged.labels is None and not getattr(judged, "is_pairs", False):
+    if judged.labels is None and not judged.is_pairs:
         remedy = "; give --held-out a file that has" if held_out is None else ""
         raise UserError(f"{flags[named]}: has neither labels nor pairs to judge settings by{remedy}")
-    if getattr(judged, "is_pairs", False) and not getattr(data, "is_pairs", False):
+    if judged.is_pairs and not data.is_pairs:
         raise UserError(
             f"{flags['held_out']}: has pairs, {flags['data']} has not; judge labelled data by labelled data"
         )
     if not flags["whole"]:
         if flags["model"] == "small":
             raise UserError("--model small: begins from nothing, so it has no embeddings for a head; add --whole")
-        if data.labels is None and not getattr(data, "is_pairs", False):
+        if data.labels is None and not data.is_pairs:
             raise UserError(
                 f"{flags['data']}: has neither labels nor pairs, from which no head is trained; add --whole"
             )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images
     from retrieval.neighbors import Floats, Ints
+    from retrieval.train.batches import Plan
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
 
@@ -113,79 +114,63 @@ def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
 
 def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "tuple[Texts, Held]":
     """Anchors ask for their positives among all held-out positives; pairs that share a text belong together."""
+    import numpy as np
+
     from retrieval.data import Texts
     from retrieval.eval.sweep import hold_out_groups, linked
+    from retrieval.train.head import distinct
     from retrieval.train.text import identities
 
     train, judged = data, held_out
     if judged is None:
         rows, others = _or_source(lambda: hold_out_groups(linked(*identities(data)), seed), source)
         train, judged = data.take(rows.tolist()), data.take(others.tolist())
-    from retrieval.train.head import distinct
-
     count, seen = len(judged), {text for column in train.columns.values() for text in column}
     anchors, positives = judged.columns["anchor"], judged.columns["positive"]
     judged = judged.take([row for row in range(count) if anchors[row] not in seen and positives[row] not in seen])
     if not len(judged):
         raise UserError("--held-out: every pair of it has a text that is in the training data; give others")
-    both = [*judged.columns["anchor"], *judged.columns["positive"]]
-    first, codes = distinct(both)
-    groups = [str(group) for group in linked(*identities(judged)).tolist()]
-    (asked, asked_rows), (found, found_rows) = (_once(part) for part in codes.reshape(2, -1))
-    items = Texts({"text": [both[row] for row in first.tolist()]}, None, None, judged.origin)
+    texts, codes = distinct([judged.columns["anchor"], judged.columns["positive"]])
+    groups = [str(group) for group in linked(*codes).tolist()]
+    (asked, asked_rows), (found, found_rows) = (np.unique(part, return_index=True) for part in codes)
+    items = Texts({"text": texts}, None, None, judged.origin)
     ids = [str(row) for row in asked_rows.tolist()]
     base = found, [groups[row] for row in found_rows.tolist()]
     return train, Held(items, asked, [groups[row] for row in asked_rows.tolist()], ids, base, count - len(judged))
 
 
-def _once(codes: "Ints") -> "tuple[Ints, Ints]":
-    """Distinct codes, and the rows where they stand first."""
-    import numpy as np
-
-    return np.unique(codes, return_index=True)
-
-
-def refuse_impossible(train: "Texts | Images", losses: "list[LossConfig]", flags: dict[str, Any]) -> None:
-    """Raise UserError where no batches can be made of the data, before anything is encoded."""
+def plan_of(train: "Texts | Images", loss: "LossConfig", flags: dict[str, Any], seed: int) -> "Plan":
+    """The batches of a trial. Raises UserError where none can be made of the data."""
     from retrieval.data import Texts
     from retrieval.train.image import ImageConfig
     from retrieval.train.image import plan_batches as plan_images
     from retrieval.train.text import TextConfig, plan_batches
 
-    lasting = {key: flags[key] for key in ("batch_size", "steps", "epochs")}
-    for loss in losses:
-        if isinstance(train, Texts):
-            plan_batches(train, TextConfig(head=not flags["whole"], **lasting), loss, str(flags["data"]))
-        else:
-            plan_images(train, ImageConfig(**lasting), loss, str(flags["data"]))
+    lasting = {key: flags[key] for key in ("batch_size", "steps", "epochs")} | {"seed": seed}
+    if isinstance(train, Texts):
+        return plan_batches(train, TextConfig(head=not flags["whole"], **lasting), loss, str(flags["data"]))
+    return plan_images(train, ImageConfig(**lasting), loss, str(flags["data"]))
 
 
 def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> Trainer:
     """Trials that train a linear head on embeddings, which are computed once and kept in `folder`."""
+    import numpy as np
     import torch
 
     from retrieval.data import Texts
-    from retrieval.train.batches import plan as plan_pairs
     from retrieval.train.head import LEARNING_RATE, Frozen, distinct, project, train_head
 
-    columns = list(train.columns.values()) if isinstance(train, Texts) else None
     items: Texts | Images = train
-    if columns is not None:
-        texts = [text for column in columns for text in column]
-        first, codes = distinct(texts)
-        items = Texts({"text": [texts[row] for row in first.tolist()]}, None, None, train.origin)
-        codes = codes.reshape(len(columns), -1)
+    if isinstance(train, Texts):
+        texts, codes = distinct(list(train.columns.values()))
+        items = Texts({"text": texts}, None, None, train.origin)
     else:
-        import numpy as np
-
         codes = np.arange(len(train))[None]
     frozen = Frozen(torch.from_numpy(_embedded(encoder, items, folder / "train")), codes)
     judged = torch.from_numpy(_embedded(encoder, held.items, folder / "held-out"))
-    labels = None if columns is not None and len(columns) > 1 else train.labels
-    lasting = {key: flags[key] for key in ("batch_size", "steps", "epochs")}
 
     def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
-        plan = plan_pairs(len(train), labels, str(flags["data"]), masked=loss.label_mask, seed=seed, **lasting)
+        plan = plan_of(train, loss, flags, seed)
         torch.manual_seed(seed)
         head, curve = train_head(
             frozen, plan.batches(), loss, labels=plan.labels, steps=plan.steps, lr=flags["lr"] or LEARNING_RATE
@@ -215,7 +200,6 @@ def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, fla
     from retrieval.train.vision import small_network
 
     settings = {key: flags[key] for key in ("steps", "epochs", "batch_size", "lr")}
-
     scratch = name == "small"
 
     def fresh(seed: int) -> Encoder:
