@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from scipy.stats import norm, qmc
 from sklearn.exceptions import ConvergenceWarning
@@ -85,14 +83,6 @@ def hold_out_groups(groups: Ints, seed: int) -> tuple[Ints, Ints]:
     chosen = np.random.default_rng(seed).choice(names, len(names) // HELD_OUT, replace=False)
     held = np.isin(groups, chosen)
     return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def linked(anchors: Ints, positives: Ints) -> Ints:
-    """(n,) groups of pairs (anchors, positives: (n,) identities) that share a text, also by way of other pairs."""
-    count = 1 + int(max(anchors.max(), positives.max()))
-    edges = coo_array((np.ones(len(anchors), np.int8), (anchors, positives)), shape=(count, count))
-    found: Ints = connected_components(edges, directed=False)[1].astype(np.int64)
-    return found[anchors]
 
 
 def grid(axes: Axes) -> list[dict[str, float]]:

@@ -63,6 +63,22 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
         _replace_folder(staging, final)
 
 
+def settle(staging: Path, base: Manifest, what: str, left: int, overwrite: bool) -> None:
+    """Make a staging folder one of a job with this `base`: what an interrupted call left stays if it had the same, and is removed if
+    nothing of it is finished. Raises UserError where `left` things of another job would be lost, unless `overwrite` is set."""
+    stated = staging / "base.json"
+    told = json.dumps(base, sort_keys=True)
+    if stated.exists() and stated.read_text("utf-8") == told:
+        return
+    if left and stated.exists() and not overwrite:
+        raise UserError(
+            f"--output: an interrupted {what} of other data or settings left work there; run that again, choose another place, "
+            f"or begin anew with --overwrite"
+        )
+    empty(staging)
+    stated.write_text(told, "utf-8")
+
+
 def empty(folder: Path) -> None:
     """Remove what is in a folder of ours, but for its lock."""
     for path in folder.iterdir():

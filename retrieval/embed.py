@@ -57,7 +57,8 @@ class Corpus:
         return [*(["labels"] if self.data.has_labels else []), *payload]
 
     def ids(self, start: int, stop: int) -> Ids | None:
-        return self.data.part(start, stop).ids if self.data.has_ids else None
+        ids = self.data.part(start, stop).ids if self.data.has_ids else None
+        return None if ids is None else list(ids)
 
     def prepare(self, start: int, stop: int) -> tuple[Texts | Images, Prepared]:
         assert self.encoding is not None
@@ -76,10 +77,10 @@ def prepare(encoding: Encoding, block: Texts | Images) -> Prepared:
 
 def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
     if isinstance(block, Texts):
-        payload = {"text": block.texts}
+        payload = {"text": list(block.texts)}
     else:
         payload = {"path": [str(path) for path in block.source]} if isinstance(block.source, list) else {}
-    return Rows(vectors, ids, block.labels, payload)
+    return Rows(vectors, ids, None if block.labels is None else list(block.labels), payload)
 
 
 def embed(
@@ -184,7 +185,7 @@ def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, pro
     assert encoding is not None
 
     def finish(number: int, block: Texts | Images, vectors: Floats) -> None:
-        ids = block.ids if block.ids is not None else job.numbers(number)
+        ids = list(block.ids) if block.ids is not None else job.numbers(number)
         done(number, write_rows(job.shards.path(number), rows_of(block, vectors, ids), job.kind))
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:

@@ -90,18 +90,15 @@ class Encoding:
 
     def _text_batches(self, texts: list[str]) -> tuple[Batches, Ints]:
         """Batches of texts, each beginning with its longest, and the texts' lengths."""
-        prompt = self.model.prompts.get(self.model.default_prompt_name or "")
-        if not _tokenises_apart(self.model):
+        prompt = default_prompt(self.model)
+        if not tokenises_apart(self.model):
             lengths = np.array([len(text) for text in texts])  # characters; a token has about four
             batches: Batches = [
                 (batch, partial(self.model.preprocess, [texts[row] for row in batch.tolist()], prompt=prompt))
                 for batch in batches_by_length(lengths, 4 * self.tokens, 4 * self.enough)
             ]
             return batches, lengths
-        apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
-        module: Any = self.model[0]
-        features = module.preprocess(texts, prompt=prompt, processing_kwargs=apart)
-        lengths = np.array([len(ids) for ids in features["input_ids"]])
+        features, lengths = tokenise(self.model, texts, prompt)
         tokenizer = self.model.tokenizer
         found = batches_by_length(lengths, self.tokens, self.enough)
         return [(batch, partial(pad, features, batch, tokenizer)) for batch in found], lengths
@@ -199,7 +196,12 @@ def _made(make: Callable[[], Features], pin: bool = False) -> Features:
     return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in features.items()}
 
 
-def _tokenises_apart(model: SentenceTransformer) -> bool:
+def default_prompt(model: SentenceTransformer) -> str | None:
+    """What the encoder puts before every text unless told otherwise."""
+    return model.prompts.get(model.default_prompt_name or "")
+
+
+def tokenises_apart(model: SentenceTransformer) -> bool:
     """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
     module: Any = model[0]
     config = getattr(module, "modality_config", {})
@@ -210,6 +212,31 @@ def _tokenises_apart(model: SentenceTransformer) -> bool:
         and model.tokenizer.pad_token_id is not None
         and not module._can_flatten_inputs()
     )
+
+
+def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -> tuple[Features, Ints]:
+    """The tokenizer's lists of every text, unpadded, and their lengths; for `pad`. Needs `tokenises_apart`."""
+    module: Any = model[0]
+    apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
+    features = module.preprocess(texts, prompt=prompt, processing_kwargs=apart)
+    return features, np.array([len(ids) for ids in features["input_ids"]])
+
+
+def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
+    """(n,) how many tokens the encoder would read of each text if it read them all; characters over four where that is not known."""
+    if not tokenises_apart(model):
+        return np.array([len(text) // 4 + 1 for text in texts])
+    backend = model.tokenizer.backend_tokenizer
+    cut, filled = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return np.array([len(each.ids) for each in backend.encode_batch(list(texts))])
+    finally:
+        if cut:
+            backend.enable_truncation(**cut)
+        if filled:
+            backend.enable_padding(**filled)
 
 
 def batches_by_length(lengths: Ints, most: int, enough: int) -> list[Ints]:

@@ -28,6 +28,11 @@ def compile_encoder(
         raise UserError("--backend openvino: is not installed; pip install 'retrieval-toolkit[openvino]'") from None
     if compute not in PRECISIONS:
         raise UserError(f"--compute {compute}: OpenVINO runs {' or '.join(PRECISIONS)} on a CPU; choose one")
+    core = openvino.Core()
+    if compute == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError(
+            "--compute bfloat16: this processor has no bfloat16, so OpenVINO would run float32; leave it out"
+        )
     names = [name for name, value in example.items() if isinstance(value, Tensor)]
     rest = {name: value for name, value in example.items() if name not in names}
     whole = _Whole(model, names, rest)
@@ -36,7 +41,7 @@ def compile_encoder(
             warnings.simplefilter("ignore")  # of tracing, which is what the conversion does
             graph = openvino.convert_model(whole, example_input=tuple(example[name] for name in names))
         settings = {"INFERENCE_PRECISION_HINT": PRECISIONS[compute], "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.Core().compile_model(graph, "CPU", settings)
+        compiled = core.compile_model(graph, "CPU", settings)
     except Exception as error:  # whatever tracing, conversion or compilation meet in a model they do not know
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--backend openvino: cannot take this encoder ({reason}); use --backend torch") from error

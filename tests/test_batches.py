@@ -11,11 +11,12 @@ from retrieval.errors import UserError
 from retrieval.train.batches import (
     as_codes,
     balanced_batches,
+    by_size,
     check_labels,
     disjoint_pairs,
     pairs_per_batch,
     random_batches,
-    shuffled_rows,
+    shuffled,
 )
 
 classes = st.lists(st.integers(2, 9), min_size=2, max_size=6)
@@ -69,7 +70,7 @@ def test_the_seed_decides():
     for make in (balanced_batches, random_batches):
         once, again, other = (np.stack(list(islice(make(labels, 6, seed), 4))) for seed in (1, 1, 2))
         assert (once == again).all() and not (once == other).all()
-    assert sorted(np.concatenate(list(islice(shuffled_rows(12, 4, 0), 3)))) == list(range(12))
+    assert sorted(np.concatenate(list(islice(by_size(shuffled(12, 0), 4), 3)))) == list(range(12))
 
 
 def test_labels_that_make_no_pairs_are_refused():

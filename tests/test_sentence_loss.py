@@ -1,16 +1,27 @@
-"""The loss under sentence-transformers' contract: cached gradients equal plain ones, and the trainer logs what it sees."""
+"""The loss under sentence-transformers' contract: chunks of like lengths, cached gradients, nested dimensions; all equal the plain way."""
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from retrieval.data import Texts
-from retrieval.train.loss import named
+from retrieval.train.batches import Pairs, Plan
+from retrieval.train.collate import Collator, Shares
+from retrieval.train.loss import ContrastiveLoss, named
+from retrieval.train.matryoshka import nested
 from retrieval.train.sentence_loss import SentenceLoss
-from retrieval.train.text import TextConfig, Trainer, train_text
+from retrieval.train.text import TextConfig, columns_of, identities, train_text
+from retrieval.train.whole import Trainer
 
 TEXTS = [
-    f"{subject} {verb}" for subject in ("the card", "my soup", "a star") for verb in ("shines", "is lost", "is hot")
+    f"{subject} {verb}{' again and again' * number}"
+    for number, subject in enumerate(("the card", "my soup", "a star"))
+    for verb in ("shines", "is lost", "is hot")
 ]
+LABELLED = Texts({"text": TEXTS[:8]}, [str(row % 4 // 2) for row in range(8)], None, "")
+TRIPLETS = Texts({"anchor": TEXTS[:3], "positive": TEXTS[3:6], "negative": TEXTS[6:9]}, None, None, "")
+NAMES = ["hcl(tau_plus=0.02, temperature=0.5, label_mask=False)", "h-scl", "sscl(hardest=3)"]
 
 
 @pytest.fixture
@@ -21,54 +32,110 @@ def encoder(minilm):
     minilm.model.zero_grad()
 
 
-def gradients(encoder, name, columns, labels, mini_batch_size, factor=1.0):
+def batch_of(encoder, data, most=None):
+    codes = None if data.labels is None else np.array([int(label) for label in data.labels])
+    columns = columns_of(data)
+    collator = Collator(encoder, columns, [None] * len(columns), codes, most)
+    rows = np.arange(len(data))
+    pairs = Pairs(rows, rows) if codes is None else Pairs(rows[: len(rows) // 2], rows[len(rows) // 2 :])
+    plan = Plan(lambda: iter([pairs]), len(pairs.anchors), 1, codes)
+    return collator(next(iter(Shares(plan, identities(data), codes is None))))
+
+
+def plain_loss(encoder, name, data):
+    """The slow obvious way: every column as the encoder's own preprocessing makes it, whole and padded."""
+    half = len(data) // 2
+    columns = [TEXTS[:half], TEXTS[half : 2 * half]] if data.labels else list(data.columns.values())
+    anchor, positive, *negative = (encoder(encoder.preprocess(texts))["sentence_embedding"] for texts in columns)
+    known = {"labels": torch.tensor([int(label) for label in data.labels[:half]])} if data.labels else {}
+    items = torch.tensor([TEXTS.index(text) for column in columns[:2] for text in column])
+    return ContrastiveLoss(named(name))(anchor, positive, negative[0] if negative else None, items=items, **known)
+
+
+def gradients(encoder, loss):
     encoder.zero_grad()
-    torch.manual_seed(0)
-    loss_of = SentenceLoss(encoder, named(name), steps=1, mini_batch_size=mini_batch_size)
-    loss = loss_of([encoder.tokenize(texts) for texts in columns], labels)
-    (factor * loss).backward()
-    found = {key: value.grad.clone() for key, value in encoder.named_parameters() if value.grad is not None}
-    return loss.detach(), found, loss_of
+    loss.backward()
+    return {key: value.grad.clone() for key, value in encoder.named_parameters() if value.grad is not None}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys() and len(one) > 50
+    largest = max(gradient.abs().max() for gradient in one.values())
+    for key in one:  # a key's bias has no gradient but rounding, since softmax cancels it
+        scale = one[key].abs().max().clamp(min=1e-4 * largest)
+        assert ((one[key] - other[key]).abs().max() / scale).item() < 1e-3, key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mini_batch_size", [1, 4, 100])
-@pytest.mark.parametrize("name", ["hcl(tau_plus=0.02, temperature=0.5, label_mask=False)", "h-scl", "sscl(hardest=3)"])
-def test_cached_gradients_are_plain_gradients(encoder, name, mini_batch_size):
-    if name == "h-scl":  # one column: anchors, then positives of their classes
-        columns, labels = [TEXTS[:8]], torch.tensor([[row % 4 // 2, row, row] for row in range(8)])
-    else:
-        columns = [TEXTS[:3], TEXTS[3:6], TEXTS[6:9]]
-        labels = torch.tensor([[0, row, row + 3] for row in range(3)])
-    value, plain, _ = gradients(encoder, name, columns, labels, None, factor=0.5)
-    cached_value, cached, _ = gradients(encoder, name, columns, labels, mini_batch_size, factor=0.5)
-    assert torch.allclose(value, cached_value, rtol=1e-5)
-    assert plain.keys() == cached.keys() and len(plain) > 50
-    largest = max(gradient.abs().max() for gradient in plain.values())
-    for key in plain:  # a key's bias has no gradient but rounding, since softmax cancels it
-        scale = plain[key].abs().max().clamp(min=1e-4 * largest)
-        assert ((plain[key] - cached[key]).abs().max() / scale).item() < 1e-3, key
+@pytest.mark.parametrize("most", [None, 1, 4, 100])
+@pytest.mark.parametrize("name", NAMES)
+def test_chunks_and_cached_gradients_are_plain_ones(encoder, name, most):
+    data = LABELLED if name == "h-scl" else TRIPLETS
+    torch.manual_seed(0)
+    plain = plain_loss(encoder, name, data)
+    wanted = gradients(encoder, 0.5 * plain)
+    made = batch_of(encoder, data, most)
+    assert most is None or [len(chunk["input_ids"]) for chunk in made["chunks"]][0] == min(
+        most, 8 if data.labels else 9
+    )
+    torch.manual_seed(0)
+    loss = SentenceLoss(encoder, named(name), 1, cached=most is not None)(made["chunks"], made["batch"])
+    assert torch.allclose(loss, plain, rtol=1e-5)
+    assert_same(wanted, gradients(encoder, 0.5 * loss))
 
 
 @pytest.mark.slow
 def test_losses_of_mini_batches_would_differ(encoder):
     """The negative control: the mean of the losses of two halves."""
-    columns, labels = [TEXTS[:4], TEXTS[4:8]], torch.tensor([[0, row, row + 4] for row in range(4)])
-    _, whole, _ = gradients(encoder, "hcl(label_mask=False)", columns, labels, 2)
-    weight = next(key for key in whole if key.endswith("layer.5.output.dense.weight"))
-    halves = [
-        gradients(encoder, "hcl(label_mask=False)", [c[part] for c in columns], labels[part], None)[1][weight]
-        for part in (slice(2), slice(2, 4))
-    ]
-    assert not torch.allclose((halves[0] + halves[1]) / 2, whole[weight], rtol=0.1)
+    pairs = Texts({"anchor": TEXTS[:4], "positive": TEXTS[4:8]}, None, None, "")
+
+    def weight(data):
+        made = batch_of(encoder, data, 2)
+        loss = SentenceLoss(encoder, named("hcl(label_mask=False)"), 1, cached=True)(made["chunks"], made["batch"])
+        return gradients(encoder, loss)["0.model.encoder.layer.5.output.dense.weight"]
+
+    halves = (weight(pairs.part(0, 2)) + weight(pairs.part(2, 4))) / 2
+    assert not torch.allclose(halves, weight(pairs), rtol=0.1)
+
+
+@pytest.mark.slow
+def test_what_scales_the_loss_scales_the_gradient_of_a_learned_temperature(encoder):
+    name = "infonce(learn_temperature=True, label_mask=False)"
+    made = batch_of(encoder, TRIPLETS, 2)
+
+    def learned(cached, factor):
+        loss = SentenceLoss(encoder, named(name), 1, cached=cached)
+        (factor * loss(made["chunks"], made["batch"])).backward()
+        return loss.loss.log_temperature.grad.item()
+
+    plain = learned(False, 1.0)
+    assert plain and learned(True, 1.0) == pytest.approx(plain, rel=1e-4)
+    assert learned(True, 0.25) == pytest.approx(plain / 4, rel=1e-4)
 
 
 @pytest.mark.slow
 def test_evaluation_needs_no_gradient(encoder):
-    columns, labels = [TEXTS[:3], TEXTS[3:6]], torch.tensor([[0, row, row + 3] for row in range(3)])
-    loss_of = SentenceLoss(encoder, named("hcl(label_mask=False)"), steps=1, mini_batch_size=2)
+    made = batch_of(encoder, TRIPLETS, 2)
+    loss = SentenceLoss(encoder, named("hcl(label_mask=False)"), 1, cached=True)
     with torch.no_grad():
-        assert not loss_of([encoder.tokenize(texts) for texts in columns], labels).requires_grad
+        assert not loss(made["chunks"], made["batch"]).requires_grad
+
+
+@pytest.mark.slow
+def test_little_is_padding(encoder):
+    made = batch_of(encoder, LABELLED)
+    assert sorted(made["batch"]["order"].tolist()) == list(range(8))
+    for chunk in made["chunks"]:
+        assert chunk["attention_mask"].sum(1).max() == chunk["input_ids"].shape[1]
+
+
+def test_nested_losses_are_those_of_the_first_dimensions():
+    loss = ContrastiveLoss(named("hcl(label_mask=False)"))
+    anchor, positive, negative = torch.randn(3, 6, 16, dtype=torch.float64)
+    each = [loss(anchor[:, :d], positive[:, :d], negative[:, :d]) for d in (4, 8, 16)]
+    assert torch.allclose(nested(loss, (4, 8), anchor, positive, negative=negative), sum(each) / 3)
+    assert torch.equal(nested(loss, (), anchor, positive, negative=negative), each[-1])
+    assert torch.equal(nested(loss, (16,), anchor, positive), loss(normalize(anchor), positive, None))
 
 
 @pytest.mark.slow

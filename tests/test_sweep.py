@@ -21,10 +21,10 @@ from test_cli import read_json
 from retrieval.artifact import read_manifest
 from retrieval.cli import trials
 from retrieval.cli.recommend import lines_of
-from retrieval.data import read_texts
+from retrieval.data import linked, read_texts
 from retrieval.encoder import MINILM
 from retrieval.errors import UserError
-from retrieval.eval.sweep import finalists, grid, hold_out, hold_out_groups, judge, linked, propose
+from retrieval.eval.sweep import finalists, grid, hold_out, hold_out_groups, judge, propose
 from retrieval.eval.values import PerQuery, read_per_query
 
 AXES = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
@@ -250,7 +250,7 @@ def test_trials_of_other_settings_are_not_thrown_away_unasked(run_cli, command, 
     with monkeypatch.context() as patched:
         patched.setattr(trials.Record, "_made", until_one)
         stopped = run_cli(*command, "--output", tmp_path / "sweep", code=130)
-        assert "`sweep` go on when they are run again" in stopped.stderr
+        assert "`sweep` and `train text` go on when they are run again" in stopped.stderr
     other = (*command, "--lr", "0.002", "--output", tmp_path / "sweep")
     assert "left 1 trials there" in run_cli(*other, code=2).stderr
     told = read_json(run_cli(*other, "--overwrite", "--json"))

@@ -1,6 +1,13 @@
-"""Batches of pairs: which rows of a labelled or unlabelled set stand together in one training step."""
+"""Batches of pairs: which rows of a labelled or unlabelled set stand together in one training step.
 
-from collections.abc import Callable, Iterator, Sequence
+    an order of all rows, epoch after epoch (shuffled, or neighbours together)
+    → cut into batches (by size, by tokens, or so that no text stands in one twice) → each row with itself or another of its class
+
+or, by class: P classes give K rows each.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +17,9 @@ from numpy.typing import NDArray
 from retrieval.errors import UserError
 
 Rows = NDArray[np.int64]
+Order = Callable[[], Iterator[Rows]]  # endless: each time all rows, or classes, in some order
 DEFAULT_PAIRS = 128
+WINDOW = 64  # batches' worth of rows, among which those of like lengths are put together
 
 
 class Pairs(NamedTuple):
@@ -20,19 +29,40 @@ class Pairs(NamedTuple):
     positives: Rows
 
 
-def as_codes(values: Sequence[str]) -> Rows:
-    """Strings as int64 codes, equal for equal strings."""
-    return np.unique(np.asarray(values, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+def as_codes(values: Iterable[str]) -> Rows:
+    """Strings as int64 codes in their sorted order, equal for equal strings."""
+    values = list(values)
+    number = {value: code for code, value in enumerate(sorted(set(values)))}
+    return np.array([number[value] for value in values], np.int64)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Endless batches of `pairs` pairs, how many steps of them to train, and the classes (n,) where there are any."""
+    """Endless batches of `pairs` pairs, how many steps of `accumulate` batches to train, and the classes (n,) where there are any."""
 
     batches: Callable[[], Iterator[Pairs]]
     pairs: int
     steps: int
     labels: Rows | None
+    accumulate: int = 1
+
+    @property
+    def batch_count(self) -> int:
+        return self.steps * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How rows are drawn into batches.
+
+    how: "auto", by class where same-class items are no negatives, else at random; "random"; "classes", P classes × `per_class` rows;
+    "distinct", no text twice in a batch; "hard", rows, or classes, that are near each other together.
+    tokens: cut batches by that many padded tokens instead of by size.
+    """
+
+    how: str = "auto"
+    per_class: int | None = None
+    tokens: int | None = None
 
 
 def plan(
@@ -45,41 +75,107 @@ def plan(
     steps: int | None,
     epochs: float,
     seed: int,
+    accumulate: int = 1,
+    drawing: Drawing | None = None,
+    identities: Callable[[], Rows] | None = None,
+    lengths: Callable[[], Rows] | None = None,
+    near: Callable[[], Rows] | None = None,
 ) -> Plan:
     """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
 
-    masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. Raises
-    UserError for data from which no pairs can be made.
+    masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. What some ways of
+    drawing need is asked for when batches are first drawn: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k)
+    the nearest rows of each row, or (classes, k) the nearest classes of each class. Raises UserError for data from which no pairs
+    can be made.
     """
-    codes = None
-    available = count
+    drawing = drawing or Drawing()
+    codes, available = None, count
     if labels is not None:
         check_labels(labels, source, masked=masked)
         codes = as_codes(labels)
         available = disjoint_pairs(codes) if masked else count
+    by_class = codes is not None and (drawing.how in ("classes", "hard") or drawing.how == "auto" and masked)
+    _refuse_drawing(drawing, codes, by_class)
     pairs = pairs_per_batch(batch_size, available, source)
+    quota = _quota(drawing, codes, labels, pairs, source) if by_class else None
 
     def batches() -> Iterator[Pairs]:
-        if codes is None:
-            return (Pairs(rows, rows) for rows in shuffled_rows(count, pairs, seed))
-        return (balanced_batches if masked else random_batches)(codes, pairs, seed)
+        if by_class:
+            assert codes is not None
+            order = near_first(near(), seed) if near and drawing.how == "hard" else None
+            return balanced_batches(codes, pairs, seed, quota, order)
+        order = neighbours_together(near(), seed) if near and drawing.how == "hard" else shuffled(count, seed)
+        if drawing.tokens:
+            assert lengths is not None
+            rows = by_tokens(order, lengths(), drawing.tokens, pairs, seed)
+        elif drawing.how == "distinct":
+            assert identities is not None
+            rows = distinct(order, pairs, identities(), source)
+        else:
+            rows = by_size(order, pairs)
+        return (Pairs(r, r) for r in rows) if codes is None else partners(rows, codes, seed)
 
-    rows_a_step = pairs if codes is None else 2 * pairs
-    return Plan(batches, pairs, steps or max(1, int(epochs * count / rows_a_step)), codes)
+    rows_a_step = (pairs if codes is None else 2 * pairs) * accumulate
+    per_epoch = count / rows_a_step
+    if drawing.tokens and not steps:
+        assert lengths is not None
+        per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs)) / accumulate
+    return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes, accumulate)
+
+
+def _refuse_drawing(drawing: Drawing, codes: Rows | None, by_class: bool) -> None:
+    """Raises UserError for ways of drawing that the data, or each other, rule out."""
+    if drawing.how == "classes" and codes is None:
+        raise UserError("--batches classes: the data have no labels; leave it out, or add a column label")
+    if drawing.how == "distinct" and codes is not None:
+        raise UserError(
+            "--batches distinct: is for pairs and plain lines; labelled rows stand once in a batch by themselves"
+        )
+    if drawing.per_class and not by_class:
+        raise UserError("--per-class: is for labelled data with --batches classes or hard; leave it out")
+    if drawing.tokens and (by_class or drawing.how == "distinct"):
+        raise UserError(
+            "--batch-tokens: cuts rows drawn at random or with --batches hard of pairs; leave one of them out"
+        )
+
+
+def _quota(drawing: Drawing, codes: Rows | None, labels: Sequence[str] | None, pairs: int, source: str) -> int | None:
+    """How many pairs each class gives a batch; None: as many as it takes, in turns."""
+    k = drawing.per_class or (4 if drawing.how == "hard" else None)
+    if k is None:
+        return None
+    assert codes is not None and labels is not None
+    if k < 2 or k % 2:
+        raise UserError(f"--per-class {k}: rows are drawn in pairs; give an even number")
+    sizes = np.bincount(codes)
+    smallest = int(sizes.argmin())
+    if sizes[smallest] < k:
+        name = labels[int(np.flatnonzero(codes == smallest)[0])]
+        raise UserError(
+            f"--per-class {k}: label {name!r} of {source} has only {sizes[smallest]} rows; give at most that, or remove the label"
+        )
+    if pairs * 2 % k or pairs * 2 // k > len(sizes):
+        raise UserError(
+            f"--per-class {k}: a batch of {pairs} pairs needs {2 * pairs / k:g} classes, and there are {len(sizes)}; "
+            f"give --batch-size {min(len(sizes), max(1, 2 * pairs // k)) * k // 2}"
+        )
+    return k // 2
 
 
 def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
     """Raises UserError where no pairs can be made: a class of one, or one class alone when classes are masked."""
-    names, counts = np.unique(np.asarray(labels, dtype=object).astype(str), return_counts=True)
-    single = names[counts == 1]
-    if len(single):
+    counts: dict[str, int] = {}
+    for label in labels:
+        counts[label] = counts.get(label, 0) + 1
+    single = sorted(label for label, count in counts.items() if count == 1)
+    if single:
         others = f" (and {len(single) - 1:,} more labels)" if len(single) > 1 else ""
         raise UserError(
-            f"{source}: label {str(single[0])!r}{others} has one member, so no pair; give it a second or remove it"
+            f"{source}: label {single[0]!r}{others} has one member, so no pair; give it a second or remove it"
         )
-    if masked and len(names) < 2:
+    if masked and len(counts) < 2:
         raise UserError(
-            f"{source}: only one class ({str(names[0])!r}), so nothing to tell it from; give two classes or --no-label-mask"
+            f"{source}: only one class ({next(iter(counts))!r}), so nothing to tell it from; give two classes or --no-label-mask"
         )
 
 
@@ -97,11 +193,14 @@ def disjoint_pairs(labels: Rows) -> int:
     return int((np.bincount(labels) // 2).sum())
 
 
-def balanced_batches(labels: Rows, pairs: int, seed: int) -> Iterator[Pairs]:
-    """Endless batches of P classes × K rows: classes take turns, in random order, at giving a pair of rows not yet in the batch.
+def balanced_batches(
+    labels: Rows, pairs: int, seed: int, quota: int | None = None, order: Iterator[Rows] | None = None
+) -> Iterator[Pairs]:
+    """Endless batches of P classes × K rows: classes take turns at giving pairs of rows not yet in the batch.
 
-    So P is the number of classes or of pairs, whichever is less, and K the even number nearest to 2·pairs/P that the
-    class has rows for. A class gives each of its rows once before any comes again.
+    quota: how many pairs a class gives a batch, K/2. Without it each gives one a turn until there are enough, so that P is
+    the number of classes or of pairs, whichever is less. order: the classes of each batch, in turn; at random if not given.
+    A class gives each of its rows once before any comes again.
     """
     random = np.random.default_rng(seed)
     members = [np.flatnonzero(labels == c) for c in range(labels.max() + 1)]
@@ -109,23 +208,39 @@ def balanced_batches(labels: Rows, pairs: int, seed: int) -> Iterator[Pairs]:
     while True:
         chosen: list[tuple[int, int]] = []
         used: dict[int, set[int]] = {}
+        turns = next(order) if order is not None else None
         while len(chosen) < pairs:
             before = len(chosen)
-            for c in random.permutation(len(members)):
+            for c in random.permutation(len(members)) if turns is None else turns:
                 mine = used.setdefault(c, set())
-                if len(mine) + 2 > len(members[c]):
-                    continue
-                if len(waiting[c]) < 2:  # a new round through the class; what this batch already holds comes last
-                    order = random.permutation(members[c]).tolist()
-                    waiting[c] = sorted(order, key=lambda row, mine=mine: row not in mine)  # type: ignore[misc]
-                pair = (waiting[c].pop(), waiting[c].pop())
-                mine.update(pair)
-                chosen.append(pair)
-                if len(chosen) == pairs:
+                for _ in range(quota or 1):
+                    if len(mine) + 2 > len(members[c]):
+                        break
+                    if len(waiting[c]) < 2:  # a new round through the class; what this batch already holds comes last
+                        again = random.permutation(members[c]).tolist()
+                        waiting[c] = sorted(again, key=lambda row, mine=mine: row not in mine)  # type: ignore[misc]
+                    pair = (waiting[c].pop(), waiting[c].pop())
+                    mine.update(pair)
+                    chosen.append(pair)
+                if len(chosen) >= pairs:
                     break
             assert len(chosen) > before, "fewer disjoint pairs than the batch asks for"
-        anchors, positives = np.array(chosen, np.int64).T
+        anchors, positives = np.array(chosen[:pairs], np.int64).T
         yield Pairs(anchors, positives)
+
+
+def partners(batches: Iterable[Rows], labels: Rows, seed: int) -> Iterator[Pairs]:
+    """Each row of the batches with another row of its class, drawn at random."""
+    random = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.cumsum(sizes) - sizes
+    place = np.empty(len(labels), np.int64)  # of each row within its class
+    place[order] = np.arange(len(labels)) - starts[labels[order]]
+    for anchors in batches:
+        size = sizes[labels[anchors]]
+        other = (place[anchors] + random.integers(1, size)) % size
+        yield Pairs(anchors, order[starts[labels[anchors]] + other])
 
 
 def random_batches(labels: Rows, pairs: int, seed: int) -> Iterator[Pairs]:
@@ -133,22 +248,109 @@ def random_batches(labels: Rows, pairs: int, seed: int) -> Iterator[Pairs]:
 
     The classes come as often as in the data, so that τ⁺, the chance that a negative shares the class, has its meaning.
     """
-    random = np.random.default_rng(seed)
-    order = np.argsort(labels, kind="stable")
-    sizes = np.bincount(labels)
-    starts = np.cumsum(sizes) - sizes
-    place = np.empty(len(labels), np.int64)  # of each row within its class
-    place[order] = np.arange(len(labels)) - starts[labels[order]]
-    for anchors in shuffled_rows(len(labels), pairs, seed):
-        size = sizes[labels[anchors]]
-        other = (place[anchors] + random.integers(1, size)) % size
-        yield Pairs(anchors, order[starts[labels[anchors]] + other])
+    return partners(by_size(shuffled(len(labels), seed), pairs), labels, seed)
 
 
-def shuffled_rows(count: int, size: int, seed: int) -> Iterator[Rows]:
-    """Endless batches of `size` different rows; every row once an epoch, less the remainder."""
+def shuffled(count: int, seed: int) -> Iterator[Rows]:
+    """Endless orders of all rows."""
     random = np.random.default_rng(seed)
     while True:
-        order = random.permutation(count)
-        for start in range(0, count - size + 1, size):
+        yield random.permutation(count)
+
+
+def neighbours_together(near: Rows, seed: int, group: int = 8) -> Iterator[Rows]:
+    """Endless orders of all rows in which a row, drawn at random, is followed by those of its nearest that are left, `group` in all.
+
+    near: (n, k) the nearest rows of each row. A batch so cut holds some groups: hard negatives, and strangers.
+    """
+    random = np.random.default_rng(seed)
+    while True:
+        free = np.ones(len(near), bool)
+        order: list[Rows] = []
+        for row in random.permutation(len(near)):
+            if not free[row]:
+                continue
+            free[row] = False
+            others = near[row][free[near[row]]][: group - 1]
+            free[others] = False
+            order.append(np.concatenate([[row], others]))
+        random.shuffle(order)
+        yield np.concatenate(order)
+
+
+def near_first(near: Rows, seed: int) -> Iterator[Rows]:
+    """Endless orders of the classes: one drawn at random, then the others from its nearest on. near: (classes, classes − 1)."""
+    random = np.random.default_rng(seed)
+    while True:
+        for c in random.permutation(len(near)):
+            yield np.concatenate([[c], near[c]])
+
+
+def by_size(orders: Iterator[Rows], size: int) -> Iterator[Rows]:
+    """Batches of `size` rows; every row once an epoch, less the remainder."""
+    for order in orders:
+        for start in range(0, len(order) - size + 1, size):
             yield order[start : start + size]
+
+
+def by_tokens(orders: Iterator[Rows], lengths: Rows, budget: int, size: int, seed: int) -> Iterator[Rows]:
+    """Batches of at most `budget` padded tokens, of rows of like lengths, in random order; every row once an epoch."""
+    random = np.random.default_rng([seed, 2])
+    for order in orders:
+        batches = cut_by_tokens(order, lengths, budget, size)
+        random.shuffle(batches)
+        yield from batches
+
+
+def cut_by_tokens(order: Rows, lengths: Rows, budget: int, size: int) -> list[Rows]:
+    """One epoch of `by_tokens`, unshuffled: in windows of WINDOW · size rows the longest first. No batch has a row alone, which
+    would have no negative: it joins the one before."""
+    batches: list[Rows] = []
+    for start in range(0, len(order), WINDOW * size):
+        window = order[start : start + WINDOW * size]
+        window = window[np.argsort(-lengths[window], kind="stable")]
+        first = 0
+        while first < len(window):
+            fits = max(2, budget // int(lengths[window[first]]))
+            batches.append(window[first : first + fits])
+            first += fits
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def distinct(orders: Iterator[Rows], size: int, identities: Rows, source: str) -> Iterator[Rows]:
+    """Batches of `size` rows in which no text stands twice. identities: (2, n). A row that clashes waits for the next batch.
+
+    Raises UserError where an epoch gives no batch.
+    """
+    late: deque[int] = deque()
+    for order in orders:
+        rows, made = map(int, order), 0
+        while len(chosen := _next_distinct(late, rows, size, identities)) == size:
+            made += 1
+            yield np.array(chosen, np.int64)
+        late.extendleft(reversed(chosen))  # what is left begins the next epoch
+        if not made:
+            raise UserError(
+                f"--batches distinct: {source} has no {size} rows without a text in common; lower --batch-size"
+            )
+
+
+def _next_distinct(late: deque[int], rows: Iterator[int], size: int, identities: Rows) -> list[int]:
+    """As many rows as can stand together, of those that are late and then of `rows`; those passed over are late now."""
+    chosen: list[int] = []
+    seen: set[int] = set()
+    passed: list[int] = []
+    while len(chosen) < size:
+        row = late.popleft() if late else next(rows, None)
+        if row is None:
+            break
+        texts = {int(identities[0][row]), int(identities[1][row])}
+        if texts & seen:
+            passed.append(row)
+        else:
+            seen |= texts
+            chosen.append(row)
+    late.extendleft(reversed(passed))
+    return chosen

@@ -9,33 +9,37 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
+from retrieval.data import linked
 from retrieval.encode import Encoding
 from retrieval.store import Floats
 
 from .batches import Pairs, Rows
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
+from .matryoshka import nested
 
 LEARNING_RATE = 1e-3
+MISSING = -1
 
 
 @dataclass(frozen=True)
 class Frozen:
     """Training data as a head sees them: unit vectors (u, d) of distinct items, and which item stands in each row of each column,
-    (c, n): of one column of items, or of anchors, positives and negatives."""
+    (c, n): of one column of items, or of anchors, positives and negatives, of which a row may lack some (MISSING)."""
 
     vectors: Tensor
     columns: Rows
 
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
-    """The different texts of columns of n rows each, and which of them stands in each row of each column, (c, n)."""
-    texts = np.asarray([text for column in columns for text in column], dtype=object).astype(str)
-    different, codes = np.unique(texts, return_inverse=True)
-    return different.tolist(), codes.astype(np.int64).reshape(len(columns), -1)
+    """The different texts of columns of n rows each, and which of them stands in each row of each column, (c, n); MISSING for ""."""
+    texts = [text for column in columns for text in column]
+    different = sorted(set(texts) - {""})
+    number = {text: code for code, text in enumerate(different)} | {"": MISSING}
+    return different, np.array([number[text] for text in texts], np.int64).reshape(len(columns), -1)
 
 
-def freeze(model: SentenceTransformer, columns: list[list[str]], progress: Callable[[int], None]) -> Frozen:
+def freeze(model: SentenceTransformer, columns: Sequence[Sequence[str]], progress: Callable[[int], None]) -> Frozen:
     """Columns of texts under the encoder as it is; equal texts are one item."""
     texts, codes = distinct(columns)
     vectors = torch.from_numpy(Encoding(model).encode(texts, progress))
@@ -51,13 +55,15 @@ def train_head(
     labels: Rows | None = None,
     steps: int,
     lr: float,
+    dims: tuple[int, ...] = (),
     progress: Callable[[Curve], None] = lambda curve: None,
 ) -> tuple[nn.Linear, Curve]:
-    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y. labels: (n,) classes.
+    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y. labels: (n,) classes. dims: as `nested` has them.
 
-    Batches name rows: of anchors and, in the second column where there is one, positives. Equal items are no negatives.
+    Batches name rows: of anchors and, in the second column where there is one, positives. Equal items are no negatives, nor are
+    those of pairs that share an item.
     """
-    vectors, columns = frozen.vectors, torch.from_numpy(frozen.columns)
+    vectors, columns = frozen.vectors, frozen.columns
     anchors, positives, negatives = columns[0], columns[min(1, len(columns) - 1)], columns[2:]
     dim = vectors.shape[1]
     head = nn.Linear(dim, dim)
@@ -69,19 +75,38 @@ def train_head(
     curve: Curve = []
     for _, (a, p) in zip(range(steps), batches, strict=False):
         loss_of.progress = len(curve) / steps
-        loss = loss_of(
-            head(vectors[anchors[a]]),
-            head(vectors[positives[p]]),
-            head(vectors[negatives[:, a].flatten()]) if len(negatives) else None,
+        codes = np.stack([anchors[a], positives[p]])
+        items = codes if len(columns) == 1 or labels is not None else np.stack([linked(*codes)] * 2)
+        loss = nested(
+            loss_of,
+            dims,
+            head(vectors[codes[0]]),
+            head(vectors[codes[1]]),
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
-            items=torch.cat([anchors[a], positives[p]]),
+            items=torch.from_numpy(items.flatten()),
+            **_negatives(
+                head, vectors, negatives[:, a], dict(zip(codes.ravel().tolist(), items.ravel().tolist(), strict=True))
+            ),
         )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         record(curve, loss, loss_of.diagnostics)
         progress(curve)
     return head, curve
+
+
+def _negatives(head: nn.Linear, vectors: Tensor, codes: Rows, known: dict[int, int]) -> dict[str, Tensor]:
+    """What the loss is told of a batch's explicit negatives, codes (columns, B). known: identities of the batch's items."""
+    if not len(codes):
+        return {}
+    there = codes != MISSING
+    items = [known.get(code, code) for code in codes[there].tolist()]
+    return {
+        "negative": head(vectors[codes[there]]),
+        "negative_items": torch.tensor(items, dtype=torch.int64),
+        "negative_pairs": torch.from_numpy(np.nonzero(there)[1]),
+    }
 
 
 def project(head: nn.Linear, vectors: Tensor) -> Floats:

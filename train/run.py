@@ -2,7 +2,7 @@
 
 RUN/modules.json, *.safetensors, …   opens with plain SentenceTransformer(RUN)
 RUN/README.md                        the model card
-RUN/run/config.json, curve.csv, metrics.json
+RUN/run/config.json, environment.json, curve.csv, metrics.json, plots
 RUN/manifest.json                    written last, with the versions of everything
 """
 
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retrieval.artifact import creating, now, read_manifest
+from retrieval.artifact import Manifest, creating, environment, now, read_manifest
 from retrieval.encoder import RUN_KIND, Encoder, fingerprint
 
 from .curve import Curve
@@ -26,26 +26,46 @@ def save_run(
     *,
     overwrite: bool = False,
 ) -> str:
-    """Write the run; returns the fingerprint of its encoder. metrics: {"before": {…}, "after": {…}} on held-out data."""
+    """Make a run of its own; see `write_run`."""
     with creating(output, RUN_KIND, overwrite=overwrite) as (folder, manifest):
-        encoder.model.save_pretrained(str(folder), create_model_card=False)
-        (folder / "README.md").write_text(_card(encoder, curve, config, metrics), "utf-8")
-        details = folder / "run"
-        details.mkdir()
-        (details / "config.json").write_text(json.dumps(config, indent=2))
-        if metrics is not None:
-            (details / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        with open(details / "curve.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(curve[0]))
-            writer.writeheader()
-            writer.writerows(curve)
-        mark = fingerprint(encoder.model)
-        manifest |= {
-            "created": now(),
-            "encoder": {"fingerprint": mark, "dim": encoder.dim},
-            "config": config,
-            "steps": len(curve),
-        }
+        return write_run(folder, manifest, encoder, curve, config, metrics)
+
+
+def write_run(
+    folder: Path,
+    manifest: Manifest,
+    encoder: Encoder,
+    curve: Curve,
+    config: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    pictures: dict[str, bytes] | None = None,
+) -> str:
+    """Fill a run's folder; returns the fingerprint of its encoder.
+
+    metrics: by the name of what was judged, {"queries": …, "metrics": {metric: {"before", "after", "difference", "interval", …}}}.
+    pictures: plots by their file names.
+    """
+    encoder.model.save_pretrained(str(folder), create_model_card=False)
+    (folder / "README.md").write_text(_card(encoder, curve, config, metrics), "utf-8")
+    details = folder / "run"
+    details.mkdir(exist_ok=True)
+    (details / "config.json").write_text(json.dumps(config, indent=2))
+    (details / "environment.json").write_text(json.dumps(environment(), indent=2))
+    if metrics:
+        (details / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    with open(details / "curve.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(curve[0]))
+        writer.writeheader()
+        writer.writerows(curve)
+    for name, content in (pictures or {}).items():
+        (details / name).write_bytes(content)
+    mark = fingerprint(encoder.model)
+    manifest |= {
+        "created": now(),
+        "encoder": {"fingerprint": mark, "dim": encoder.dim},
+        "config": config,
+        "steps": len(curve),
+    }
     return mark
 
 
@@ -81,8 +101,15 @@ def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[
         f"vectors = encoder.encode({'pictures' if kind == 'image' else 'texts'}, normalize_embeddings=True)",
         "```",
     ]
-    if metrics is not None:
-        lines += ["", "| on held-out items | before | after |", "|---|---|---|"]
-        pairs = ((name, metrics["before"][name], metrics["after"][name]) for name in metrics["after"])
-        lines += [f"| {name} | {before:.4g} | {after:.4g} |" for name, before, after in pairs]
+    for name, judged in (metrics or {}).items():
+        lines += [
+            "",
+            f"| {name}, {judged['queries']:,} queries | before | after | difference, 95 % interval |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {metric} | {each['before']:.4f} | {each['after']:.4f} | {each['difference']:+.4f} "
+            f"[{each['interval'][0]:+.4f}, {each['interval'][1]:+.4f}] |"
+            for metric, each in judged["metrics"].items()
+        ]
     return "\n".join(lines) + "\n"

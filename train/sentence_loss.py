@@ -1,5 +1,6 @@
 """The contrastive loss under sentence-transformers' contract, plain or with cached gradients."""
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -9,66 +10,97 @@ from torch import Tensor, nn
 
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
+from .matryoshka import nested
+
+Batch = dict[str, Tensor]
 
 
 class SentenceLoss(CachedLossMixin, nn.Module):
     """`ContrastiveLoss` of an encoder's embeddings, for `SentenceTransformerTrainer`; records a curve.
 
-    mini_batch_size: None, or how many texts are in the encoder at a time. Then every text is encoded twice, first without and
-    then with a graph (GradCache, Gao et al. 2021), value and gradients stay the same, and memory is that of a mini-batch. The
-    loss itself takes all embeddings at once: its own blocks need no more than O(batch · dim).
+    batches: how many there will be, for schedules. cached: every chunk of texts is encoded twice, first without and then with a
+    graph (GradCache, Gao et al. 2021); value and gradients stay the same, and memory is that of one chunk. The loss itself takes
+    all embeddings at once: its own blocks need no more than O(batch · dim).
     `model` is a load-bearing name: under DDP the trainer swaps the wrapped model in under it.
     """
+
+    mini_batch_size = sys.maxsize  # of a chunk, which the collator has cut already
 
     def __init__(
         self,
         model: SentenceTransformer,
         config: LossConfig,
-        steps: int,
-        mini_batch_size: int | None = None,
+        batches: int,
+        *,
+        dims: tuple[int, ...] = (),
+        cached: bool = False,
         progress: Callable[[Curve], None] = lambda curve: None,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = ContrastiveLoss(config)
-        self.steps = steps
-        self.mini_batch_size = mini_batch_size or 0
-        self.uses_gradient_cache = mini_batch_size is not None
+        self.batches, self.dims, self.progress = batches, dims, progress
+        self.uses_gradient_cache = cached
         self.curve: Curve = []
-        self.progress = progress
+        self._own: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """One column of 2B rows (anchors, then positives), or columns anchor, positive, negatives… of B rows each.
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Batch) -> Tensor:
+        """The loss of a batch as `Collator` makes it: chunks of features, and what stands where in them."""
+        chunks = list(sentence_features)
+        if not self.uses_gradient_cache:
+            return self.of_texts([self.model(chunk)["sentence_embedding"] for chunk in chunks], labels)
+        loss: Tensor = self.forward_cached(chunks, labels)  # type: ignore[arg-type]
+        for parameter, gradient in self._own:  # so that whatever scales the loss scales these gradients too
+            loss = loss + ((parameter - parameter.detach()) * gradient).sum()
+        self._own = []
+        return loss
 
-        labels: (rows, 3), of each row its class, and the identities of its anchor's and its positive's text.
-        """
-        if self.uses_gradient_cache:
-            return self.forward_cached(sentence_features, labels)
-        return self.of_columns([self.model(features)["sentence_embedding"] for features in sentence_features], labels)
-
-    def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    def calculate_loss(  # type: ignore[override]
+        self, reps: list[list[Tensor]], labels: Batch, *, with_backward: bool = False
     ) -> Tensor:
-        assert labels is not None
-        loss = self.of_columns([torch.cat(parts) for parts in reps], labels)
-        if with_backward:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach() if with_backward else loss
+        parts = [part for chunk in reps for part in chunk]
+        loss = self.of_texts(parts, labels)
+        if not with_backward:
+            return loss
+        own = list(self.loss.parameters())
+        gradients = torch.autograd.grad(loss, [*parts, *own])
+        for part, gradient in zip(parts, gradients, strict=False):
+            part.grad = gradient
+        self._own = list(zip(own, gradients[len(parts) :], strict=True))
+        return loss.detach()
 
-    def of_columns(self, columns: list[Tensor], labels: Tensor) -> Tensor:
-        """The loss of embedded columns; a step of the curve."""
-        if len(columns) == 1:
-            anchor, positive = columns[0].chunk(2)
-            classes, items = labels[: len(anchor), 0], labels[:, 1]
-        else:
-            anchor, positive = columns[:2]
-            classes, items = None, torch.cat([labels[:, 1], labels[:, 2]])
-        negative = torch.cat(columns[2:]) if len(columns) > 2 else None
-        self.loss.progress = len(self.curve) / self.steps
-        loss: Tensor = self.loss(anchor, positive, negative, labels=classes, items=items)
+    def of_texts(self, chunks: list[Tensor], batch: Batch) -> Tensor:
+        """The loss of embedded chunks; a step of the curve."""
+        pairs = len(batch["items"]) // 2
+        texts = torch.cat(chunks)[batch["order"]]
+        anchor, positive, negative = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
+        self.loss.progress = len(self.curve) / self.batches
+        loss = nested(
+            self.loss,
+            self.dims,
+            anchor,
+            positive,
+            negative=negative if "negative_items" in batch else None,
+            labels=batch.get("classes"),
+            items=batch["items"],
+            negative_items=batch.get("negative_items"),
+            negative_pairs=batch.get("negative_pairs"),
+        )
         record(self.curve, loss, self.loss.diagnostics)
         self.progress(self.curve)
         return loss
+
+    def state(self) -> dict[str, Tensor]:
+        """What later batches depend on, besides the encoder: a learned temperature, remembered embeddings."""
+        memory = self.loss.memory.state() if self.loss.memory is not None else {}
+        return {name: value.detach().contiguous() for name, value in self.loss.named_parameters()} | memory
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in self.loss.named_parameters():
+                value.copy_(state[name])
+        if self.loss.memory is not None:
+            self.loss.memory.restore(state)
 
     def get_config_dict(self) -> dict[str, object]:
         return {"loss": self.loss.config.name}

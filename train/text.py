@@ -1,43 +1,65 @@
-"""Fine-tuning text encoders: the whole encoder with SentenceTransformerTrainer, or a linear head over a frozen one."""
+"""Fine-tuning text encoders: the whole encoder, a part of it, or a linear head over a frozen one."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import DefaultBatchSampler
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from sentence_transformers import SentenceTransformer
 
-from retrieval.data import Texts
+from retrieval.data import Texts, text_codes
+from retrieval.encode import Encoding, Ints, default_prompt, tokenise, tokenises_apart
 from retrieval.errors import UserError
+from retrieval.neighbors import exact_neighbors
 
+from . import adapt
 from . import head as frozen
-from .batches import Plan, Rows, as_codes
+from .batches import Drawing, Plan, Rows, as_codes
 from .batches import plan as plan_pairs
+from .collate import Collator
 from .curve import Curve
 from .loss import LossConfig
+from .matryoshka import check_dims
 from .sentence_loss import SentenceLoss
+from .whole import Optimisation, Watch, train_whole
 
 WHOLE_LEARNING_RATE = 2e-5
+LORA_LEARNING_RATE = 2e-4
+NEAR = 64  # neighbours of each row that hard batches are made of
+TOKENISED = 8192  # texts at a time
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """How to train. batch_size counts pairs; one of steps and epochs is set; lr None takes the way's own default.
 
-    mini_batch_size: how many texts are in the encoder at a time (GradCache), for batches larger than memory would hold.
+    head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many texts are in the encoder at a
+    time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
+    all. drawing: which rows stand together. prompt, query_prompt, document_prompt: before every text, anchors, or the others.
     """
 
     head: bool = False
+    last_layers: int | None = None
+    lora: int | None = None
     steps: int | None = None
     epochs: float = 1.0
     batch_size: int | None = None
     mini_batch_size: int | None = None
+    accumulate: int = 1
+    drawing: Drawing = Drawing()
     lr: float | None = None
+    schedule: str = "linear"
+    warmup: float = 0.1
+    layer_decay: float = 1.0
+    dims: tuple[int, ...] = ()
+    compute: str = "float32"
+    compiled: bool = False
+    prompt: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     seed: int = 0
 
 
@@ -48,35 +70,91 @@ def train_text(
     loss_config: LossConfig,
     *,
     source: str,
-    encoded: Callable[[int], None] = lambda texts: None,
+    encoded: Progress = lambda texts: None,
     progress: Callable[[Curve], None] = lambda curve: None,
+    scratch: Path | None = None,
+    watch: Watch | None = None,
+    report_to: str = "none",
 ) -> Curve:
-    """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done."""
-    plan = plan_batches(data, config, loss_config, source)
+    """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done.
+
+    scratch, watch, report_to: as in `train_whole`; a head needs none of them.
+    """
+    check_dims(config.dims, model.get_embedding_dimension() or 0, loss_config)
+    plan = plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
+    prompts = set_prompts(model, config, data.is_pairs)
     if config.head:
         return _train_head(model, data, plan, config, loss_config, encoded, progress)
-    return _train_whole(model, data, plan, config, loss_config, progress)
+    _choose_what_learns(model, config)
+    loss = SentenceLoss(
+        model,
+        loss_config,
+        plan.batch_count,
+        dims=config.dims,
+        cached=config.mini_batch_size is not None,
+        progress=progress,
+    )
+    columns = columns_of(data)
+    collator = Collator(
+        model,
+        columns,
+        [prompts[0], *[prompts[1]] * (len(columns) - 1)],
+        plan.labels,
+        config.mini_batch_size,
+    )
+    how = Optimisation(
+        lr=learning_rate(config),
+        schedule=config.schedule,
+        warmup=config.warmup,
+        layer_decay=config.layer_decay,
+        compute=config.compute,
+        compiled=config.compiled,
+        seed=config.seed,
+    )
+    with tempfile.TemporaryDirectory() as passing:
+        curve = train_whole(
+            model,
+            collator,
+            identities(data),
+            loss,
+            plan,
+            how,
+            scratch or Path(passing),
+            watch=watch,
+            report_to=report_to,
+        )
+    if config.lora:
+        adapt.merge_lora(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return curve
 
 
 def used(plan: Plan, config: TextConfig) -> dict[str, object]:
     """What the settings left open came out as."""
-    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": _learning_rate(config)}
+    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": learning_rate(config)}
 
 
-def _learning_rate(config: TextConfig) -> float:
-    return config.lr or (frozen.LEARNING_RATE if config.head else WHOLE_LEARNING_RATE)
+def learning_rate(config: TextConfig) -> float:
+    default = frozen.LEARNING_RATE if config.head else LORA_LEARNING_RATE if config.lora else WHOLE_LEARNING_RATE
+    return config.lr or default
 
 
-def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, source: str) -> Plan:
-    """Decide the batches. Raises UserError for data from which this way of training cannot make pairs."""
+def plan_batches(
+    data: Texts,
+    config: TextConfig,
+    loss_config: LossConfig,
+    source: str,
+    model: SentenceTransformer | None = None,
+    encoded: Progress = lambda texts: None,
+) -> Plan:
+    """Decide the batches. Raises UserError for data, or settings, from which this way of training cannot make pairs.
+
+    model: needed to draw the batches where they depend on neighbours or lengths in tokens, not to check.
+    """
     labels = None if data.is_pairs else data.labels
-    if config.head and not data.is_pairs and labels is None:
-        raise UserError(
-            f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
-        )
-    if config.head and config.mini_batch_size:
-        raise UserError("--mini-batch-size: a head's batches need no cutting; leave it out, or leave --head out")
+    _refuse_settings(data, config, source)
     return plan_pairs(
         len(data),
         labels,
@@ -86,14 +164,100 @@ def plan_batches(data: Texts, config: TextConfig, loss_config: LossConfig, sourc
         steps=config.steps,
         epochs=config.epochs,
         seed=config.seed,
+        accumulate=config.accumulate,
+        drawing=config.drawing
+        if model is not None or not config.drawing.tokens
+        else replace(config.drawing, tokens=None),
+        identities=lambda: identities(data),
+        lengths=lambda: lengths(_with(model), data),
+        near=lambda: near(_with(model), data, encoded),
     )
+
+
+def _with(model: SentenceTransformer | None) -> SentenceTransformer:
+    assert model is not None, "these batches are drawn with an encoder"
+    return model
+
+
+def _refuse_settings(data: Texts, config: TextConfig, source: str) -> None:
+    if config.head and not data.is_pairs and data.labels is None:
+        raise UserError(
+            f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
+        )
+    if sum(map(bool, (config.head, config.last_layers, config.lora))) > 1:
+        raise UserError("--head, --last-layers, --lora: say in one way what learns, not in two")
+    if config.lora and config.layer_decay != 1:
+        raise UserError("--layer-decay: is not for --lora, whose additions all start at zero; leave it out")
+    if config.head:
+        plain = TextConfig(head=True)
+        for name in ("mini_batch_size", "accumulate", "layer_decay", "compute", "compiled", "schedule", "warmup"):
+            if getattr(config, name) != getattr(plain, name):
+                flag = {"compiled": "compile"}.get(name, name.replace("_", "-"))
+                raise UserError(f"--{flag}: is for training the encoder itself; leave it out, or leave --head out")
+    if not data.is_pairs and (config.query_prompt or config.document_prompt):
+        raise UserError(f"--query-prompt, --document-prompt: are for pairs, and {source} has none; use --prompt")
+    if config.prompt and (config.query_prompt or config.document_prompt):
+        raise UserError("--prompt: is for texts of one kind, --query-prompt and --document-prompt for two; choose")
+
+
+def columns_of(data: Texts) -> list[Sequence[str]]:
+    """Anchors, positives and negatives; of texts alone, all of them as anchors and as positives."""
+    return list(data.columns.values()) if data.is_pairs else [data.texts, data.texts]
 
 
 def identities(data: Texts) -> Rows:
     """(2, n) identity of each row's text on the anchors' and on the positives' side: equal texts are not negatives."""
-    if data.is_pairs:
-        return np.stack(np.split(as_codes(data.columns["anchor"] + data.columns["positive"]), 2))
-    return np.stack([as_codes(data.texts)] * 2)
+    anchors, positives = columns_of(data)[:2]
+    told = text_codes(anchors)
+    return np.stack([told, told if positives is anchors else text_codes(positives)])
+
+
+def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
+    """What stands before anchors and before other texts; the encoder keeps what was asked for, and encodes with it from now on."""
+    if config.prompt is not None:
+        model.prompts["text"] = config.prompt
+        model.default_prompt_name = "text"
+    for name, prompt in (("query", config.query_prompt), ("document", config.document_prompt)):
+        if prompt is not None:
+            model.prompts[name] = prompt
+    usual = default_prompt(model) or ""
+    if not pairs:
+        return usual, usual
+    return model.prompts.get("query") or usual, model.prompts.get("document") or usual
+
+
+def lengths(model: SentenceTransformer, data: Texts) -> Ints:
+    """(n,) tokens of each row's longest text."""
+    if not tokenises_apart(model):
+        raise UserError(
+            "--batch-tokens: this encoder's texts cannot be measured before they are batched; use --batch-size"
+        )
+
+    def of(column: Sequence[str]) -> Ints:
+        parts = [column[start : start + TOKENISED] for start in range(0, len(column), TOKENISED)]
+        return np.concatenate([tokenise(model, list(part), None)[1] for part in parts])
+
+    return np.max([of(column) for column in data.columns.values()], axis=0)  # type: ignore[no-any-return]
+
+
+def near(model: SentenceTransformer, data: Texts, encoded: Progress) -> Rows:
+    """The rows whose anchors are nearest to each row's, (n, ≤ NEAR), or the classes nearest to each class, (c, c − 1)."""
+    vectors = Encoding(model).encode(data.texts, encoded)
+    if data.is_pairs or data.labels is None:
+        rows = np.arange(len(vectors))
+        return exact_neighbors(vectors, vectors, min(NEAR, len(rows) - 1), self_rows=rows).ids
+    codes = as_codes(data.labels)
+    sums = np.zeros((codes.max() + 1, vectors.shape[1]), np.float32)
+    np.add.at(sums, codes, vectors)
+    classes = np.arange(len(sums))
+    return exact_neighbors(sums, sums, len(sums) - 1, metric="cosine", self_rows=classes).ids
+
+
+def _choose_what_learns(model: SentenceTransformer, config: TextConfig) -> None:
+    if config.last_layers:
+        adapt.train_last_layers(model, config.last_layers)
+    if config.lora:
+        adapt.add_lora(model, config.lora)
 
 
 def _train_head(
@@ -102,7 +266,7 @@ def _train_head(
     plan: Plan,
     config: TextConfig,
     loss_config: LossConfig,
-    encoded: Callable[[int], None],
+    encoded: Progress,
     progress: Callable[[Curve], None],
 ) -> Curve:
     head, curve = frozen.train_head(
@@ -111,76 +275,9 @@ def _train_head(
         loss_config,
         labels=plan.labels,
         steps=plan.steps,
-        lr=_learning_rate(config),
+        lr=learning_rate(config),
+        dims=config.dims,
         progress=progress,
     )
     frozen.append_head(model, head)
     return curve
-
-
-def _train_whole(
-    model: SentenceTransformer,
-    data: Texts,
-    plan: Plan,
-    config: TextConfig,
-    loss_config: LossConfig,
-    progress: Callable[[Curve], None],
-) -> Curve:
-    loss = SentenceLoss(model, loss_config, plan.steps, config.mini_batch_size, progress)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.pairs,
-            learning_rate=_learning_rate(config),
-            warmup_steps=max(1, plan.steps // 10),
-            seed=config.seed,
-            batch_sampler=lambda dataset, batch_size, drop_last, **_: PairSampler(dataset, batch_size, drop_last, plan),
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=model.device.type != "cpu",
-        )
-        model.model_card_data.widget = [
-            {"text": ""}
-        ]  # else the trainer looks for examples, with a bar; our card has none
-        trainer = Trainer(model=model, args=arguments, train_dataset=_dataset(data, plan), loss=loss)
-        for printer in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(printer)
-        trainer.train()
-    model.eval()
-    return loss.curve
-
-
-def _dataset(data: Texts, plan: Plan) -> Dataset:
-    """Columns of text in order, and one `label` a row: [class or 0, identity of the row's text on either side]."""
-    columns: dict[str, list[str]] = dict(data.columns)
-    if data.labels is None and not data.is_pairs:
-        columns = {"view": data.texts, "other_view": data.texts}
-    classes = plan.labels if plan.labels is not None else np.zeros(len(data), np.int64)
-    return Dataset.from_dict({**columns, "label": np.stack([classes, *identities(data)], axis=1).tolist()})
-
-
-class Trainer(SentenceTransformerTrainer):
-    """Logs a `SentenceLoss`'s diagnostics beside the loss: to the trainer's history and whatever it reports to."""
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        curve = self.loss.curve if isinstance(self.loss, SentenceLoss) else []
-        super().log({**curve[-1], **logs} if "loss" in logs and curve else logs, start_time)
-
-
-class PairSampler(DefaultBatchSampler):
-    """Gives the trainer a plan's batches: pairs of one row, or of labelled data the anchors' rows and then the positives'."""
-
-    def __init__(self, dataset: Dataset, batch_size: int, drop_last: bool, plan: Plan) -> None:
-        super().__init__(dataset, batch_size, drop_last)
-        self.plan = plan
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for anchors, positives in islice(self.plan.batches(), self.plan.steps):
-            yield (anchors if self.plan.labels is None else np.concatenate([anchors, positives])).tolist()
-
-    def __len__(self) -> int:
-        return self.plan.steps

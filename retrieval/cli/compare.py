@@ -10,7 +10,8 @@ from retrieval.errors import UserError
 
 from .evaluate import METRICS, evaluate, keeps
 from .evaluated import named_paths, refuse_evaluation, write_evaluation
-from .options import checks, common, emit, existing, say
+from .options import checks, common, existing
+from .output import emit, say
 
 if TYPE_CHECKING:
     from retrieval.eval.compare import Compared

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Advance, common, emit, pick_device, progress, quiet_libraries, say
+from .options import common, pick_device, quiet_libraries
+from .output import Advance, emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -122,7 +123,7 @@ def _docs(folder: Path, seed: int) -> "list[Section]":
         f"docs: {len(train):,} texts of {len(seen)} modules to train on, {len(labels):,} of {len(set(labels))} other modules to judge by"
     )
     encoder = load_encoder(MINILM, pick_device(None))
-    before = _encode(encoder, data.texts[held_out])
+    before = _encode(encoder, list(data.texts[held_out]))
     config, loss = TextConfig(head=True, steps=DOC_STEPS, lr=1e-4, seed=seed), named("hcl")
     with progress("encode", len(train)) as encoded, progress("train", DOC_STEPS) as bar:
         curve = train_text(
@@ -152,6 +153,8 @@ def _artifacts(folder: Path, trained: _Trained, data: "Texts | Images", judged: 
     from retrieval.index.build import build
     from retrieval.train.run import read_run, save_run
 
+    from .held import before_and_after, by_classes
+
     with progress("embed", len(data)) as bar:
         store = embed(trained.encoder, data, folder / "store", progress=bar)
     build(store, folder / "index", seed=seed)
@@ -160,11 +163,13 @@ def _artifacts(folder: Path, trained: _Trained, data: "Texts | Images", judged: 
     ids = [str(i) for i in store.ids_between(0, store.count)[judged]]
     vectors = (trained.before, store.embeddings()[judged])
     sides = [
-        Items(name, each, shown.labels, ids, texts=texts, pictures=pictures)
+        Items(name, each, None if shown.labels is None else list(shown.labels), ids, texts=texts, pictures=pictures)
         for name, each in zip(WHEN, vectors, strict=True)
     ]
     section = items_section(trained.title, trained.note, sides, seed=seed)
-    metrics = dict(zip(WHEN, map(_headline, section.values["sides"]), strict=True))
+    held = by_classes(shown)
+    before, after = (held.measure(each, seed) for each in vectors)
+    metrics = {"held-out": before_and_after(held, before, after, seed)}
     save_run(folder / "run", trained.encoder, trained.curve, {"demo": folder.name, "seed": seed}, metrics)
     return [section, run_section(f"{trained.title}: training", *read_run(folder / "run"))]
 

@@ -10,7 +10,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import Fault, common, emit
+from .options import Fault, common
+from .output import emit
 
 
 @click.command()

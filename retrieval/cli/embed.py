@@ -11,20 +11,18 @@ from retrieval.errors import UserError
 from .options import (
     as_stored,
     common,
-    emit,
     fills_store,
     pick_device,
-    progress,
     quiet_libraries,
     refuse_two_ways,
     require_store,
-    say,
     uses_device,
     writes,
 )
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
-    from retrieval.data import TextFile
+    from retrieval.data import TextFile, Texts
     from retrieval.images import Images
     from retrieval.store import Store
 
@@ -157,7 +155,7 @@ def embed(
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
 
 
-def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Images | Store":
+def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Images | Store":
     from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
     from retrieval.images import is_image_data, read_images

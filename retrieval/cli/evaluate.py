@@ -9,7 +9,8 @@ import click
 from retrieval.errors import UserError
 
 from .evaluated import rough
-from .options import F, checks, common, emit, existing, pick_device, progress, say, uses_device
+from .options import F, checks, common, existing, pick_device, uses_device
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.clusters import Clusters

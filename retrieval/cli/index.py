@@ -7,21 +7,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import (
-    MEMORY,
-    TIME,
-    F,
-    checks,
-    common,
-    emit,
-    existing,
-    plural,
-    progress,
-    say,
-    told_size,
-    verify_artifact,
-    writes,
-)
+from .options import MEMORY, TIME, F, checks, common, existing, verify_artifact, writes
+from .output import emit, plural, progress, say, told_size
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index

@@ -8,7 +8,8 @@ import click
 from retrieval.errors import UserError
 
 from .index import index, index_argument
-from .options import checks, common, emit, existing, named_ids, plural, progress, read_ids, typed_ids, writes
+from .options import checks, common, existing, named_ids, read_ids, typed_ids, writes
+from .output import emit, plural, progress
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index

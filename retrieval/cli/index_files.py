@@ -7,7 +7,8 @@ import click
 from retrieval.errors import UserError
 
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
-from .options import checks, common, emit, existing, quiet_libraries, refuse_existing, say, writes
+from .options import checks, common, existing, quiet_libraries, refuse_existing, writes
+from .output import emit, say
 
 
 @index.command("import")

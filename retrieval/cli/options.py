@@ -1,14 +1,10 @@
 """What commands share: errors as one line, `--json`, `--config`, progress on stderr."""
 
 import errno
-import json
 import logging
 import os
-import sys
-import time
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +12,12 @@ import click
 
 from retrieval.errors import UserError, is_disk_full
 
+from .output import emit, is_silent, plural
+
 if TYPE_CHECKING:
     from retrieval.store import Ids, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
-Advance = Callable[..., None]
-SECONDS_A_LINE = 10
 MOST = 1_000_000
 
 
@@ -35,6 +31,10 @@ class Fault(click.ClickException):
     """The user's to act on: one line, exit code 2."""
 
     exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        if not is_silent():
+            super().show(file)
 
 
 class Commands(click.Group):
@@ -53,7 +53,7 @@ class Commands(click.Group):
             raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
         except KeyboardInterrupt:
             raise Interrupted(
-                "interrupted; nothing stands half-written under its final name, and `embed`, `index build` and `sweep` go on when they are run again"
+                "interrupted; nothing stands half-written under its final name, and `embed`, `index build`, `sweep` and `train text` go on when they are run again"
             ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error
@@ -152,11 +152,6 @@ MEMORY = Amount("memory", {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12})
 TIME = Amount("time", {"us": 1e-6, "ms": 1e-3, "s": 1.0})
 
 
-def told_size(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / 1e3:,.0f} KB" if size < 1e6 else f"{size / 1e6:,.0f} MB"
-
-
 def named_ids(command: F) -> F:
     """`--id` and `--ids`: rows by their ids."""
     for option in (
@@ -195,11 +190,6 @@ def refuse_existing(overwrite: bool, *paths: Path | None) -> None:
     for path in paths:
         if path is not None and path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
-
-
-def plural(count: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def verify_artifact(folder: Path, kind: str, as_json: bool) -> None:
@@ -327,65 +317,3 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     for name in ("sentence_transformers", "accelerate", "torch.utils._pytree", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def say(line: str) -> None:
-    """A line for people, on stderr."""
-    click.echo(line, err=True)
-
-
-def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-    """The result on stdout: one JSON object, or lines for people."""
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar on stderr, or where that is no terminal a line now and then; yields advance(steps, note="…")."""
-    if not sys.stderr.isatty():
-        yield _lines(what, total)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(what, total=total, note="")
-
-        def advance(steps: int = 1, note: str = "") -> None:
-            bar.update(task, advance=steps, note=note)
-
-        yield advance
-
-
-def _lines(what: str, total: int) -> Advance:
-    """Progress for a log: a line every ten seconds, with the time that is left at this rate."""
-    done, last = 0, time.monotonic()
-    first: tuple[float, int] | None = None  # when the first steps were done, and how many: the rate counts from there
-
-    def advance(steps: int = 1, note: str = "") -> None:
-        nonlocal done, last, first
-        done += steps
-        now = time.monotonic()
-        first = first or (now, done)
-        if now - last > SECONDS_A_LINE:
-            last, since = now, done - first[1]
-            rate = since / (now - first[0]) if since else 0
-            left = f", {rate:,.4g}/s, {(total - done) / rate:.0f} s left" if rate else ""
-            say(f"{what} {done:,}/{total:,}{left}  {note}".rstrip())
-
-    return advance

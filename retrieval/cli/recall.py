@@ -10,7 +10,8 @@ import click
 from retrieval.errors import UserError
 
 from .evaluate import evaluate, keeps
-from .options import checks, common, emit, existing, progress, say
+from .options import checks, common, existing
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.recall import Find

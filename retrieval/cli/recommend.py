@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from retrieval.eval.sweep import Point
     from retrieval.eval.values import PerQuery
 
-    from .trials import Held, Record
+    from .held import Held
+    from .trials import Record
 
 SHOWN = 12
 
@@ -55,7 +56,7 @@ def result_of(
         "model": flags["model"],
         "trains": "the whole encoder" if flags["whole"] else "a head",
         "trained_on": count,
-        "queries": len(held.queries),
+        "queries": held.count,
         "left_out": held.left_out,
         "chosen_by": flags["value"],
         "untrained": mean_of(before, flags["value"]),

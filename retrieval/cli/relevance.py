@@ -9,17 +9,8 @@ from retrieval.errors import UserError
 
 from .evaluate import evaluate, keeps
 from .evaluated import rough
-from .options import (
-    checks,
-    common,
-    emit,
-    existing,
-    pick_device,
-    progress,
-    quiet_libraries,
-    refuse_existing,
-    uses_device,
-)
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .output import emit, progress
 
 if TYPE_CHECKING:
     from retrieval.eval.relevance import Relevance

@@ -10,7 +10,8 @@ from retrieval.errors import UserError
 
 from .evaluate import METRICS
 from .evaluated import KIND, named_paths, read_labels, read_vectors
-from .options import checks, common, emit, existing, progress, refuse_existing, say, told_size
+from .options import checks, common, existing, refuse_existing
+from .output import emit, progress, say, told_size
 
 if TYPE_CHECKING:
     from retrieval.eval.report.items import Items

@@ -8,7 +8,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, emit, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .output import emit
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index

@@ -11,23 +11,20 @@ from .options import (
     as_stored,
     checks,
     common,
-    emit,
     existing,
     fills_store,
     named_ids,
     pick_device,
-    plural,
-    progress,
     read_ids,
     refuse_existing,
     refuse_two_ways,
     require_store,
-    say,
     typed_ids,
     uses_device,
     verify_artifact,
     writes,
 )
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.formats import Opened

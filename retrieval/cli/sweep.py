@@ -10,7 +10,8 @@ import click
 from retrieval.errors import UserError
 
 from .losses import HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
-from .options import MOST, common, emit, existing, pick_device, progress, quiet_libraries, say, uses_device, writes
+from .options import MOST, common, existing, pick_device, quiet_libraries, uses_device, writes
+from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from retrieval.images import Images
     from retrieval.train.loss import LossConfig
 
-    from .trials import Held, Record, Trainer
+    from .held import Held
+    from .trials import Record, Trainer
 
 KIND = "sweep"
 AXES = ("kappa", "beta", "tau_plus", "temperature")
@@ -111,18 +113,18 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     _refuse_idle(axes, flags)
     losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
     train, held = parts(data, held_out, str(flags["data"]), flags["seed"])
-    flags["value"] = flags["value"] or ("map@r" if held.base is None else "mrr")
+    flags["value"] = flags["value"] or held.metric
     default_steps, default_epochs = None if flags["whole"] else HEAD_STEPS, 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
     out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
     for loss in losses:
         plan_of(train, loss, flags, flags["seed"])  # refuses bad data before anything is encoded
-    say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {len(held.queries):,} to judge by{out}")
-    if len(held.queries) < FEW:
-        say(f"Note: {len(held.queries):,} queries tell settings apart only roughly; give more data, or --held-out FILE")
+    say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {held.count:,} to judge by{out}")
+    if held.count < FEW:
+        say(f"Note: {held.count:,} queries tell settings apart only roughly; give more data, or --held-out FILE")
     with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
         record, trainer = _prepared(train, held, flags, folder)
-        before = held.judge(trainer.untrained(), flags["seed"])
+        before = held.measure(trainer.untrained(), flags["seed"])
         mean_of(before, flags["value"])  # now, and not after an hour: is it measured?
         result = result_of(_run(axes, record, trainer, held, flags), record, before, held, len(train), flags)
         manifest |= {"sweep": result}
@@ -205,7 +207,7 @@ def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], fold
     same = ("whole", "steps", "epochs", "batch_size", "lr", "seed", "label_mask", "detach_weights")
     texts = list(getattr(train, "columns", {}).values())
     base = {
-        "data": sha256_json([train.fingerprint, texts, held.fingerprint]),
+        "data": sha256_json([train.fingerprint, texts, held.mark]),
         "encoder": flags["model"] if encoder is None else encoder.fingerprint,
         **{name: flags[name] for name in same},
     }

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retrieval.artifact import empty, sha256_json
+from retrieval.artifact import settle
 from retrieval.errors import UserError
 
-from .options import progress
+from .held import Held, by_classes, by_pairs
+from .output import progress
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images
-    from retrieval.neighbors import Floats, Ints
+    from retrieval.neighbors import Floats
     from retrieval.train.batches import Plan
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
@@ -32,40 +33,6 @@ class Trainer(NamedTuple):
 
     train: "Callable[[LossConfig, int], tuple[Floats, Curve]]"
     untrained: "Callable[[], Floats]"
-
-
-@dataclass(frozen=True)
-class Held:
-    """What settings are judged by: distinct items; which of them is asked for each query, with labels and ids; and of pairs which of
-    them are searched, with theirs. `left_out`: queries that are not asked, since their text was trained on."""
-
-    items: "Texts | Images"
-    queries: "Ints"
-    labels: list[str]
-    ids: list[str]
-    base: "tuple[Ints, list[str]] | None" = None
-    left_out: int = 0
-
-    @property
-    def is_text(self) -> bool:
-        from retrieval.data import Texts
-
-        return isinstance(self.items, Texts)
-
-    @property
-    def fingerprint(self) -> str:
-        base = None if self.base is None else (self.base[0].tolist(), self.base[1])
-        return sha256_json([self.items.fingerprint, self.queries.tolist(), self.labels, base])
-
-    def judge(self, vectors: "Floats", seed: int) -> "PerQuery":
-        """Every metric of every query, from the vectors (u, d) of the items."""
-        from retrieval.eval.clusters import Settings, evaluate_clusters
-
-        settings = Settings(seeds=0, seed=seed)
-        reference = None if self.base is None else (vectors[self.base[0]], self.base[1])
-        return evaluate_clusters(
-            vectors[self.queries], self.labels, settings, ids=self.ids, reference=reference
-        ).queries
 
 
 def parts(data: "Texts | Images", held_out: "Texts | Images | None", source: str, seed: int) -> "tuple[Any, Held]":
@@ -97,7 +64,6 @@ def _or_source(split: Callable[[], Any], source: str) -> Any:
 
 
 def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
-    import numpy as np
 
     from retrieval.data import Texts
 
@@ -107,18 +73,14 @@ def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
         judged = judged.take([row for row, text in enumerate(judged.texts) if text not in seen])
         if not len(judged):
             raise UserError("--held-out: every text of it is in the training data; give others")
-    assert judged.labels is not None
-    ids = judged.ids or [str(row) for row in range(len(judged))]
-    return Held(judged, np.arange(len(judged)), judged.labels, ids, left_out=count - len(judged))
+    return by_classes(judged, count - len(judged))
 
 
 def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "tuple[Texts, Held]":
     """Anchors ask for their positives among all held-out positives; pairs that share a text belong together."""
-    import numpy as np
 
-    from retrieval.data import Texts
-    from retrieval.eval.sweep import hold_out_groups, linked
-    from retrieval.train.head import distinct
+    from retrieval.data import linked
+    from retrieval.eval.sweep import hold_out_groups
     from retrieval.train.text import identities
 
     train, judged = data, held_out
@@ -130,13 +92,7 @@ def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "
     judged = judged.take([row for row in range(count) if anchors[row] not in seen and positives[row] not in seen])
     if not len(judged):
         raise UserError("--held-out: every pair of it has a text that is in the training data; give others")
-    texts, codes = distinct([judged.columns["anchor"], judged.columns["positive"]])
-    groups = [str(group) for group in linked(*codes).tolist()]
-    (asked, asked_rows), (found, found_rows) = (np.unique(part, return_index=True) for part in codes)
-    items = Texts({"text": texts}, None, None, judged.origin)
-    ids = [str(row) for row in asked_rows.tolist()]
-    base = found, [groups[row] for row in found_rows.tolist()]
-    return train, Held(items, asked, [groups[row] for row in asked_rows.tolist()], ids, base, count - len(judged))
+    return train, by_pairs(judged, count - len(judged))
 
 
 def plan_of(train: "Texts | Images", loss: "LossConfig", flags: dict[str, Any], seed: int) -> "Plan":
@@ -230,19 +186,9 @@ class Record:
     @classmethod
     def open(cls, folder: Path, base: dict[str, Any], overwrite: bool) -> "Record":
         """What an interrupted sweep left in `folder`, if it was of the same data, encoder and settings (`base`)."""
-        path, stated = folder / RECORD, folder / "base.json"
-        before = stated.read_text("utf-8") if stated.exists() else None
-        told = json.dumps(base, sort_keys=True)
-        if before is not None and before != told:
-            left = path.read_bytes().count(b"\n") if path.exists() else 0
-            if left and not overwrite:
-                raise UserError(
-                    f"--output: an interrupted sweep of other data or settings left {left:,} trials there; run that again, "
-                    f"choose another place, or begin anew with --overwrite"
-                )
-            empty(folder)
+        path = folder / RECORD
+        settle(folder, base, "sweep", path.read_bytes().count(b"\n") if path.exists() else 0, overwrite)
         folder.joinpath("tables").mkdir(exist_ok=True)
-        stated.write_text(told, "utf-8")
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]  # a kill may have cut the last
         path.write_bytes(b"".join(whole))
@@ -268,7 +214,7 @@ class Record:
         trial: dict[str, Any] = {"loss": loss.name, "seed": seed, "table": None}
         try:
             vectors, curve = trainer.train(loss, seed)
-            judged = held.judge(vectors, seed)
+            judged = held.measure(vectors, seed)
         except UserError as error:  # a setting that does not train is a finding; the others go on
             trial |= {"failed": str(error)}
         else:

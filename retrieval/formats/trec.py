@@ -3,7 +3,8 @@
 qrels   `query iteration document grade` in columns of white space (TREC), or `query document grade` (BEIR's .tsv, .csv; with a
         header or without)
 run     `query Q0 document rank score tag`; ranks are read by nobody, scores count
-BEIR    corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv
+BEIR    corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/SPLIT.tsv; or FlagEmbedding's SPLIT_queries.jsonl and
+        SPLIT_qrels.jsonl (qid, docid, relevance)
 """
 
 import csv
@@ -12,7 +13,8 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-from retrieval.data import Lines, json_rows
+from retrieval.data.columns import as_text
+from retrieval.data.rows import Lines, json_rows
 from retrieval.errors import UserError
 
 Qrels = dict[str, dict[str, int]]
@@ -95,19 +97,30 @@ def run_lines(query: str, documents: Iterable[tuple[str, float]]) -> bytes:
 
 def read_beir(folder: Path, split: str = "test") -> Beir:
     """Raises UserError where a file is missing or damaged, or a judged query has no text."""
-    judged = folder / "qrels" / f"{split}.tsv"
+    judged, asked = folder / "qrels" / f"{split}.tsv", folder / "queries.jsonl"
+    if (folder / f"{split}_qrels.jsonl").is_file():
+        judged, asked = folder / f"{split}_qrels.jsonl", folder / f"{split}_queries.jsonl"
     if not judged.is_file():
-        there = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
-        raise UserError(f"{judged}: no such file; choose --split (found: {there})")
-    qrels = read_qrels(judged)
+        there = sorted({path.stem for path in (folder / "qrels").glob("*.tsv")})
+        there += sorted(path.name.removesuffix("_qrels.jsonl") for path in folder.glob("*_qrels.jsonl"))
+        raise UserError(f"{judged}: no such file; choose --split (found: {', '.join(there) or 'none'})")
+    qrels = _json_qrels(judged) if judged.suffix == ".jsonl" else read_qrels(judged)
     corpus = dict(_entries(folder / "corpus.jsonl"))
-    queries = dict(_entries(folder / "queries.jsonl"))
+    queries = dict(_entries(asked))
     missing = [query for query in qrels if query not in queries]
     if missing:
-        raise UserError(
-            f"{folder / 'queries.jsonl'}: lacks {len(missing):,} of the judged queries, such as {missing[0]!r}"
-        )
+        raise UserError(f"{asked}: lacks {len(missing):,} of the judged queries, such as {missing[0]!r}")
     return Beir(list(corpus), list(corpus.values()), list(qrels), [queries[query] for query in qrels], qrels)
+
+
+def _json_qrels(path: Path) -> Qrels:
+    found: Qrels = {}
+    for _, number, row in json_rows(Lines(path)):
+        try:
+            found.setdefault(as_text(row["qid"]), {})[as_text(row["docid"])] = int(row.get("relevance", 1))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: line {number} is no judgment with qid, docid and relevance") from None
+    return found
 
 
 def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -126,6 +139,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels")
     for _, number, entry in json_rows(Lines(path)):
-        if "_id" not in entry or "text" not in entry:
+        name = entry.get("_id", entry.get("id"))
+        if name is None or "text" not in entry:
             raise UserError(f"{path}: line {number} is no JSON object with _id and text")
-        yield entry["_id"], f"{entry.get('title', '')} {entry['text']}".strip()
+        yield as_text(name), f"{as_text(entry.get('title'))} {as_text(entry['text'])}".strip()

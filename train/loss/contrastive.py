@@ -39,6 +39,8 @@ def contrastive_loss(
     items: Tensor | None = None,
     guide: Tensor | None = None,
     guide_negative: Tensor | None = None,
+    negative_items: Tensor | None = None,
+    negative_pairs: Tensor | None = None,
     past: Extra | None = None,
     config: LossConfig,
     temperature: Tensor | None = None,
@@ -49,9 +51,9 @@ def contrastive_loss(
     """The mean loss of B pairs under `config`, whose numbers are constants here (`schedule.at` resolves schedules).
 
     anchor: (B, d). positive: (B, d), or (M, B, d) for M positives of every anchor; all made unit here. negative: (K, d)
-    explicit negatives of every anchor; where K is a multiple of B, row k is pair k mod B's own.
+    explicit negatives of every anchor; row k is pair negative_pairs[k]'s own, or where K is a multiple of B, pair k mod B's.
     labels: (B,) class of each pair. items: ((1 + M)·B,) identity of each embedding, view after view; equal ones (the same text
-    twice) are not negatives of each other. guide: ((1 + M), B, g) and guide_negative (K, g), a guide encoder's embeddings.
+    twice) are not negatives of each other; negative_items: (K,) likewise. guide: ((1 + M), B, g) and guide_negative (K, g), a guide encoder's embeddings.
     past: embeddings of past batches. temperature, bias: () learned ones, instead of the config's.
     In several processes (torch.distributed) the candidates are those of all of them, with gradients, and the mean over
     processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
@@ -67,7 +69,8 @@ def contrastive_loss(
         views = _unit(given)
         here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide), _raw(given))
         everywhere, first, share = gather.everywhere(here)
-        extra = _extra(negative, guide_negative, past, len(anchor), first)
+        own = None if negative is None else _own_pairs(negative, negative_pairs, len(anchor), first)
+        extra = _extra(negative, guide_negative, negative_items, own, past)
         found = tasks(here, everywhere, first, extra, config)
         t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
         t = t if temperature is None else temperature.to(views.dtype)
@@ -114,26 +117,32 @@ def _by_view(items: Tensor | None, views: int) -> Tensor | None:
     return None if items is None else items.view(views, -1)
 
 
-def _extra(negative: Tensor | None, guide: Tensor | None, past: Extra | None, pairs: int, first: int) -> Extra | None:
+def _own_pairs(negative: Tensor, told: Tensor | None, pairs: int, first: int) -> Tensor:
+    """(K,) the pair, numbered over all processes, whose own each explicit negative is, or UNKNOWN."""
+    if told is not None:
+        return told + first
+    own = torch.arange(len(negative), device=negative.device) % pairs + first
+    return own if len(negative) % pairs == 0 else torch.full_like(own, UNKNOWN)
+
+
+def _extra(
+    negative: Tensor | None, guide: Tensor | None, items: Tensor | None, own: Tensor | None, past: Extra | None
+) -> Extra | None:
     """Explicit negatives of all processes, then embeddings of past batches."""
-    if negative is None:
+    if negative is None or own is None:
         return past
-    count = len(negative)
-    device = negative.device
-    pair = torch.arange(count, device=device) % pairs + first
-    if count % pairs:
-        pair = torch.full((count,), UNKNOWN, device=device)
-    rows, pair = gather.rows(_unit(negative)), gather.rows(pair)
+    rows, pair = gather.rows(_unit(negative)), gather.rows(own)
     known = None if guide is None else gather.rows(_unit(guide))
+    named = None if items is None else gather.rows(items)
     if past is None:
         raw = _raw(negative)
-        return Extra(rows, pair=pair, guide=known, raw=None if raw is None else gather.rows(raw))
-    unknown = torch.full((len(rows),), UNKNOWN, device=device)
+        return Extra(rows, items=named, pair=pair, guide=known, raw=None if raw is None else gather.rows(raw))
+    unknown = torch.full((len(rows),), UNKNOWN, device=rows.device)
     return Extra(
         torch.cat([rows, past.rows]),
         labels=None if past.labels is None else torch.cat([unknown, past.labels]),
-        items=None if past.items is None else torch.cat([unknown, past.items]),
-        pair=torch.cat([pair, torch.full((len(past.rows),), UNKNOWN, device=device)]),
+        items=None if past.items is None else torch.cat([unknown if named is None else named, past.items]),
+        pair=torch.cat([pair, torch.full((len(past.rows),), UNKNOWN, device=rows.device)]),
     )
 
 
@@ -184,6 +193,8 @@ class ContrastiveLoss(nn.Module):
         items: Tensor | None = None,
         guide: Tensor | None = None,
         guide_negative: Tensor | None = None,
+        negative_items: Tensor | None = None,
+        negative_pairs: Tensor | None = None,
     ) -> Tensor:
         past = self.memory.past(labels, items) if self.memory is not None else None
         loss, self.diagnostics = contrastive_loss(
@@ -194,6 +205,8 @@ class ContrastiveLoss(nn.Module):
             items=items,
             guide=guide,
             guide_negative=guide_negative,
+            negative_items=negative_items,
+            negative_pairs=negative_pairs,
             past=past,
             config=at(self.config, self.progress),
             temperature=None if self.log_temperature is None else gather.shared(self.log_temperature).exp(),

@@ -6,6 +6,8 @@ from torch import Tensor
 from . import gather
 from .tasks import UNKNOWN, Extra
 
+PARTS = ("rows", "labels", "items")
+
 
 class Memory:
     """The last `size` positives' embeddings, without gradient, with their labels and identities where known."""
@@ -45,3 +47,11 @@ class Memory:
         self._rows, self._labels, self._items = (
             (n if o is None else torch.cat([o, n]))[-self.size :] for o, n in zip(old, new, strict=True)
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint; empty while nothing is remembered."""
+        held = (self._rows, self._labels, self._items)
+        return {f"memory.{n}": x.clone() for n, x in zip(PARTS, held, strict=True) if x is not None}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._rows, self._labels, self._items = (state.get(f"memory.{name}") for name in PARTS)

@@ -1,0 +1,186 @@
+"""What encoders are judged by, during training and after: labelled items, pairs, scored pairs, or a collection with judgments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retrieval.artifact import sha256_json
+from retrieval.errors import UserError
+
+if TYPE_CHECKING:
+    from retrieval.data import Asked, Texts
+    from retrieval.encoder import Encoder
+    from retrieval.eval.values import PerQuery
+    from retrieval.images import Images
+    from retrieval.neighbors import Floats, Ints
+
+DEEP = 100  # documents of each query that are ranked
+
+
+@dataclass(frozen=True)
+class Held:
+    """Distinct items, and what their vectors (u, d) say of an encoder, query by query.
+
+    metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
+    """
+
+    items: "Texts | Images"
+    count: int
+    measure: "Callable[[Floats, int], PerQuery]"
+    metric: str
+    shown: tuple[str, ...]
+    mark: str
+    left_out: int = 0
+
+    @property
+    def is_text(self) -> bool:
+        from retrieval.data import Texts
+
+        return isinstance(self.items, Texts)
+
+    def judge(self, encoder: "Encoder", seed: int, progress: Callable[[int], None] = lambda rows: None) -> "PerQuery":
+        """Every metric of every query."""
+        from retrieval.embed import encode_all
+
+        return self.measure(encode_all(encoder, self.items, progress=progress), seed)
+
+
+def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
+    """Judge by a file, folder or data set of any kind."""
+    from retrieval.data import read_texts
+    from retrieval.data.documents import is_collection
+
+    if path.is_dir() and is_collection(path):
+        return by_judgments(path, split)
+    data = read_texts(path, asked, split)
+    if data.scores is not None:
+        return by_scores(data)
+    if data.is_pairs:
+        return by_pairs(data)
+    if data.labels is None:
+        raise UserError(f"{path}: has nothing to judge by; give labels, pairs, scored pairs, or a BEIR folder")
+    return by_classes(data)
+
+
+def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
+    """Every item asks for those of its class."""
+    assert items.labels is not None
+    labels = list(items.labels)
+    ids = list(items.ids) if items.ids is not None else [str(row) for row in range(len(items))]
+
+    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+        from retrieval.eval.clusters import Settings, evaluate_clusters
+
+        return evaluate_clusters(vectors, labels, Settings(seeds=0, seed=seed), ids=ids).queries
+
+    mark = sha256_json([items.fingerprint, labels])
+    return Held(items, len(items), measure, "map@r", ("r@1", "map@r", "knn@20"), mark, left_out)
+
+
+def by_pairs(data: "Texts", left_out: int = 0) -> Held:
+    """Each anchor asks for its positive among all positives; pairs that share a text belong together."""
+    import numpy as np
+
+    from retrieval.data import Texts, linked
+    from retrieval.train.head import distinct
+
+    texts, codes = distinct([data.columns["anchor"], data.columns["positive"]])
+    groups = [str(group) for group in linked(*codes).tolist()]
+    (asked, asked_rows), (found, found_rows) = (np.unique(part, return_index=True) for part in codes)
+    labels, base = ([groups[row] for row in rows.tolist()] for rows in (asked_rows, found_rows))
+    ids = [str(row) for row in asked_rows.tolist()]
+
+    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+        from retrieval.eval.clusters import Settings, evaluate_clusters
+
+        settings = Settings(seeds=0, seed=seed)
+        return evaluate_clusters(vectors[asked], labels, settings, ids=ids, reference=(vectors[found], base)).queries
+
+    mark = sha256_json([texts, codes.tolist()])
+    return Held(Texts({"text": texts}, None, None, data.origin), len(asked), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)  # fmt: skip
+
+
+def by_scores(data: "Texts") -> Held:
+    """The cosine of each pair beside the score that it was given: Spearman's correlation."""
+    from retrieval.data import Texts
+    from retrieval.train.head import distinct
+
+    texts, codes = distinct([data.columns["anchor"], data.columns["positive"]])
+    scores = data.scores
+    assert scores is not None
+    ids = [str(row) for row in range(len(scores))]
+
+    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+        from retrieval.eval.scores import correlation_parts
+        from retrieval.eval.values import PerQuery
+
+        cosines = (vectors[codes[0]] * vectors[codes[1]]).sum(1)
+        return PerQuery(ids, None, {"spearman": correlation_parts(cosines, scores)})
+
+    mark = sha256_json([texts, codes.tolist(), scores.tolist()])
+    return Held(Texts({"text": texts}, None, None, data.origin), len(scores), measure, "spearman", ("spearman",), mark)
+
+
+def by_judgments(folder: Path, split: str) -> Held:
+    """The queries of a collection ask for their relevant documents among all."""
+    from retrieval.data import Texts
+    from retrieval.formats.trec import Run, read_beir
+
+    found = read_beir(folder, split)
+    items = Texts({"text": [*found.corpus, *found.queries]}, None, None, f"{len(found.corpus):,} documents")
+
+    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+        from retrieval.eval.relevance import evaluate_relevance
+        from retrieval.neighbors import exact_neighbors
+
+        documents, queries = vectors[: len(found.corpus)], vectors[len(found.corpus) :]
+        near = exact_neighbors(queries, documents, min(DEEP, len(documents)))
+
+        def ranked(ids: "Ints", scores: "Floats") -> dict[str, float]:
+            return {found.corpus_ids[row]: float(score) for row, score in zip(ids, scores, strict=True)}
+
+        each = zip(found.query_ids, near.ids, near.scores, strict=True)
+        return evaluate_relevance(found.qrels, Run({query: ranked(*one) for query, *one in each}, 0)).queries
+
+    mark = sha256_json([items.fingerprint, found.qrels])
+    return Held(items, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark)
+
+
+def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: int) -> dict[str, Any]:
+    """What training changed, with paired differences and their intervals, of the metrics that are told."""
+    from retrieval.eval.compare import compare, corrected, paired
+
+    sides, _ = paired([[before], [after]])
+    intervals = [side[0].intervals(seed) for side in sides]
+    found = corrected(
+        [compare(sides[0], sides[1], metric, seed=seed) for metric in held.shown if metric in before.values]
+    )
+    return {
+        "queries": held.count,
+        "of": held.items.origin,
+        "metrics": {
+            each.metric: {
+                "before": each.means[0],
+                "after": each.means[1],
+                "intervals": [list(one[each.metric]) for one in intervals],
+                "difference": each.difference,
+                "interval": list(each.interval),
+                "p": each.adjusted,
+                "verdict": each.verdict(),
+            }
+            for each in found
+        },
+    }
+
+
+def told_changes(name: str, found: dict[str, Any]) -> list[str]:
+    """For people: a line a metric."""
+    title = f"{name}, {found['queries']:,} queries"
+    lines = [f"{title:<26}before    after   difference, 95 % interval"]
+    for metric, each in found["metrics"].items():
+        low, high = each["interval"]
+        lines.append(
+            f"  {metric:<22}{each['before']:>8.4f} {each['after']:>8.4f}   {each['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {each['verdict']}"
+        )
+    return lines

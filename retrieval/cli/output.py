@@ -1,0 +1,98 @@
+"""What commands say: lines and bars for people on stderr, results on stdout."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+Advance = Callable[..., None]
+SECONDS_A_LINE = 10
+_silent = False
+
+
+def told_size(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e3:,.0f} KB" if size < 1e6 else f"{size / 1e6:,.0f} MB"
+
+
+def plural(count: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def silence(on: bool) -> None:
+    """Whether this process keeps its lines, bars and results to itself: one of several that do the same work."""
+    global _silent
+    _silent = on
+
+
+def is_silent() -> bool:
+    return _silent
+
+
+def say(line: str) -> None:
+    """A line for people, on stderr."""
+    if not _silent:
+        click.echo(line, err=True)
+
+
+def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """The result on stdout: one JSON object, or lines for people."""
+    if not _silent:
+        click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """A bar on stderr, or where that is no terminal a line now and then; yields advance(steps, note="…")."""
+    if _silent or not sys.stderr.isatty():
+        yield _lines(what, total)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            bar.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+def _lines(what: str, total: int) -> Advance:
+    """Progress for a log: a line every ten seconds, with the time that is left at this rate."""
+    done, last = 0, time.monotonic()
+    first: tuple[float, int] | None = None  # when the first steps were done, and how many: the rate counts from there
+
+    def advance(steps: int = 1, note: str = "") -> None:
+        nonlocal done, last, first
+        done += steps
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - last > SECONDS_A_LINE:
+            last, since = now, done - first[1]
+            rate = since / (now - first[0]) if since else 0
+            left = f", {rate:,.4g}/s, {(total - done) / rate:.0f} s left" if rate else ""
+            say(f"{what} {done:,}/{total:,}{left}  {note}".rstrip())
+
+    return advance

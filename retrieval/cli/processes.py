@@ -1,0 +1,60 @@
+"""Several processes that train together, as torchrun starts them: the first speaks and writes, the others only compute."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from retrieval.errors import UserError
+
+from .output import silence
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)  # while the first judges an encoder, the others wait
+
+
+def count() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def join(device: str) -> str:
+    """Join the others, and the device that is this process's own: of several GPUs the one with its number."""
+    if count() == 1:
+        return device
+    import torch
+    from torch import distributed
+
+    silence(not is_first())
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun: {local + 1} processes and {torch.cuda.device_count()} GPUs; start one a GPU")
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    return device
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them."""
+    if count() == 1:
+        return make()
+    from torch import distributed
+
+    made: list[Any] = [make() if is_first() else None]
+    distributed.broadcast_object_list(made)
+    return made[0]  # type: ignore[no-any-return]
+
+
+def leave() -> None:
+    """Wait for the others, and part."""
+    if count() > 1:
+        from torch import distributed
+
+        distributed.barrier()
+        distributed.destroy_process_group()

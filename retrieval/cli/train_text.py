@@ -1,0 +1,330 @@
+"""`retrieval train text`."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.artifact import refuse_to_clobber
+from retrieval.errors import UserError
+
+from .losses import HEAD_STEPS, fit_to_data, length, loss_config
+from .options import F, existing, pick_device, quiet_libraries
+from .output import progress, say
+from .processes import count, is_first, join, leave, of_first
+from .train import train
+from .training import changes, finish, judge, run_folder, show, tell, trains
+
+if TYPE_CHECKING:
+    from retrieval.data import Asked, Texts
+    from retrieval.encoder import Encoder
+    from retrieval.train.text import TextConfig
+    from retrieval.train.whole import Watch
+
+    from .held import Held
+
+RUN_KIND = "run"
+GENERAL = 400  # texts of the general set that comes with Python, about
+
+
+class Dims(click.ParamType[tuple[int, ...]]):
+    """Numbers with commas between them."""
+
+    name = "dims"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            found = value if isinstance(value, tuple) else tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            return self.fail(f"{value!r} is not understood; write numbers such as 256,128,64.", param, ctx)
+        return tuple(sorted(set(found)))
+
+
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+columns = _together(
+    click.option("--anchor", help="Column of anchors, with --positive.  [default: found by name]"),
+    click.option("--positive", help="Column of positives."),
+    click.option("--negative", "negative", multiple=True, help="Column of hard negatives; may be given several times."),
+    click.option("--text", "text_column", help="Column of texts."),
+    click.option("--label", help="Column of classes."),
+    click.option("--score", help="Column of scores of pairs."),
+    click.option("--min-score", type=float, help="Pairs scored so are positives; the rest are left out."),
+    click.option(
+        "--negatives", type=click.IntRange(min=0), default=7, show_default=True, help="Hard negatives used of each row."
+    ),
+    click.option("--split", default="train", show_default=True, help="Of a BEIR folder or data set with several."),
+)
+what_learns = _together(
+    click.option("--head", is_flag=True, help="Freeze the encoder and train a linear head on it: seconds on a laptop."),
+    click.option("--last-layers", type=click.IntRange(min=1), help="Train only so many of the last layers."),
+    click.option(
+        "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train low-rank additions, merged in the end."
+    ),
+)
+batches = _together(
+    click.option(
+        "--batches",
+        "how",
+        type=click.Choice(["auto", "random", "classes", "distinct", "hard"]),
+        default="auto",
+        show_default=True,
+        help="Which rows stand together: by class, with no text twice, or those near each other.",
+    ),
+    click.option(
+        "--per-class", type=click.IntRange(min=2), help="Rows of each class in a batch.  [default: as it comes]"
+    ),
+    click.option(
+        "--batch-tokens", type=click.IntRange(min=1), help="Cut batches by tokens with padding, not by pairs."
+    ),
+    click.option(
+        "--mini-batch-size",
+        type=click.IntRange(min=1),
+        help="Texts in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, a third slower).",
+    ),
+    click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step."),
+)
+steps = _together(
+    click.option("--schedule", type=click.Choice(["linear", "cosine", "constant"]), default="linear", show_default=True, help="Of the learning rate after warm-up."),
+    click.option("--warmup", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Share of all steps."),
+    click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Learning rate of each layer over that of the next."),
+    click.option("--compute", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True, help="Type of the forward and backward pass."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the encoder by torch.compile."),
+    click.option("--dims", type=Dims(), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
+    click.option("--prompt", help="Put before every text, now and when the encoder is used."),
+    click.option("--query-prompt", help="Put before anchors of pairs, and kept as the encoder's prompt `query`."),
+    click.option("--document-prompt", help="Likewise of the other texts, `document`."),
+)  # fmt: skip
+judging = _together(
+    click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: documentation that comes with Python]"),
+    click.option("--no-general", is_flag=True, help="Leave that out."),
+    click.option("--eval-every", type=click.IntRange(min=1), help="Judge by --eval-data every so many steps, and keep the best."),
+    click.option("--patience", type=click.IntRange(min=1), help="Stop when so many judgements in a row brought nothing better."),
+    click.option("--metric", help="What is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),
+    click.option("--interpolate", type=click.FloatRange(0, 1), metavar="SHARE", help="Weights in the end: so much of the trained, the rest of the old encoder."),
+    click.option("--report-to", type=click.Choice(["none", "tensorboard", "wandb", "mlflow"]), default="none", show_default=True, help="Where to log every step besides."),
+)  # fmt: skip
+
+
+@train.command()
+@columns
+@what_learns
+@batches
+@steps
+@judging
+@trains
+def text(**flags: Any) -> None:
+    """Fine-tune a text encoder.
+
+    DATA is CSV, TSV, JSONL or Parquet with columns text,label, or anchor,positive[,negative…], or pairs with a score; a .txt of
+    plain lines; query,pos,neg rows; a BEIR folder; a data set saved by `datasets`, or its name on the hub. MODEL is a
+    sentence-transformers folder or name. The result opens with plain SentenceTransformer(OUTPUT). The same command goes on
+    after a kill. Under torchrun all processes train together.
+
+    \b
+    Example:
+      retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
+    """
+    loss = loss_config(flags)
+    quiet_libraries()
+    from retrieval.encoder import Encoder, load_encoder
+    from retrieval.train.adapt import interpolate
+    from retrieval.train.text import plan_batches, train_text, used
+
+    device = join(pick_device(flags["device"]))
+    data = _training_data(flags)
+    loss = fit_to_data(loss, flags, data.labels is not None and not data.is_pairs)
+    config = _config(flags)
+    sets = _sets(flags)
+    plan = plan_batches(data, config, loss, str(flags["data"]))  # refuses bad data before the encoder loads
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    say(f"{flags['data']}: {data.origin}")
+    encoder = load_encoder(flags["model"], device)
+    if not encoder.takes("text"):
+        raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
+    summary = _describe(data, encoder, sets.get("held-out"))
+    settings = asdict(config)
+    base = {
+        "data": _mark(data),
+        "encoder": encoder.fingerprint,
+        "config": settings,
+        "loss": loss.name,
+        "processes": count(),
+    }
+    base |= {name: flags[name] for name in ("eval_every", "patience", "metric")}
+    before = judge(encoder, sets, flags["seed"])
+    with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
+        scratch = folder / "checkpoints"
+        _say_if_resumed(scratch)
+        old = (
+            {name: value.clone() for name, value in encoder.model.state_dict().items()}
+            if flags["interpolate"] is not None
+            else {}
+        )
+        with (
+            progress("encode", len(data) * len(data.columns) if config.head else 0) as encoded,
+            progress("train", plan.steps) as bar,
+        ):
+            curve = train_text(
+                encoder.model,
+                data,
+                config,
+                loss,
+                source=str(flags["data"]),
+                encoded=encoded,
+                progress=lambda curve: show(bar, curve, plan.batch_count),
+                scratch=scratch,
+                watch=_watch(flags, sets, encoder),
+                report_to=flags["report_to"],
+            )
+        trained = Encoder(encoder.model, encoder.name)
+        if old:
+            interpolate(trained.model, old, flags["interpolate"])
+        metrics = changes(sets, before, judge(trained, sets, flags["seed"]), flags["seed"])
+        if is_first():
+            saved = {
+                "kind": "text",
+                **settings,
+                **used(plan, config),
+                "model": flags["model"],
+                "data": str(flags["data"]),
+            }
+            saved |= {
+                "loss": loss.name,
+                "loss_settings": asdict(loss),
+                "interpolate": flags["interpolate"],
+                "summary": summary,
+            }
+            result = finish(folder, manifest, trained, curve, saved, loss, metrics, flags)
+            shutil.rmtree(scratch, ignore_errors=True)
+            (folder / "base.json").unlink()
+    leave()
+    if is_first():
+        tell(result, curve, flags["as_json"])
+
+
+def _training_data(flags: dict[str, Any]) -> "Texts":
+    """The texts; of scored pairs those that count as positives."""
+    from retrieval.data import pairs_by_score, read_texts
+
+    data = read_texts(flags["data"], asked(flags), flags["split"])
+    if data.scores is not None:
+        return pairs_by_score(data, flags["min_score"], str(flags["data"]))
+    if flags["min_score"] is not None:
+        raise UserError(
+            f"--min-score: {flags['data']} has no scored pairs; leave it out, or name their column by --score"
+        )
+    return data
+
+
+def asked(flags: dict[str, Any]) -> "Asked":
+    from retrieval.data import Asked
+
+    names = ("anchor", "positive", "negative", "label", "score", "negatives")
+    return Asked(text=flags["text_column"], **{name: flags[name] for name in names})
+
+
+def _config(flags: dict[str, Any]) -> "TextConfig":
+    from retrieval.train.batches import Drawing
+    from retrieval.train.text import TextConfig
+
+    steps, epochs = length(flags, HEAD_STEPS if flags["head"] else None, 1.0)
+    same: tuple[str, ...] = (
+        "head",
+        "last_layers",
+        "lora",
+        "batch_size",
+        "mini_batch_size",
+        "accumulate",
+        "lr",
+        "schedule",
+        "warmup",
+    )
+    same += ("layer_decay", "dims", "compute", "compiled", "prompt", "query_prompt", "document_prompt", "seed")
+    drawing = Drawing(how=flags["how"], per_class=flags["per_class"], tokens=flags["batch_tokens"])
+    return TextConfig(steps=steps, epochs=epochs, drawing=drawing, **{name: flags[name] for name in same})
+
+
+def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
+    """What is judged before and after."""
+    from retrieval.samples import docs_as_texts, library_docs
+
+    from .held import by_classes, read_held
+
+    sets = {}
+    if flags["eval_data"]:
+        sets["held-out"] = read_held(flags["eval_data"])
+    if flags["general_data"]:
+        sets["general"] = read_held(flags["general_data"])
+    elif not flags["no_general"]:
+        docs = docs_as_texts(library_docs())
+        sets["general"] = by_classes(docs.take(range(0, len(docs), max(1, len(docs) // GENERAL))))
+    for name in ("eval_every", "patience", "metric"):
+        if flags[name] is not None and not flags["eval_data"]:
+            raise UserError(f"--{name.replace('_', '-')}: there is nothing to judge by; give --eval-data")
+    if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
+        raise UserError("--patience and --metric: say how often to judge, by --eval-every STEPS")
+    if flags["eval_every"] and flags["head"]:
+        raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")
+    return sets
+
+
+def _describe(data: "Texts", encoder: "Encoder", held_out: "Held | None") -> dict[str, Any]:
+    """What is in the data: told, and kept with the run."""
+    from retrieval.data import leaked, summarise, told_summary
+    from retrieval.encode import lengths
+
+    told = summarise(data, lambda texts: lengths(encoder.model, texts), encoder.model.max_seq_length)
+    for line in told_summary(told):
+        say(f"  {line}")
+    if held_out is not None:
+        told["leaked"] = leaked(data, held_out.items.texts)  # type: ignore[union-attr]
+        if told["leaked"]:
+            say(
+                f"Warning: {told['leaked']:,} of the {len(held_out.items):,} texts of --eval-data stand in the training data"
+            )
+    return told
+
+
+def _mark(data: "Texts") -> str:
+    """Names all that is trained on."""
+    from retrieval.artifact import sha256_json
+    from retrieval.data import text_codes
+
+    return sha256_json([data.fingerprint, [int(text_codes(c).sum()) for c in data.columns.values()]])
+
+
+def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":
+    from retrieval.encoder import Encoder
+    from retrieval.train.whole import Watch
+
+    if not flags["eval_every"]:
+        return None
+    held = sets["held-out"]
+    metric = flags["metric"] or held.metric
+
+    def judged(model: Any) -> dict[str, float]:
+        found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
+        if metric not in found:
+            raise UserError(f"--metric {metric}: is not among {', '.join(found)}")
+        say(f"step judged: {metric} {found[metric]:.4f}")
+        return found
+
+    return Watch(judged, flags["eval_every"], metric, flags["patience"])
+
+
+def _say_if_resumed(scratch: Path) -> None:
+    from retrieval.train.whole import last_checkpoint
+
+    if scratch.is_dir() and (found := last_checkpoint(scratch)):
+        say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")

@@ -1,0 +1,118 @@
+"""What the columns of a table are: found by the names that people give them, or as asked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval.errors import UserError
+
+TEXT_COLUMNS = ("text", "sentence", "body", "content")
+LABEL_COLUMNS = ("label", "labels", "category", "class", "intent")
+SCORE_COLUMNS = ("score", "scores", "similarity", "similarity_score", "label", "labels")  # of pairs
+PAIR_COLUMNS = (
+    ("anchor", "positive"),
+    ("query", "positive"),
+    ("question", "positive"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("query", "document"),
+    ("query", "passage"),
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("text1", "text2"),
+)
+ID_COLUMNS = ("id", "_id")
+NEGATIVES = 7  # of each row that are used unless asked otherwise
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Columns that the user names, and how many negatives of each row to use."""
+
+    anchor: str | None = None
+    positive: str | None = None
+    negative: tuple[str, ...] = ()
+    text: str | None = None
+    label: str | None = None
+    score: str | None = None
+    negatives: int = NEGATIVES
+
+    def __post_init__(self) -> None:
+        if (self.anchor is None) != (self.positive is None):
+            raise UserError("--anchor and --positive: name both columns of the pairs")
+        if self.anchor and (self.text or self.label):
+            raise UserError("--anchor, --positive: are for pairs, --text and --label for single texts; give one kind")
+        if (self.negative or self.score) and not self.anchor:
+            raise UserError("--negative and --score: name --anchor and --positive too")
+
+
+def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
+    """Which column serves as what: {our name: its name}, in our order. first: a row, to tell scores from labels."""
+
+    def find(choices: Sequence[str]) -> str | None:
+        return next((name for choice in choices for name in names if name.strip().lower() == choice), None)
+
+    def named(flag: str, name: str | None) -> str | None:
+        if name is not None and name not in names:
+            raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)})")
+        return name
+
+    identifier = find(ID_COLUMNS)
+    extra = {"id": identifier} if identifier else {}
+    if asked.anchor or not (asked.text or asked.label):
+        pair = named("anchor", asked.anchor), named("positive", asked.positive)
+        for choice in PAIR_COLUMNS if pair[0] is None else ():
+            pair = find(choice[:1]), find(choice[1:])
+            if all(pair):
+                break
+        if pair[0] and pair[1]:
+            return _of_pairs(names, first, pair, asked, find, named) | extra
+    text = named("text", asked.text) or find(TEXT_COLUMNS)
+    label = named("label", asked.label) or find(LABEL_COLUMNS)
+    if text is None:
+        raise UserError(
+            f"{source}: no column text, or anchor and positive (found: {', '.join(names) or 'none'}); rename one in the "
+            f"header, or name it by --text, or --anchor and --positive"
+        )
+    return {"text": text} | ({"label": label} if label else {}) | extra
+
+
+def _of_pairs(
+    names: Sequence[str], first: dict[str, Any], pair: Any, asked: Asked, find: Any, named: Any
+) -> dict[str, str]:
+    negatives = [named("negative", name) for name in asked.negative] or [
+        name for name in names if name.strip().lower().startswith("negative")
+    ]
+    score = named("score", asked.score) or next(
+        (name for choice in SCORE_COLUMNS if (name := find([choice])) and _is_number(first.get(name))), None
+    )
+    numbered = {f"negative_{number}": name for number, name in enumerate(negatives[: asked.negatives], 1)}
+    return {"anchor": pair[0], "positive": pair[1]} | numbered | ({"score": score} if score else {})
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any]) -> dict[str, str]:
+    """What a row has in the wanted columns, by our names; a negative may be missing."""
+    found = {}
+    for name, column in wanted.items():
+        value = as_text(row.get(column))
+        if not value.strip():
+            if not name.startswith("negative"):
+                raise UserError(f"{source}: line {number} has no {column!r}; complete or remove the row")
+            value = ""
+        found[name] = value
+    return found
+
+
+def as_text(value: object) -> str:
+    """A value as a cell; null is an empty one."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)

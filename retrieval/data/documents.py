@@ -1,0 +1,164 @@
+"""Rows and folders that name several positives and negatives of one query, as pairs with negatives.
+
+nested rows   FlagEmbedding (query, pos, neg), Tevatron and MS MARCO (query, positive_passages, negative_passages), DPR
+              (question, positive_ctxs, hard_negative_ctxs, negative_ctxs)
+collections   BEIR (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; FlagEmbedding's SPLIT_queries.jsonl and SPLIT_qrels.jsonl), Tevatron
+              with ids (positive_document_ids), LlamaIndex (one .json of queries, corpus, relevant_docs)
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from retrieval.errors import UserError
+
+from .columns import as_text
+from .rows import Lines, json_rows
+
+NESTED = (  # query, its positives, its negatives: the first of these that a row has
+    ("query", "pos", ("neg",)),
+    ("query", "positive_passages", ("negative_passages",)),
+    ("question", "positive_ctxs", ("hard_negative_ctxs", "negative_ctxs")),
+    ("query", "positives", ("negatives",)),
+    ("anchor", "positives", ("negatives",)),
+)
+
+
+class Nested(NamedTuple):
+    """A query and some texts of either kind."""
+
+    query: str
+    positives: list[str]
+    negatives: list[str]
+
+
+def nested_columns(row: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]] | None:
+    """Which columns of a row are a query, its positives and its negatives, if they are lists of texts."""
+    for query, positives, negatives in NESTED:
+        if query in row and isinstance(_listed(row.get(positives)), list):
+            return query, positives, tuple(name for name in negatives if name in row)
+    return None
+
+
+def _listed(value: Any) -> Any:
+    """A list, also one that a CSV holds as JSON, or an array from a table."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def nested_row(source: str, number: int, row: Mapping[str, Any], columns: tuple[str, str, tuple[str, ...]]) -> Nested:
+    query, positives, negatives = columns
+    found = Nested(as_text(row.get(query)).strip(), *(_texts(_listed(row.get(name))) for name in (positives, "")))
+    if not found.query or not found.positives:
+        raise UserError(
+            f"{source}: line {number} has no {query if not found.query else positives!r}; complete or remove the row"
+        )
+    several = next((texts for name in negatives if (texts := _texts(_listed(row.get(name))))), [])
+    return found._replace(negatives=several)
+
+
+def _texts(values: Any) -> list[str]:
+    """Texts, or passages with title and text, that are not empty."""
+    if not isinstance(values, list):
+        return []
+    texts = [
+        f"{as_text(v.get('title')).strip()} {as_text(v.get('text')).strip()}" if isinstance(v, dict) else as_text(v)
+        for v in values
+    ]
+    return [text.strip() for text in texts if text.strip()]
+
+
+def as_pairs(nested: Nested, negatives: int) -> Iterator[dict[str, str]]:
+    """A row a positive, each with the first of the negatives; "" where there are fewer."""
+    numbered = {
+        f"negative_{at + 1}": nested.negatives[at] if at < len(nested.negatives) else "" for at in range(negatives)
+    }
+    for positive in nested.positives:
+        yield {"anchor": nested.query, "positive": positive, **numbered}
+
+
+def is_collection(path: Path) -> bool:
+    """Whether a path is a folder with a corpus and queries, or LlamaIndex's one file of both."""
+    return (path.is_dir() and (path / "corpus.jsonl").is_file()) or path.suffix.lower() == ".json"
+
+
+def collection(path: Path, split: str) -> Iterator[tuple[int, Nested]]:
+    """The queries of a collection, each with a number, its relevant documents, and those judged as irrelevant."""
+    if path.suffix.lower() == ".json":
+        return _json_file(path)
+    if (path / "qrels").is_dir() or (path / f"{split}_qrels.jsonl").is_file():
+        return _judged(path, split)
+    return _by_ids(path)
+
+
+def _judged(path: Path, split: str) -> Iterator[tuple[int, Nested]]:
+    from retrieval.formats.trec import read_beir
+
+    found = read_beir(path, split)
+    documents = dict(zip(found.corpus_ids, found.corpus, strict=True))
+    for number, (query, text) in enumerate(zip(found.query_ids, found.queries, strict=True), 1):
+        grades = found.qrels[query]
+        missing = next((d for d, grade in grades.items() if grade > 0 and d not in documents), None)
+        if missing is not None:
+            raise UserError(
+                f"{path / 'corpus.jsonl'}: lacks document {missing!r}, which query {query!r} is judged with"
+            )
+        good = [documents[d] for d, grade in grades.items() if grade > 0]
+        bad = [documents[d] for d, grade in grades.items() if grade <= 0 and d in documents]
+        if good:
+            yield number, Nested(text, good, bad)
+
+
+def _by_ids(path: Path) -> Iterator[tuple[int, Nested]]:
+    queries = path / "queries.jsonl"
+    if not queries.is_file():
+        raise UserError(f"{path}: has corpus.jsonl but neither qrels nor queries.jsonl; add judgments")
+    documents = {}
+    for _, number, row in json_rows(Lines(path / "corpus.jsonl")):
+        name = next((as_text(row[key]) for key in ("docid", "_id", "id") if key in row), None)
+        if name is None:
+            raise UserError(f"{path / 'corpus.jsonl'}: line {number} has no docid")
+        documents[name] = _texts([{**row, "text": row.get("text", row.get("document_text"))}])
+    for _, number, row in json_rows(Lines(queries)):
+        if "positive_document_ids" not in row:
+            raise UserError(f"{queries}: line {number} has no positive_document_ids, and {path} has no folder qrels")
+        text = as_text(row.get("query_text") or row.get("query") or row.get("text")).strip()
+        try:
+            sides = [
+                [t for name in row.get(key) or [] for t in documents[as_text(name)]]
+                for key in ("positive_document_ids", "negative_document_ids")
+            ]
+        except KeyError as error:
+            raise UserError(f"{queries}: line {number} names document {error}, which corpus.jsonl lacks") from None
+        if not text or not sides[0]:
+            raise UserError(f"{queries}: line {number} has no query text or no positives; complete or remove it")
+        yield number, Nested(text, *sides)
+
+
+def _json_file(path: Path) -> Iterator[tuple[int, Nested]]:
+    try:
+        whole = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (ValueError, UnicodeDecodeError):
+        raise UserError(f"{path}: is not JSON in UTF-8; give .jsonl for one object a line") from None
+    if isinstance(whole, list) and whole and isinstance(whole[0], dict):
+        columns = nested_columns(whole[0])
+        if columns is None:
+            raise UserError(f"{path}: its objects have no query and positives (found: {', '.join(whole[0])})")
+        for number, row in enumerate(whole, 1):
+            yield number, nested_row(str(path), number, row, columns)
+        return
+    keys = ("queries", "corpus", "relevant_docs")
+    if not (isinstance(whole, dict) and all(isinstance(whole.get(key), dict) for key in keys)):
+        raise UserError(f"{path}: is neither a list of queries with positives nor an object of {', '.join(keys)}")
+    for number, (name, query) in enumerate(whole["queries"].items(), 1):
+        wanted = whole["relevant_docs"].get(name, [])
+        missing = next((d for d in wanted if d not in whole["corpus"]), None)
+        if missing is not None:
+            raise UserError(f"{path}: query {name!r} names document {missing!r}, which its corpus lacks")
+        if wanted:
+            yield number, Nested(str(query), [str(whole["corpus"][d]) for d in wanted], [])

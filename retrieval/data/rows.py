@@ -1,0 +1,87 @@
+"""Rows of line formats: CSV, TSV, JSONL and plain lines, from any place on."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import UserError
+
+FORMATS = ".csv, .tsv, .jsonl or .txt"
+Place = tuple[int, int]  # the bytes and the lines before a row
+Row = tuple[Place, int, dict[str, Any]]  # where it begins, the number of its last line, its cells
+
+
+class Lines:
+    """Lines of a UTF-8 file from some place on; `place` is where the next one begins."""
+
+    def __init__(self, path: Path, place: Place = (0, 0)) -> None:
+        self.path, self.place = path, place
+
+    def __iter__(self) -> Iterator[str]:
+        with open(self.path, "rb") as file:
+            file.seek(self.place[0])
+            for line in file:
+                self.place = self.place[0] + len(line), self.place[1] + 1
+                try:
+                    yield line.decode("utf-8-sig" if self.place[1] == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    raise UserError(
+                        f"{self.path}: line {self.place[1]} is not UTF-8; convert the file, for instance with iconv"
+                    ) from None
+
+
+def line_rows(lines: Lines, fields: list[str] | None = None) -> Iterator[Row]:
+    """Rows from where `lines` stands, for a table with the header `fields` if it does not stand there."""
+    suffix = lines.path.suffix.lower()
+    if suffix == ".txt":
+        return _plain_rows(lines)
+    if suffix in (".csv", ".tsv"):
+        return _delimited_rows(lines, "," if suffix == ".csv" else "\t", fields)
+    if suffix in (".jsonl", ".ndjson"):
+        return json_rows(lines)
+    raise UserError(f"{lines.path}: cannot read {suffix or 'a file without ending'}; give a {FORMATS} file")
+
+
+def _plain_rows(lines: Lines) -> Iterator[Row]:
+    place = lines.place
+    for line in lines:
+        if line.strip():
+            yield place, lines.place[1], {"text": line.strip()}
+        place = lines.place
+
+
+def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> Iterator[Row]:
+    path, place = lines.path, lines.place
+    try:
+        reader = csv.DictReader(lines, fields, delimiter=delimiter, strict=True)
+        _ = reader.fieldnames  # reads the header, so that `place` is the first row's
+        while True:
+            place = lines.place
+            row = next(reader, None)
+            if row is None:
+                return
+            number = lines.place[1]
+            if None in row:
+                raise UserError(f"{path}: line {number} has more fields than the header; quote the text")
+            if None in row.values():
+                raise UserError(f"{path}: line {number} has fewer fields than the header; complete or remove it")
+            yield place, number, row
+    except csv.Error as error:
+        raise UserError(f"{path}: the row that begins at line {place[1] + 1}: {error}; close the quote") from None
+
+
+def json_rows(lines: Lines) -> Iterator[Row]:
+    path, place = lines.path, lines.place
+    for line in lines:
+        number = lines.place[1]
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise UserError(f"{path}: line {number} is not JSON; give one object a line") from None
+            if not isinstance(row, dict):
+                raise UserError(f'{path}: line {number} is not an object; give one like {{"text": …}} a line')
+            yield place, number, row
+        place = lines.place

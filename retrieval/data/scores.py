@@ -1,0 +1,47 @@
+"""Scored pairs as pairs to train on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval.errors import UserError
+
+from .columns import NEGATIVES
+from .texts import Texts, taken
+
+
+def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
+    """The pairs that are scored `least` or more. Of scores 0 and 1 those of 1, and the others of an anchor are its hard negatives.
+
+    Raises UserError where other scores are given without `least`, or nothing is left.
+    """
+    scores = data.scores
+    assert scores is not None
+    binary = bool(np.isin(scores, (0, 1)).all())
+    if least is None and not binary:
+        raise UserError(
+            f"{source}: pairs are scored from {scores.min():g} to {scores.max():g}; say from where on they are positives, by "
+            f"--min-score"
+        )
+    good = np.flatnonzero(scores >= (1 if least is None else least))
+    if not len(good):
+        raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {scores.max():g}")
+    kept = data.take(good.tolist())
+    columns: dict[str, Sequence[str]] = dict(kept.columns)
+    said = f"{data.origin}; {len(good):,} of them positives"
+    if least is None and len(good) < len(data):
+        negatives = _negatives(data, np.flatnonzero(scores == 0))
+        most = min(NEGATIVES, max((len(negatives.get(a, ())) for a in columns["anchor"]), default=0))
+        for at in range(most):
+            found = (negatives.get(anchor, []) for anchor in columns["anchor"])
+            columns[f"negative_{at + 1}"] = [texts[at] if at < len(texts) else "" for texts in found]
+        said += f", with up to {most} negatives of their anchors" if most else ""
+    return Texts(columns, None, kept.ids, said)
+
+
+def _negatives(data: Texts, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    anchors, others = (taken(data.columns[name], rows.tolist()) for name in ("anchor", "positive"))
+    for anchor, other in zip(anchors, others, strict=True):
+        found.setdefault(anchor, []).append(other)
+    return found

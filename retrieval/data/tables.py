@@ -1,0 +1,92 @@
+"""Rows of Parquet files, and of Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import UserError
+
+ROWS = 4096  # read at a time
+NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?$")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a path is one of these: an existing Parquet file or dataset folder."""
+    return path.suffix.lower() == ".parquet" or any(
+        (path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")
+    )
+
+
+def is_hub_name(path: Path) -> bool:
+    """Whether it can be the name of a dataset, owner/name or owner/name:config, and is nothing on disk."""
+    return not path.exists() and not path.suffix and bool(NAME.fullmatch(str(path)))
+
+
+def table_rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Rows in order. Raises UserError for what cannot be read."""
+    return _parquet(path) if path.suffix.lower() == ".parquet" else _dataset(path, split)
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS):
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(
+            f"{path}: is not whole Parquet ({str(error).splitlines()[0][:120]}); download it again"
+        ) from None
+
+
+def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    loaded = _loaded(path, split)
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(loaded)})")
+        loaded = loaded[split]
+    classes = {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for start in range(0, len(loaded), ROWS):
+        block = loaded[start : start + ROWS]
+        for values in zip(*block.values(), strict=True):
+            row = dict(zip(block, values, strict=True))
+            for name, told in classes.items():
+                number = row[name]
+                row[name] = None if number is None or number < 0 else told[number]
+            yield row
+
+
+def _loaded(path: Path, split: str) -> Any:
+    import datasets
+
+    try:
+        if path.is_dir():
+            return datasets.load_from_disk(str(path))
+        name, _, config = str(path).partition(":")
+        _refuse_what_no_hub_gives(name)
+        return datasets.load_dataset(name, config or None, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # the library's errors are of many kinds
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{path}: cannot load this dataset ({reason[:200]}); check its name, or --split") from None
+
+
+def _refuse_what_no_hub_gives(name: str) -> None:
+    """Raise UserError at once where there is neither such a file nor a hub that answers; loading would try for minutes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:
+        raise UserError(f"{name}: no such file here, and no such dataset on the hub; check the name") from None
+    except Exception as error:
+        raise UserError(
+            f"{name}: no such file here, and the hub of datasets does not answer ({type(error).__name__}); give a file or folder"
+        ) from None

@@ -1,0 +1,131 @@
+"""Rows of training data as an encoder reads them: tokenised, texts of one length together, so that little is padding."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch.utils.data import DataLoader, Dataset
+
+from retrieval.data import linked, text_codes
+from retrieval.data.texts import taken
+from retrieval.encode import CPU_TOKENS, GPU_TOKENS, Features, Ints, batches_by_length, pad, tokenise, tokenises_apart
+
+from .batches import Pairs, Plan, Rows
+
+Batch = dict[str, Any]
+WORKERS = 2  # processes that tokenise while a GPU runs; a CPU has no cores to spare
+
+
+@dataclass(frozen=True)
+class Collator:
+    """A process's share of a batch → {"chunks": features of some of its texts each, "batch": what the loss is told of them}.
+
+    columns: texts by row of anchors, positives, negatives…, each column with its prompt; a row may lack negatives ("").
+    classes: (n,) or None. A chunk has at most `most` texts, where that is given.
+    batch: order (texts,), where in the chunks, one after the other, each column's texts stand, column after column; items, classes;
+    negative_items and negative_pairs where there are negatives: all as `contrastive_loss` has them.
+    """
+
+    model: SentenceTransformer
+    columns: Sequence[Sequence[str]]
+    prompts: Sequence[str | None]
+    classes: Rows | None = None
+    most: int | None = None
+
+    def __call__(self, share: "Share") -> Batch:
+        (anchors, positives), items, known = share
+        negatives = [taken(column, anchors) for column in self.columns[2:]]
+        texts = [taken(self.columns[0], anchors), taken(self.columns[1], positives)]
+        chunks, order = self._chunks([*texts, *([t for t in column if t] for column in negatives)])
+        batch = {"order": order, "items": items.flatten()}
+        if self.classes is not None:
+            batch["classes"] = self.classes[anchors]
+        if len(self.columns) > 2:
+            own = [pair for column in negatives for pair, text in enumerate(column) if text]
+            codes = text_codes(text for column in negatives for text in column if text)
+            batch["negative_items"] = np.array([known.get(code, code) for code in codes.tolist()], np.int64)
+            batch["negative_pairs"] = np.array(own, np.int64)
+        return {"chunks": chunks, "batch": {name: torch.from_numpy(value) for name, value in batch.items()}}
+
+    def _chunks(self, texts: list[list[str]]) -> tuple[list[Features], Ints]:
+        if not tokenises_apart(self.model):
+            whole = [self.model.preprocess(column, prompt=p) for column, p in zip(texts, self.prompts, strict=True)]
+            return whole, np.arange(sum(map(len, texts)))
+        told = [tokenise(self.model, column, prompt) for column, prompt in zip(texts, self.prompts, strict=True)]
+        lengths = np.concatenate([found for _, found in told])
+        tokens = {
+            name: [row for features, _ in told for row in features[name]] if isinstance(value, list) else value
+            for name, value in told[0][0].items()
+        }
+        cut = self._cut(lengths)
+        order = np.empty(len(lengths), np.int64)
+        order[np.concatenate(cut)] = np.arange(len(lengths))
+        return [pad(tokens, part, self.model.tokenizer) for part in cut], order
+
+    def _cut(self, lengths: Ints) -> list[Ints]:
+        """The texts of a batch in chunks, longest first."""
+        if self.most is not None:
+            longest_first = np.argsort(-lengths, kind="stable")
+            return [longest_first[start : start + self.most] for start in range(0, len(lengths), self.most)]
+        return batches_by_length(lengths, *(CPU_TOKENS if self.model.device.type == "cpu" else GPU_TOKENS))
+
+
+class Share(NamedTuple):
+    """One process's part of a batch: its pairs, (2, B) identities of their texts, and by the code of each text of the whole batch
+    its identity."""
+
+    pairs: Pairs
+    items: Rows
+    known: dict[int, int]
+
+
+class Shares:
+    """A plan's batches for a DataLoader: of each, one process's share. codes: (2, n) of the anchors' and the positives' texts.
+
+    paired: whether rows are pairs. Then those that share a text, such as a question with two answers, are no negatives of each
+    other either: all their texts have one identity. Every process draws the whole batch, so that all agree on that.
+    """
+
+    def __init__(self, plan: Plan, codes: Rows, paired: bool, rank: int = 0, processes: int = 1) -> None:
+        self.plan, self.codes, self.paired = plan, codes, paired
+        self.rank, self.processes = rank, processes
+
+    def __iter__(self) -> Iterator[Share]:
+        for _, whole in zip(range(len(self)), self.plan.batches(), strict=False):
+            codes = np.stack([self.codes[0][whole.anchors], self.codes[1][whole.positives]])
+            items = np.stack([linked(*codes)] * 2) if self.paired else codes
+            mine = np.array_split(np.arange(len(whole.anchors)), self.processes)[self.rank]
+            known = dict(zip(codes.flatten().tolist(), items.flatten().tolist(), strict=True))
+            yield Share(Pairs(whole.anchors[mine], whole.positives[mine]), items[:, mine], known)
+
+    def __len__(self) -> int:
+        return self.plan.batch_count
+
+
+class _Shares(Dataset[Share]):
+    """Shares stand for themselves; the collator looks up what they hold."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, share: Share) -> Share:
+        return share
+
+
+def loader(collator: Collator, shares: Shares) -> "DataLoader[Any]":
+    """The batches of one process. Draws nothing from torch's random numbers, so that a resumed training goes on with the same."""
+    on_gpu = collator.model.device.type == "cuda"
+    return DataLoader(
+        _Shares(len(collator.columns[0])),
+        batch_sampler=shares,  # type: ignore[arg-type]
+        collate_fn=collator,  # type: ignore[arg-type]
+        num_workers=WORKERS if on_gpu else 0,
+        pin_memory=on_gpu,
+        generator=torch.Generator(),
+    )

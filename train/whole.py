@@ -1,0 +1,218 @@
+"""Training an encoder itself, by sentence-transformers' trainer: several processes, half precision, checkpoints that a killed run goes on from."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from safetensors.torch import load_file, load_model, save_file, save_model
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from torch import Tensor, distributed
+from transformers.trainer_callback import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
+
+from retrieval.artifact import write_atomically
+
+from . import adapt
+from .batches import Plan, Rows
+from .collate import Collator, Shares, loader
+from .curve import Curve
+from .loss.gather import world
+from .sentence_loss import SentenceLoss
+
+CHECKPOINT_SECONDS = 120.0
+ASK_STEPS = 10  # how often several processes agree on whether it is time
+WEIGHTS, LOSS, CURVE = "model.safetensors", "loss.safetensors", "curve.json"
+Judge = Callable[[SentenceTransformer], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How steps are taken.
+
+    schedule: of the learning rate after `warmup`, a share of all steps. layer_decay: each layer's rate over that of the next.
+    compute: the type of the forward and backward pass; weights stay float32.
+    """
+
+    lr: float
+    schedule: str = "linear"
+    warmup: float = 0.1
+    layer_decay: float = 1.0
+    compute: str = "float32"
+    compiled: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Judging during training: every so many steps, by which metric; the best checkpoint is what is kept in the end, and training
+    stops when so many judgements in a row brought nothing better (`patience`, None: never)."""
+
+    judge: Judge
+    every: int
+    metric: str
+    patience: int | None = None
+
+
+def train_whole(
+    model: SentenceTransformer,
+    collator: Collator,
+    codes: Rows,
+    loss: SentenceLoss,
+    plan: Plan,
+    how: Optimisation,
+    scratch: Path,
+    *,
+    watch: Watch | None = None,
+    report_to: str = "none",
+) -> Curve:
+    """Train `model` in place, in every process of torch.distributed together, and return the curve.
+
+    scratch: a folder for checkpoints. Where it holds one of a killed call with the same arguments, training goes on from there,
+    bit for bit as if it had never stopped (on one device).
+    """
+    judged: dict[str, Any] = (
+        {}
+        if watch is None
+        else {
+            "eval_strategy": "steps",
+            "eval_steps": watch.every,
+            "metric_for_best_model": watch.metric,
+            "greater_is_better": True,
+            "load_best_model_at_end": True,
+        }
+    )
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(scratch),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.pairs,
+        gradient_accumulation_steps=plan.accumulate,
+        learning_rate=how.lr,
+        learning_rate_mapping=adapt.learning_rates(model, how.lr, how.layer_decay) if how.layer_decay != 1 else {},
+        lr_scheduler_type=how.schedule,
+        warmup_steps=max(1, round(how.warmup * plan.steps)) if how.warmup else 0,
+        bf16=how.compute == "bfloat16",
+        fp16=how.compute == "float16",
+        torch_compile=how.compiled,
+        seed=how.seed,
+        save_strategy="steps",
+        save_steps=watch.every if watch else 10**9,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to=report_to,
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        **judged,
+    )
+    model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
+    stop = [EarlyStoppingCallback(watch.patience)] if watch and watch.patience else []
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"row": range(min(2, len(collator.columns[0])))}),  # `loader` reads the data
+        eval_dataset=None if watch is None else Dataset.from_dict({"row": [0]}),
+        loss=loss,
+        callbacks=[*stop, Timed()],
+    )
+    trainer.batches = lambda: loader(collator, Shares(plan, codes, plan.labels is None, *world()))
+    trainer.watch = watch
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(scratch))
+    model.eval()
+    return loss.curve
+
+
+class Trainer(SentenceTransformerTrainer):
+    """What sentence-transformers' trainer lacks: our batches, judging by any function, and checkpoints of model and loss that are whole
+    or not there. Logs a `SentenceLoss`'s diagnostics beside the loss, to the trainer's history and whatever it reports to."""
+
+    loss: SentenceLoss  # type: ignore[assignment]
+    batches: Callable[[], Any]
+    watch: Watch | None
+
+    def get_train_dataloader(self) -> Any:
+        return self.batches()
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:  # type: ignore[override]
+        return inputs["chunks"], inputs["batch"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        curve = self.loss.curve
+        super().log({**curve[-1], **logs} if "loss" in logs and curve else logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        assert self.watch is not None
+        found = {f"eval_{name}": value for name, value in self.watch.judge(self.model).items()}
+        self.log(dict(found))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(folder / WEIGHTS))
+        save_file(self.loss.state(), folder / LOSS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:  # the file that makes it a checkpoint
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            write_atomically(folder / CURVE, json.dumps(self.loss.curve).encode())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_model(self.model, str(folder / WEIGHTS), device=str(self.model.device))
+        self.loss.restore(load_file(folder / LOSS, device=str(self.model.device)))
+        self.loss.curve[:] = json.loads((folder / CURVE).read_text("utf-8"))
+
+    def _load_best_model(self) -> None:
+        """The weights of the best checkpoint; the curve stays that of all steps."""
+        folder = Path(str(self.state.best_model_checkpoint))
+        load_model(self.model, str(folder / WEIGHTS), device=str(self.model.device))
+
+
+class Timed(TrainerCallback):
+    """Asks for a checkpoint when the last is some minutes old; the first process's clock counts."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._is_time(state.global_step) and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def _is_time(self, step: int) -> bool:
+        due = time.monotonic() - self.last > CHECKPOINT_SECONDS
+        if world()[1] == 1:
+            return due
+        if step % ASK_STEPS:
+            return False
+        asked = [due]
+        distributed.broadcast_object_list(asked)
+        return asked[0]
+
+
+def last_checkpoint(scratch: Path) -> str | None:
+    """The newest whole checkpoint; removes those that a killed call left unfinished."""
+    found: list[tuple[int, Path]] = []
+    for folder in scratch.glob("checkpoint-*"):
+        if (folder / CURVE).is_file():
+            found.append((int(folder.name.rsplit("-", 1)[1]), folder))
+        elif world()[0] == 0:
+            shutil.rmtree(folder)
+    return str(max(found)[1]) if found else None
