@@ -51,16 +51,23 @@ class Encoding:
     """How blocks of texts or pictures become unit vectors: `run(prepare(items))`, float32 on the CPU.
 
     compute: the type in which the model runs; vectors are normalised in float32. backend: "torch", or "openvino" on a CPU.
+    role: what texts are, "query" or "document", for encoders with prompts for those.
     Where a batch is too large for the device it is halved, and later ones are made smaller.
     """
 
     def __init__(
-        self, model: SentenceTransformer, *, compute: str = "float32", backend: str = "torch", batch_size: int = 64
+        self,
+        model: SentenceTransformer,
+        *,
+        compute: str = "float32",
+        backend: str = "torch",
+        batch_size: int = 64,
+        role: str | None = None,
     ) -> None:
         if backend == "openvino" and model.device.type != "cpu":
             raise UserError(f"--backend openvino: runs on the CPU, not on {model.device}; add --device cpu")
         self.model = model.eval().to(COMPUTE[compute if backend == "torch" else "float32"])
-        self.compute, self.backend, self.batch_size = compute, backend, batch_size
+        self.compute, self.backend, self.batch_size, self.role = compute, backend, batch_size, role
         self.tokens, self.enough = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
         self.threads = usable_cpus()
         self._compiled: Callable[[Features], Tensor] | None = None
@@ -90,7 +97,7 @@ class Encoding:
 
     def _text_batches(self, texts: list[str]) -> tuple[Batches, Ints]:
         """Batches of texts, each beginning with its longest, and the texts' lengths."""
-        prompt = default_prompt(self.model)
+        prompt = prompt_of(self.model, self.role)
         if not tokenises_apart(self.model):
             lengths = np.array([len(text) for text in texts])  # characters; a token has about four
             batches: Batches = [
@@ -196,9 +203,13 @@ def _made(make: Callable[[], Features], pin: bool = False) -> Features:
     return {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in features.items()}
 
 
-def default_prompt(model: SentenceTransformer) -> str | None:
-    """What the encoder puts before every text unless told otherwise."""
-    return model.prompts.get(model.default_prompt_name or "")
+ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # prompts, the first that an encoder has
+
+
+def prompt_of(model: SentenceTransformer, role: str | None = None) -> str | None:
+    """What the encoder puts before every text, or before queries or documents where it has prompts for those."""
+    named = next((model.prompts[name] for name in ROLES.get(role or "", ()) if model.prompts.get(name)), None)
+    return named or model.prompts.get(model.default_prompt_name or "")
 
 
 def tokenises_apart(model: SentenceTransformer) -> bool:

@@ -65,10 +65,10 @@ class Encoder:
     def fingerprint(self) -> str:
         return fingerprint(self.model)
 
-    def encode(self, items: Sequence[str] | Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors (n, dim) float32 of texts or RGB pictures, in the order given."""
+    def encode(self, items: Sequence[str] | Sequence[Image.Image], *, role: str | None = None) -> NDArray[np.float32]:
+        """Unit vectors (n, dim) float32 of texts or RGB pictures, in the order given. role: as in `Encoding`."""
         self.require("text" if isinstance(items[0], str) else "image")
-        return Encoding(self.model).encode(items)
+        return Encoding(self.model, role=role).encode(items)
 
     def require(self, modality: str) -> None:
         """Raise UserError unless the encoder takes "text" or "image"."""

@@ -51,6 +51,24 @@ def minilm():
     return load_encoder(MINILM, "cpu")
 
 
+@pytest.fixture(scope="session")
+def tiny(minilm, tmp_path_factory):
+    """The folder of an encoder of three small layers behind MiniLM's tokenizer, with dropout."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(minilm.model.tokenizer), **sizes)).save_pretrained(folder / "bert")
+    minilm.model.tokenizer.save_pretrained(folder / "bert")
+    whole = SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(32)], device="cpu")
+    whole.save_pretrained(str(folder / "encoder"), create_model_card=False)
+    return folder / "encoder"
+
+
 @pytest.fixture
 def run_cli():
     """Run a command; returns click's result. Anything but a clean exit code is a failure of the test, with its output."""

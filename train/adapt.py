@@ -1,6 +1,7 @@
 """How much of an encoder learns: all of it, its last layers, or low-rank additions (LoRA, Hu et al., ICLR 2022); and how fast each layer does."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,7 +63,9 @@ def add_lora(model: SentenceTransformer, rank: int) -> None:
     module: Any = model[0]
     try:
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", bias="none")
-        module.model = get_peft_model(module.model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of peft's about transformers
+            module.model = get_peft_model(module.model, config)
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"--lora: peft cannot adapt {type(module).__name__} ({str(error)[:120]}); leave it out"

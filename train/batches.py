@@ -117,8 +117,7 @@ def plan(
 
     rows_a_step = (pairs if codes is None else 2 * pairs) * accumulate
     per_epoch = count / rows_a_step
-    if drawing.tokens and not steps:
-        assert lengths is not None
+    if drawing.tokens and not steps and lengths is not None:
         per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs)) / accumulate
     return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes, accumulate)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrieval.data import Texts, text_codes
-from retrieval.encode import Encoding, Ints, default_prompt, tokenise, tokenises_apart
+from retrieval.encode import Encoding, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 from retrieval.neighbors import exact_neighbors
 
@@ -70,6 +70,7 @@ def train_text(
     loss_config: LossConfig,
     *,
     source: str,
+    plan: Plan | None = None,
     encoded: Progress = lambda texts: None,
     progress: Callable[[Curve], None] = lambda curve: None,
     scratch: Path | None = None,
@@ -78,10 +79,10 @@ def train_text(
 ) -> Curve:
     """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done.
 
-    scratch, watch, report_to: as in `train_whole`; a head needs none of them.
+    plan: the batches, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
     """
     check_dims(config.dims, model.get_embedding_dimension() or 0, loss_config)
-    plan = plan_batches(data, config, loss_config, source, model, encoded)
+    plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
     prompts = set_prompts(model, config, data.is_pairs)
     if config.head:
@@ -165,18 +166,11 @@ def plan_batches(
         epochs=config.epochs,
         seed=config.seed,
         accumulate=config.accumulate,
-        drawing=config.drawing
-        if model is not None or not config.drawing.tokens
-        else replace(config.drawing, tokens=None),
+        drawing=config.drawing,
         identities=lambda: identities(data),
-        lengths=lambda: lengths(_with(model), data),
-        near=lambda: near(_with(model), data, encoded),
+        lengths=None if model is None else lambda: lengths(model, data),
+        near=None if model is None else lambda: near(model, data, encoded),
     )
-
-
-def _with(model: SentenceTransformer | None) -> SentenceTransformer:
-    assert model is not None, "these batches are drawn with an encoder"
-    return model
 
 
 def _refuse_settings(data: Texts, config: TextConfig, source: str) -> None:
@@ -220,10 +214,9 @@ def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> 
     for name, prompt in (("query", config.query_prompt), ("document", config.document_prompt)):
         if prompt is not None:
             model.prompts[name] = prompt
-    usual = default_prompt(model) or ""
     if not pairs:
-        return usual, usual
-    return model.prompts.get("query") or usual, model.prompts.get("document") or usual
+        return prompt_of(model), prompt_of(model)
+    return prompt_of(model, "query"), prompt_of(model, "document")
 
 
 def lengths(model: SentenceTransformer, data: Texts) -> Ints:

@@ -100,7 +100,7 @@ def train_whole(
         learning_rate=how.lr,
         learning_rate_mapping=adapt.learning_rates(model, how.lr, how.layer_decay) if how.layer_decay != 1 else {},
         lr_scheduler_type=how.schedule,
-        warmup_steps=max(1, round(how.warmup * plan.steps)) if how.warmup else 0,
+        warmup_steps=round(how.warmup * plan.steps),
         bf16=how.compute == "bfloat16",
         fp16=how.compute == "float16",
         torch_compile=how.compiled,

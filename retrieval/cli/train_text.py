@@ -146,7 +146,7 @@ def text(**flags: Any) -> None:
     loss = fit_to_data(loss, flags, data.labels is not None and not data.is_pairs)
     config = _config(flags)
     sets = _sets(flags)
-    plan = plan_batches(data, config, loss, str(flags["data"]))  # refuses bad data before the encoder loads
+    plan_batches(data, config, loss, str(flags["data"]))  # refuses bad data before the encoder loads
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     say(f"{flags['data']}: {data.origin}")
     encoder = load_encoder(flags["model"], device)
@@ -154,6 +154,7 @@ def text(**flags: Any) -> None:
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
     summary = _describe(data, encoder, sets.get("held-out"))
     settings = asdict(config)
+    plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model)
     base = {
         "data": _mark(data),
         "encoder": encoder.fingerprint,
@@ -181,6 +182,7 @@ def text(**flags: Any) -> None:
                 config,
                 loss,
                 source=str(flags["data"]),
+                plan=plan,
                 encoded=encoded,
                 progress=lambda curve: show(bar, curve, plan.batch_count),
                 scratch=scratch,

@@ -1,0 +1,332 @@
+"""Training an encoder for real, small: kills, several processes, parts of an encoder, and what each option promises."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from retrieval.data import Texts, text_codes
+from retrieval.encoder import load_encoder
+from retrieval.errors import UserError
+from retrieval.train import adapt
+from retrieval.train.batches import Drawing, Pairs, Plan
+from retrieval.train.collate import Collator, Shares
+from retrieval.train.loss import contrastive_loss, named
+from retrieval.train.text import TextConfig, plan_batches, train_text
+from retrieval.train.whole import Watch
+
+pytestmark = pytest.mark.slow
+WORDS = ["card", "bank", "soup", "salt", "star", "night", "road", "tree", "code", "test", "book", "line"]
+PAIRS = Texts(
+    {
+        "anchor": [f"{a} and {b}" for a in WORDS for b in WORDS[:4]],
+        "positive": [f"the {a} with {b} " * (1 + len(a) % 3) for a in WORDS for b in WORDS[:4]],
+    },
+    None,
+    None,
+    "",
+)
+LOSS = named("hcl(label_mask=False)")
+SETTINGS = dict(steps=6, batch_size=8, lr=1e-3)
+
+
+def trained(tiny, data=PAIRS, loss=LOSS, watch=None, scratch=None, **settings):
+    encoder = load_encoder(str(tiny), "cpu")
+    config = TextConfig(**{**SETTINGS, **settings})
+    curve = train_text(encoder.model, data, config, loss, source="x", watch=watch, scratch=scratch)
+    return encoder, curve
+
+
+def weights(encoder):
+    return {key: value.clone() for key, value in encoder.model.state_dict().items()}
+
+
+def moved(tiny, encoder):
+    """The parameters that are not what they were."""
+    before = weights(load_encoder(str(tiny), "cpu"))
+    return {key for key, value in weights(encoder).items() if not torch.equal(value, before[key])}
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    path = tmp_path / "pairs.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["anchor", "positive"], *zip(*PAIRS.columns.values(), strict=True)])
+    return path
+
+
+@pytest.fixture
+def command(tiny, pairs_file):
+    return ["train", "text", "--data", pairs_file, "--model", tiny, "--steps", 6, "--batch-size", 8, "--lr", 1e-3] + [
+        "--no-general", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def fingerprint(folder):
+    return json.loads((folder / "manifest.json").read_text())["encoder"]["fingerprint"]
+
+
+def test_the_seed_decides_bit_for_bit(tiny):
+    one, other = (trained(tiny)[0].fingerprint for _ in range(2))
+    assert one == other != trained(tiny, seed=1)[0].fingerprint
+
+
+KILLED = """
+import os, signal, sys
+from retrieval.train import whole
+whole.CHECKPOINT_SECONDS = 0 if sys.argv[2] == "each" else 1e9
+step, where, saves = int(sys.argv[1]), sys.argv[3], []
+real, write = whole.Timed.on_step_end, whole.write_atomically
+def on_step_end(self, args, state, control, **rest):
+    real(self, args, state, control, **rest)
+    if state.global_step == step and where == "step":
+        os.kill(os.getpid(), signal.SIGKILL)
+def writing(*words):
+    if len(saves) + 1 == step and where == "save":
+        os.kill(os.getpid(), signal.SIGKILL)
+    saves.append(write(*words))
+whole.Timed.on_step_end, whole.write_atomically = on_step_end, writing
+from retrieval.cli import main
+sys.argv = ["retrieval", *sys.argv[4:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--loss", "infonce(memory=20, learn_temperature=True)"], ["--lora", "2"], ["--mini-batch-size", "3", "--accumulate", "2"]],
+    ids=["plain", "memory", "lora", "cached"],
+)  # fmt: skip
+@pytest.mark.parametrize("step,where", [(4, "step"), (3, "save")])
+def test_a_killed_training_goes_on_to_the_same_weights(command, options, step, where, run_cli, tmp_path):
+    command = [*map(str, command), *options]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_cli(*command, "--output", whole)
+    words = [sys.executable, "-c", KILLED, str(step), "each", where, *command, "--output", str(broken)]
+    killed = subprocess.run(words, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL and not broken.exists(), killed.stderr
+    again = run_cli(*command, "--output", broken)
+    assert f"goes on from step {3 if where == 'step' else 2} of" in again.stderr
+    assert fingerprint(broken) == fingerprint(whole)
+    for name in ("curve.csv", "config.json"):
+        assert (broken / "run" / name).read_bytes() == (whole / "run" / name).read_bytes()
+    assert not (broken / "checkpoints").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_another_training_is_not_thrown_away_unasked(command, run_cli, tmp_path):
+    output = tmp_path / "run"
+    words = [sys.executable, "-c", KILLED, "4", "each", "step", *map(str, command), "--output", str(output)]
+    subprocess.run(words, capture_output=True)
+    error = run_cli(*command, "--output", output, "--seed", 5, code=2).stderr
+    assert "an interrupted training of other data or settings" in error
+    run_cli(*command, "--output", output, "--seed", 5, "--overwrite")
+
+
+@pytest.mark.parametrize("options", [[], ["--mini-batch-size", "2"], ["--loss", "infonce(learn_temperature=True)"]])
+def test_processes_train_as_one(command, options, run_cli, tiny, tmp_path):
+    """Without dropout, whose draws differ, two processes come to the weights of one."""
+    plain = tmp_path / "plain"
+    model = SentenceTransformer(str(tiny), device="cpu")
+    model[0].config.hidden_dropout_prob = model[0].config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(str(plain))
+    command = [*map(str, command), *options]
+    command[command.index("--model") + 1] = str(plain)
+    run_cli(*command, "--output", tmp_path / "one")
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+    ]
+    words += ["c10d", "--rdzv-endpoint", "localhost:0", "-m", "retrieval", *command, "--output", str(tmp_path / "two"), "--json"]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.strip().splitlines()) == 1 and json.loads(done.stdout)["steps"] == 6
+    one, two, start = (load_file(f / "model.safetensors") for f in (tmp_path / "one", tmp_path / "two", plain))
+    for key, value in one.items():
+        assert torch.allclose(value, two[key], atol=2e-5), key
+    assert any((value - start[key]).abs().max() > 1e-3 for key, value in one.items())
+
+
+def test_last_layers_alone_learn(tiny):
+    encoder, _ = trained(tiny, last_layers=1)
+    assert moved(tiny, encoder) and all("layer.2." in key or "pooler" in key for key in moved(tiny, encoder))
+    with pytest.raises(UserError, match="--last-layers 9: the encoder has 3"):
+        trained(tiny, last_layers=9)
+    assert all(parameter.requires_grad for parameter in encoder.model.parameters())
+
+
+def test_lora_is_merged_and_changes_only_linear_layers(tiny, tmp_path):
+    encoder, _ = trained(tiny, lora=2)
+    changed = moved(tiny, encoder)
+    assert changed and all(
+        key.endswith("weight") and "LayerNorm" not in key and "embeddings" not in key for key in changed
+    )
+    before = weights(load_encoder(str(tiny), "cpu"))
+    after = weights(encoder)
+    assert before.keys() == after.keys()
+    key = next(key for key in changed if "query" in key)
+    assert torch.linalg.matrix_rank(after[key] - before[key], atol=1e-6) <= 2
+    encoder.model.save_pretrained(str(tmp_path / "plain"))
+    assert SentenceTransformer(str(tmp_path / "plain"), device="cpu").encode(["a"]).shape == (1, 32)
+
+
+def test_layers_below_learn_more_slowly(tiny):
+    model = load_encoder(str(tiny), "cpu").model
+    rates = adapt.learning_rates(model, 1.0, 0.5)
+    assert sorted(rates.values()) == [0.125, 0.25, 0.5, 1.0]
+    encoder, _ = trained(tiny, layer_decay=0.01)
+    before, after = weights(load_encoder(str(tiny), "cpu")), weights(encoder)
+    steps = [
+        max((after[k] - before[k]).abs().max() for k in after if f"layer.{n}." in k and k.endswith("dense.weight"))
+        for n in range(3)
+    ]
+    assert steps[0] < 0.05 * steps[1] < 0.05 * 0.05 * steps[2] * 2
+
+
+def test_the_best_is_kept_and_patience_ends_training(tiny, tmp_path):
+    values = iter([0.1, 0.9, 0.2, 0.3, 0.4])
+    seen = []
+
+    def judge(model):
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"map@r": next(values)}
+
+    encoder, curve = trained(tiny, steps=10, watch=Watch(judge, 1, "map@r", patience=2), scratch=tmp_path)
+    assert len(seen) == len(curve) == 4
+    assert all(torch.equal(value, seen[1][key]) for key, value in weights(encoder).items())
+
+
+def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
+    words = [*command, "--eval-data", pairs_file, "--eval-every", 2, "--patience", 3, "--output", tmp_path / "run"]
+    result = json.loads(run_cli(*words, "--json").stdout)
+    judged = result["metrics"]["held-out"]["metrics"]
+    assert set(judged) == {"r@1", "mrr", "r@10"} and result["steps"] == 6
+    error = run_cli(*words, "--metric", "nonsense", "--overwrite", code=2).stderr
+    assert "--metric nonsense: is not among" in error
+
+
+def test_accumulated_batches_are_their_mean(tiny):
+    """Two batches a step, at one learning rate, move the weights once for both."""
+    encoder, curve = trained(tiny, steps=1, accumulate=2)
+    assert len(curve) == 2 and moved(tiny, encoder)
+    plan = plan_batches(PAIRS, TextConfig(**{**SETTINGS, "accumulate": 2}), LOSS, "x")
+    assert (plan.steps, plan.batch_count) == (6, 12)
+
+
+def test_bfloat16_keeps_float32_weights(tiny):
+    encoder, half = trained(tiny, compute="bfloat16")
+    _, plain = trained(tiny)
+    assert {value.dtype for value in weights(encoder).values() if value.is_floating_point()} == {torch.float32}
+    assert half[0]["loss"] != plain[0]["loss"] == pytest.approx(half[0]["loss"], rel=0.02)
+
+
+def test_matryoshka_dimensions_learn_too(tiny):
+    def fit(encoder, d):
+        a, p = (torch.from_numpy(encoder.encode(list(column))[:, :d]) for column in PAIRS.columns.values())
+        return contrastive_loss(a, p, config=LOSS).loss.item()
+
+    with_dims, without = (trained(tiny, steps=40, dims=dims)[0] for dims in ((4,), ()))
+    assert fit(with_dims, 4) < fit(without, 4) - 0.02
+    with pytest.raises(UserError, match="--dims 64: the encoder has 32"):
+        trained(tiny, dims=(64,))
+    with pytest.raises(UserError, match="remembers whole embeddings"):
+        trained(tiny, dims=(4,), loss=named("infonce(memory=20, label_mask=False)"))
+
+
+def test_prompts_are_trained_with_and_kept(tiny, tmp_path):
+    encoder, _ = trained(tiny, query_prompt="query: ", document_prompt="passage: ")
+    assert encoder.model.prompts["query"] == "query: " and encoder.model.prompts["document"] == "passage: "
+    encoder.model.save_pretrained(str(tmp_path / "e"))
+    again = load_encoder(str(tmp_path / "e"), "cpu")
+    texts = ["soup", "star"]
+    plain = SentenceTransformer(str(tmp_path / "e"), device="cpu")
+    for role, how in (("query", plain.encode_query), ("document", plain.encode_document)):
+        assert np.allclose(again.encode(texts, role=role), how(texts, normalize_embeddings=True), atol=1e-5)
+    assert not np.allclose(again.encode(texts, role="query"), again.encode(texts, role="document"), atol=1e-3)
+
+
+def test_weights_between_old_and_new(command, run_cli, tmp_path, tiny):
+    run_cli(*command, "--output", tmp_path / "new")
+    run_cli(*command, "--output", tmp_path / "half", "--interpolate", 0.25)
+    old, new, half = (load_file(f / "model.safetensors") for f in (tiny, tmp_path / "new", tmp_path / "half"))
+    for key, value in half.items():
+        assert torch.allclose(value, 0.75 * old[key] + 0.25 * new[key], atol=1e-6)
+
+
+def test_equal_texts_and_linked_pairs_are_no_negatives(tiny):
+    """A question with two answers, an answer to two questions, and a negative that is another pair's positive."""
+    data = Texts(
+        {
+            "anchor": ["q", "q", "other", "third"],
+            "positive": ["a", "b", "b", "c"],
+            "negative_1": ["", "n", "c", "n"],
+            "negative_2": ["", "", "m", ""],
+        },
+        None, None, "",
+    )  # fmt: skip
+    model = load_encoder(str(tiny), "cpu").model
+    codes = np.stack([text_codes(data.columns["anchor"]), text_codes(data.columns["positive"])])
+    rows = np.arange(4)
+    share = next(iter(Shares(Plan(lambda: iter([Pairs(rows, rows)]), 4, 1, None), codes, True)))
+    batch = Collator(model, list(data.columns.values()), [None] * 4)(share)["batch"]
+    items = batch["items"].view(2, 4)
+    assert len(set(items[:, :3].flatten().tolist())) == 1 and items[0, 3] == items[1, 3] != items[0, 0]
+    assert batch["negative_pairs"].tolist() == [1, 2, 3, 2]
+    n, c, again, m = batch["negative_items"].tolist()
+    assert c == items[0, 3] and n == again != m
+
+
+@pytest.mark.parametrize("drawing", [Drawing(how="hard"), Drawing(how="distinct"), Drawing(tokens=120)])
+def test_every_way_of_drawing_trains(tiny, drawing):
+    _, curve = trained(tiny, drawing=drawing, steps=3)
+    assert len(curve) == 3
+
+
+def test_hard_batches_hold_nearer_rows(tiny):
+    encoder = load_encoder(str(tiny), "cpu")
+    vectors = encoder.encode(list(PAIRS.columns["anchor"]))
+
+    def near(drawing):
+        config = TextConfig(**{**SETTINGS, "drawing": drawing})
+        plan = plan_batches(PAIRS, config, LOSS, "x", encoder.model)
+        batches = [pairs.anchors for _, pairs in zip(range(6), plan.batches(), strict=False)]
+        assert len(np.unique(np.concatenate(batches))) == len(PAIRS)
+        return np.mean([(vectors[rows] @ vectors[rows].T).mean() for rows in batches])
+
+    assert near(Drawing(how="hard")) > near(Drawing()) + 0.005
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--head", "--lora", 4], "say in one way what learns"),
+        (["--head", "--compile"], "--compile: is for training the encoder itself"),
+        (["--lora", 4, "--layer-decay", 0.9], "--layer-decay: is not for --lora"),
+        (["--batches", "classes"], "--batches classes: the data have no labels"),
+        (["--per-class", 4], "--per-class: is for labelled data"),
+        (["--batches", "distinct", "--batch-tokens", 99], "--batch-tokens: cuts rows"),
+        (["--patience", 2], "--patience: there is nothing to judge by"),
+        (["--prompt", "a", "--query-prompt", "b"], "--prompt: is for texts of one kind"),
+        (["--anchor", "nope", "--positive", "positive"], "--anchor nope:"),
+        (["--anchor", "anchor"], "name both columns"),
+        (["--min-score", 1], "has no scored pairs"),
+        (["--dims", "8,x"], "write numbers such as"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(command, options, words, run_cli, tmp_path):
+    error = run_cli(*command, *options, "--output", tmp_path / "run", code=2).stderr
+    assert words in error and len(error.strip().splitlines()) <= 3
