@@ -11,7 +11,7 @@ import numpy as np
 
 from retrieval.artifact import Manifest, sha256_json, staging_folder
 from retrieval.data import TextFile, Texts
-from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of
+from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of, prompt_of
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.heads import Headed, head_over
@@ -92,6 +92,7 @@ def embed(
     compute: str = "float32",
     backend: str = "torch",
     batch_size: int = 64,
+    role: str = "document",
     shard_rows: int = SHARD_ROWS,
     add: bool = False,
     replace: bool = False,
@@ -105,14 +106,18 @@ def embed(
     A store can be the data too, where `encoder` is the one that made it with a head on top: only the head runs then.
 
     `resumed` is told how many rows of an interrupted call are kept, `progress` the rows done since it was last called.
+    role: what texts are, "document" or "query", for encoders with prompts for those.
     dtype: as stored. compute: the type the encoder runs in; backend: "torch" or "openvino"; what they cost against torch in
     float32 is measured, and kept in the manifest. devices: more than one are used by a process each.
 
     A call that was killed is taken up where it stopped, if encoder and data are the same: its whole shards are kept. Batches
     never cross shards, so the result is bit for bit that of an unbroken call.
     """
-    mark = sha256_json([encoder.fingerprint, compute, backend])  # before the encoder changes its type
-    settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size}
+    prompt = prompt_of(encoder.model, role)
+    mark = sha256_json(
+        [encoder.fingerprint, compute, backend, *([prompt] if prompt else [])]
+    )  # before the encoder changes its type
+    settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size, "role": role}
     modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
     if not isinstance(data, Store):
         encoder.require(modality)
@@ -125,7 +130,7 @@ def embed(
         notes["computed"] = data.manifest.get("computed", [])
     else:
         how, encoding = _prepared(encoder, data, settings, shard_rows)
-        notes["computed"] = [how]
+        notes["computed"] = [how | ({"prompt": prompt} if prompt else {})]
         source = Corpus(data, mark, encoding)
 
     def run(job: Job) -> None:
@@ -153,7 +158,7 @@ def _prepared(
         return how, Encoding(encoder.model, **settings)
     first = data.part(0, min(shard_rows, len(data)))
     sample = first.part(0, min(COST_ROWS, len(first)))
-    plain = Encoding(encoder.model)
+    plain = Encoding(encoder.model, role=settings["role"])
     exact = plain.run(prepare(plain, sample))
     encoding = Encoding(encoder.model, **settings)
     cost = cost_of(exact, encoding.run(prepare(encoding, sample)))
@@ -201,10 +206,12 @@ def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, pro
             written.result()
 
 
-def encode_all(encoder: Encoder, data: Texts | Images, *, progress: Progress = lambda rows: None) -> Floats:
-    """Every row of `data` as unit vectors (n, dim), in memory: the vectors that `embed` would store."""
+def encode_all(
+    encoder: Encoder, data: Texts | Images, *, role: str | None = None, progress: Progress = lambda rows: None
+) -> Floats:
+    """Every row of `data` as unit vectors (n, dim), in memory: the vectors that `embed` would store. role: as in `Encoding`."""
     encoder.require("image" if isinstance(data, Images) else "text")
-    encoding = Encoding(encoder.model)
+    encoding = Encoding(encoder.model, role=role)
     blocks = (data.part(start, start + BLOCK) for start in range(0, len(data), BLOCK))
     return np.concatenate([encoding.run(prepare(encoding, block), progress) for block in blocks])
 

@@ -62,6 +62,14 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Rows a shard: an interrupted run goes on from its last whole one.  [default: 4,096]",
 )
+@click.option(
+    "--as",
+    "role",
+    type=click.Choice(["document", "query"]),
+    default="document",
+    show_default=True,
+    help="What texts are, for encoders with prompts for each.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store
 @writes
@@ -75,6 +83,7 @@ def embed(
     backend: str,
     batch_size: int,
     shard_rows: int | None,
+    role: str,
     add: bool,
     replace: bool,
     skip_bad: bool,
@@ -124,6 +133,7 @@ def embed(
                 compute=compute,
                 backend=backend,
                 batch_size=batch_size,
+                role=role,
                 shard_rows=shard_rows,
                 add=add,
                 replace=replace,
@@ -158,6 +168,8 @@ def embed(
 def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Images | Store":
     from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
+    from retrieval.data.documents import is_collection
+    from retrieval.data.tables import is_table
     from retrieval.images import is_image_data, read_images
     from retrieval.store import KIND, open_store
 
@@ -167,7 +179,10 @@ def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Im
         store = open_store(path)
         say(f"{path}: {store.count:,} embeddings")
         return store
-    data = read_images(path, skip_bad=skip_bad) if is_image_data(path) else scan_texts(path, shard_rows)
+    if path.is_dir() and is_collection(path):
+        raise UserError(f"{path}: is a collection; embed its corpus.jsonl, or its queries.jsonl --as query")
+    pictures = is_image_data(path) and not is_table(path)
+    data = read_images(path, skip_bad=skip_bad) if pictures else scan_texts(path, shard_rows)
     say(f"{path}: {data.origin}" + ("" if data.has_ids else "; no ids (column id), so rows are numbered"))
     return data
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images
-    from retrieval.neighbors import Floats, Ints
+    from retrieval.neighbors import Floats
 
 DEEP = 100  # documents of each query that are ranked
 
@@ -23,6 +23,7 @@ class Held:
     """Distinct items, and what their vectors (u, d) say of an encoder, query by query.
 
     metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
+    documents: where items are of two kinds, how many of them, the first, are documents; the rest are queries.
     """
 
     items: "Texts | Images"
@@ -32,6 +33,7 @@ class Held:
     shown: tuple[str, ...]
     mark: str
     left_out: int = 0
+    documents: int | None = None
 
     @property
     def is_text(self) -> bool:
@@ -41,9 +43,17 @@ class Held:
 
     def judge(self, encoder: "Encoder", seed: int, progress: Callable[[int], None] = lambda rows: None) -> "PerQuery":
         """Every metric of every query."""
+        import numpy as np
+
         from retrieval.embed import encode_all
 
-        return self.measure(encode_all(encoder, self.items, progress=progress), seed)
+        count, cut = len(self.items), self.documents
+        spans = [(0, count, None)] if cut is None else [(0, cut, "document"), (cut, count, "query")]
+        parts = [
+            encode_all(encoder, self.items.part(start, stop), role=role, progress=progress)
+            for start, stop, role in spans
+        ]
+        return self.measure(np.concatenate(parts), seed)
 
 
 def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
@@ -82,23 +92,26 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     """Each anchor asks for its positive among all positives; pairs that share a text belong together."""
     import numpy as np
 
-    from retrieval.data import Texts, linked
-    from retrieval.train.head import distinct
+    from retrieval.data import Texts, linked, text_codes
+    from retrieval.data.texts import taken
 
-    texts, codes = distinct([data.columns["anchor"], data.columns["positive"]])
-    groups = [str(group) for group in linked(*codes).tolist()]
-    (asked, asked_rows), (found, found_rows) = (np.unique(part, return_index=True) for part in codes)
-    labels, base = ([groups[row] for row in rows.tolist()] for rows in (asked_rows, found_rows))
-    ids = [str(row) for row in asked_rows.tolist()]
+    sides = [data.columns[name] for name in ("positive", "anchor")]
+    codes = [text_codes(side) for side in sides]
+    groups = np.array([str(group) for group in linked(*codes).tolist()])
+    rows = [np.unique(side, return_index=True)[1] for side in codes]
+    base, labels = (groups[each].tolist() for each in rows)
+    texts = [text for side, each in zip(sides, rows, strict=True) for text in taken(side, each.tolist())]
+    ids = [str(row) for row in rows[1].tolist()]
 
     def measure(vectors: "Floats", seed: int) -> "PerQuery":
         from retrieval.eval.clusters import Settings, evaluate_clusters
 
-        settings = Settings(seeds=0, seed=seed)
-        return evaluate_clusters(vectors[asked], labels, settings, ids=ids, reference=(vectors[found], base)).queries
+        found, asked = vectors[: len(base)], vectors[len(base) :]
+        return evaluate_clusters(asked, labels, Settings(seeds=0, seed=seed), ids=ids, reference=(found, base)).queries
 
-    mark = sha256_json([texts, codes.tolist()])
-    return Held(Texts({"text": texts}, None, None, data.origin), len(asked), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)  # fmt: skip
+    items = Texts({"text": texts}, None, None, data.origin)
+    mark = sha256_json([items.fingerprint, labels, base])
+    return Held(items, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out, len(base))
 
 
 def by_scores(data: "Texts") -> Held:
@@ -125,7 +138,7 @@ def by_scores(data: "Texts") -> Held:
 def by_judgments(folder: Path, split: str) -> Held:
     """The queries of a collection ask for their relevant documents among all."""
     from retrieval.data import Texts
-    from retrieval.formats.trec import Run, read_beir
+    from retrieval.formats.trec import read_beir
 
     found = read_beir(folder, split)
     items = Texts({"text": [*found.corpus, *found.queries]}, None, None, f"{len(found.corpus):,} documents")
@@ -134,17 +147,17 @@ def by_judgments(folder: Path, split: str) -> Held:
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.neighbors import exact_neighbors
 
+        from .relevance import as_run
+
         documents, queries = vectors[: len(found.corpus)], vectors[len(found.corpus) :]
         near = exact_neighbors(queries, documents, min(DEEP, len(documents)))
-
-        def ranked(ids: "Ints", scores: "Floats") -> dict[str, float]:
-            return {found.corpus_ids[row]: float(score) for row, score in zip(ids, scores, strict=True)}
-
-        each = zip(found.query_ids, near.ids, near.scores, strict=True)
-        return evaluate_relevance(found.qrels, Run({query: ranked(*one) for query, *one in each}, 0)).queries
+        run = as_run(found.query_ids, found.corpus_ids, near.scores, near.ids, "cosine")
+        return evaluate_relevance(found.qrels, run).queries
 
     mark = sha256_json([items.fingerprint, found.qrels])
-    return Held(items, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark)
+    return Held(
+        items, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark, 0, len(found.corpus)
+    )
 
 
 def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: int) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]"
     encoded = []
     for what, texts in (("queries", beir.queries), ("corpus", beir.corpus)):
         with progress(what, len(texts)) as bar:
-            encoded.append(encode_all(encoder, Texts({"text": texts}, None, None, ""), progress=bar))
+            role = "query" if what == "queries" else "document"
+            encoded.append(encode_all(encoder, Texts({"text": texts}, None, None, ""), role=role, progress=bar))
     scores, rows = _exact(encoded[0], encoded[1], depth, "cosine", flags["device"])
     return beir.qrels, as_run(beir.query_ids, beir.corpus_ids, scores, rows, "cosine"), set(beir.corpus_ids)
 

@@ -235,7 +235,7 @@ def _encoded_queries(
     names = list(queries) or [str(path) for path in pictures]
     encoder = load_encoder(name or _recorded_encoder(opened), pick_device(device))
     require_same_encoder(opened.manifest, encoder.fingerprint, encoder.name)
-    vectors = encoder.encode(items)
+    vectors = encoder.encode(items, role="query")
     refuse_bad_vectors(vectors, names)
     return names, vectors
 
