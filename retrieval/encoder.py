@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,30 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{name}: cannot load this encoder ({reason[:200]})") from error
     return Encoder(model.eval(), name)
+
+
+def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]], NDArray[np.float32]]:
+    """What scores two lists of n texts, pair by pair: (n,). From safetensors only, without foreign code."""
+    from sentence_transformers import CrossEncoder
+
+    source = resolve(name)
+    if not Path(source).is_dir():
+        refuse_what_no_hub_gives(source)
+    try:
+        model = CrossEncoder(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{name}: cannot load this cross-encoder ({reason[:200]})") from error
+    if model.num_labels != 1:
+        raise UserError(f"{name}: gives {model.num_labels} scores of a pair, not one; choose a reranker")
+
+    def score(left: list[str], right: list[str]) -> NDArray[np.float32]:
+        pairs = list(zip(left, right, strict=True))
+        return (
+            np.asarray(model.predict(pairs, show_progress_bar=False), np.float32) if pairs else np.empty(0, np.float32)
+        )
+
+    return score
 
 
 def resolve(name: str) -> str:

@@ -12,6 +12,7 @@ from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
 from .index import index
+from .mine import mine
 from .options import Commands
 from .report import report
 from .search import search
@@ -30,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (train, sweep, embed, store, index, search, evaluate, report, doctor, demo):
+for command in (train, mine, sweep, embed, store, index, search, evaluate, report, doctor, demo):
     cli.add_command(command)
 
 

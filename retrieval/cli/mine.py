@@ -1,0 +1,331 @@
+"""`retrieval mine`: hard negatives for a training file."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.errors import UserError
+
+from .options import Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .output import emit, progress, say
+from .train_text import asked, columns
+
+if TYPE_CHECKING:
+    from retrieval.data import Texts
+    from retrieval.encoder import Encoder
+    from retrieval.index.bundle import Index
+    from retrieval.neighbors import Floats, Ints
+    from retrieval.store import Store
+    from retrieval.train.mining import Judge, Mining, Search
+
+ENDINGS = (".jsonl", ".csv", ".tsv")
+BLOCK = 4096  # rows written at a time
+
+
+class Ranks(click.ParamType[tuple[int, int]]):
+    """Two numbers with a colon between them."""
+
+    name = "first:last"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        first, _, last = str(value).partition(":")
+        if not (first.isdigit() and last.isdigit()):
+            return self.fail(f"{value!r} is not understood; write ranks such as 10:100.", param, ctx)
+        return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Distinct anchors and positives, embedded; what is searched, with its texts and their codes."""
+
+    anchors: "Store"
+    positives: "Store"
+    corpus: "Store"
+    texts: Sequence[str]
+    codes: "Ints"
+    index: "Index | None"
+
+
+@click.command()
+@columns
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Pairs, as for train text.")
+@click.option("--model", required=True, help="Encoder that finds the candidates.")
+@click.option(
+    "--corpus", type=existing("any"), help="Texts, a store or an index to mine from.  [default: the positives]"
+)
+@click.option(
+    "--ranks",
+    type=Ranks(),
+    default=(0, 100),
+    help="Ranks that are looked at, known positives not counted.  [default: 0:100]",
+)
+@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Negatives of each row.")
+@click.option("--absolute-margin", type=Number(), help="A negative's score is below its positive's by at least that.")
+@click.option("--relative-margin", type=Number(), help="Likewise by that share of the positive's: 0.05 is usual.")
+@click.option("--max-negative", type=Number(), help="Highest score of a negative.")
+@click.option("--min-negative", type=Number(), help="Lowest score of a negative.")
+@click.option(
+    "--choose", type=click.Choice(["top", "random"]), default="top", show_default=True, help="Among those that pass."
+)
+@click.option("--guide", help="Another encoder, whose scores count for margins and order.")
+@click.option("--cross-encoder", help="Likewise a cross-encoder.")
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Search through an index with that recall, not exactly.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help=".jsonl, .csv or .tsv to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@uses_device
+@common
+def mine(**flags: Any) -> None:
+    """Find hard negatives for pairs: texts that are near an anchor and none of its positives.
+
+    Negatives of the data are kept, the mined ones come after. A row for which fewer pass has fewer. The result is read by
+    `train text`. Killed, the same command goes on from what is embedded.
+
+    \b
+    Example:
+      retrieval mine --data train.csv --model all-MiniLM-L6-v2 --relative-margin 0.05 --output mined.jsonl
+    """  # fmt: skip
+    from retrieval.artifact import staging_folder
+    from retrieval.locks import sole_writer
+    from retrieval.train.mining import Mining
+
+    output = flags["output"]
+    if output.suffix.lower() not in ENDINGS:
+        raise UserError(f"--output {output}: name a file that ends with {', '.join(ENDINGS)}")
+    refuse_existing(flags["overwrite"], output)
+    if flags["guide"] and flags["cross_encoder"]:
+        raise UserError("--guide and --cross-encoder: let one of them judge")
+    first, last = flags["ranks"]
+    mining = Mining(
+        negatives=flags["count"],
+        first=first,
+        last=last,
+        least=flags["min_negative"],
+        most=flags["max_negative"],
+        absolute_margin=flags["absolute_margin"],
+        relative_margin=flags["relative_margin"],
+        choose=flags["choose"],
+        seed=flags["seed"],
+    )
+    quiet_libraries()
+    data = _pairs(flags)
+    say(f"{flags['data']}: {data.origin}")
+    scratch = staging_folder(output)
+    scratch.mkdir(parents=True, exist_ok=True)
+    with sole_writer(scratch):
+        result = _mined(data, flags, mining, scratch)
+        shutil.rmtree(scratch)
+    lines = [f"{output}: {result['rows']:,} rows, {result['mined']:,} negatives"]
+    if result["short"]:
+        lines.append(
+            f"  {result['short']:,} rows have fewer than {mining.negatives}: widen --ranks or the margins, or give a larger --corpus"
+        )
+    emit(result, flags["as_json"], lines)
+
+
+def _pairs(flags: dict[str, Any]) -> "Texts":
+    from retrieval.data import pairs_by_score, read_texts
+
+    data = read_texts(flags["data"], asked(flags), flags["split"])
+    if not data.is_pairs:
+        raise UserError(f"{flags['data']}: has no pairs to mine for; give columns anchor and positive")
+    return data if data.scores is None else pairs_by_score(data, flags["min_score"], str(flags["data"]))
+
+
+def _mined(data: "Texts", flags: dict[str, Any], mining: "Mining", scratch: Path) -> dict[str, Any]:
+    """Embed, search, choose, write; what came out."""
+    import numpy as np
+
+    from retrieval.data import text_codes
+    from retrieval.data.texts import taken
+    from retrieval.train.mining import Relations, mine
+
+    device = pick_device(flags["device"])
+    sides = [data.columns[name] for name in ("anchor", "positive")]
+    anchor, positive = (np.unique(text_codes(side), return_index=True, return_inverse=True) for side in sides)
+    texts = [taken(side, each[1].tolist()) for side, each in zip(sides, (anchor, positive), strict=True)]
+    searched = _searched(texts[0], texts[1], flags, scratch, device)
+    of = Relations(anchor[2], positive[2], anchor[0], positive[0], searched.codes)
+    negatives = np.full((len(data), mining.negatives), -1, np.int64)
+    judge = _judge(texts[0], texts[1], searched, flags, scratch, device)
+    with progress("mine", len(data)) as bar:
+        for mined in mine(of, _search(searched, device), _score(searched.anchors, searched.positives), mining, judge):
+            negatives[mined.rows, : mined.negatives.shape[1]] = mined.negatives
+            bar(len(mined.rows))
+    _write(flags["output"], data, negatives, searched.texts)
+    there = (negatives >= 0).sum(1)
+    short = int((there < mining.negatives).sum())
+    told = {"output": str(flags["output"]), "rows": len(data), "mined": int(there.sum()), "short": short}
+    return told | {"corpus": len(searched.texts)}
+
+
+def _searched(anchors: list[str], positives: list[str], flags: dict[str, Any], scratch: Path, device: str) -> Searched:
+    """Everything embedded that is not so yet. Raises UserError for a store or an index of another encoder."""
+    from retrieval.data import text_codes
+    from retrieval.encoder import load_encoder
+
+    encoder = load_encoder(flags["model"], device)
+    stores = [_embed(encoder, texts, scratch / what, role) for texts, what, role in ((anchors, "anchors", "query"), (positives, "positives", "document"))]  # fmt: skip
+    where: tuple[Store, Sequence[str], Index | None] = (stores[1], positives, None)
+    if flags["corpus"]:
+        where = _corpus(flags["corpus"], encoder, scratch)
+    corpus, texts, index = where
+    if flags["recall"] and index is None:
+        index = _indexed(corpus, flags, scratch / "index")
+    return Searched(stores[0], stores[1], corpus, texts, text_codes(texts), index)
+
+
+def _corpus(path: Path, encoder: "Encoder", scratch: Path) -> "tuple[Store, Sequence[str], Index | None]":
+    """A store or an index with its texts, or a file of texts, which are embedded, equal ones once."""
+    import numpy as np
+
+    from retrieval.artifact import stated_kind
+    from retrieval.data import read_texts, text_codes
+    from retrieval.data.texts import Collected, taken
+    from retrieval.index.bundle import open_index, require_same_encoder
+    from retrieval.store import open_store
+
+    kind = stated_kind(path)
+    if kind not in ("store", "index"):
+        read = read_texts(path).texts
+        rows = np.sort(np.unique(text_codes(read), return_index=True)[1])
+        texts: Sequence[str] = read if len(rows) == len(read) else taken(read, rows.tolist())
+        return _embed(encoder, texts, scratch / "corpus", "document"), texts, None
+    index = open_index(path) if kind == "index" else None
+    store = index.rows if index is not None else open_store(path)
+    require_same_encoder(store.manifest, encoder.fingerprint, encoder.name)
+    store.require_unit_vectors()
+    told = Collected(["text"])
+    for block in store:
+        if "text" not in block.payload:
+            raise UserError(f"--corpus {path}: holds no texts; give one that `retrieval embed` made of texts")
+        for text in block.payload["text"]:
+            told.add({"text": text})
+    return store, told.finish()["text"], index
+
+
+def _embed(encoder: "Encoder", texts: Sequence[str], folder: Path, role: str) -> "Store":
+    from retrieval.data import Texts
+    from retrieval.embed import embed
+
+    with progress(f"embed {folder.name}", len(texts)) as bar:
+        return embed(encoder, Texts({"text": texts}, None, None, ""), folder, role=role, overwrite=True, progress=bar)
+
+
+def _indexed(corpus: "Store", flags: dict[str, Any], folder: Path) -> "Index":
+    from retrieval.index.build import build
+
+    from .index import goal_of
+
+    say(f"an index with recall {flags['recall']:g} over {corpus.count:,} texts")
+    goal = goal_of(flags["recall"], None, None, flags["ranks"][1], None)
+    return build(corpus, folder, goal=goal, overwrite=True, seed=flags["seed"])
+
+
+def _search(searched: Searched, device: str) -> "Search":
+    from retrieval.neighbors import Base, exact_neighbors
+
+    if searched.index is not None:
+        from retrieval.index.search import search as search_index
+
+        index = searched.index
+
+        def through(anchors: "Ints", k: int) -> "tuple[Floats, Ints]":
+            found = search_index(index, searched.anchors.take(anchors), k)
+            return found.scores, found.rows
+
+        return through
+    base = Base(searched.corpus, "inner_product", device, keep=True)
+
+    def exactly(anchors: "Ints", k: int) -> "tuple[Floats, Ints]":
+        found = exact_neighbors(searched.anchors.take(anchors), base, k)
+        return found.scores, found.ids
+
+    return exactly
+
+
+def _score(left: "Store", right: "Store") -> "Judge":
+    """The cosine of rows of one store and of another."""
+    import numpy as np
+
+    return lambda a, b: np.einsum("nd,nd->n", left.take(a), right.take(b), dtype=np.float64).astype(np.float32)
+
+
+def _judge(
+    anchors: list[str], positives: list[str], searched: Searched, flags: dict[str, Any], scratch: Path, device: str
+) -> "Judge | None":
+    """What scores an anchor and a document, of the corpus or, behind it, of the positives, instead of the search."""
+    import numpy as np
+
+    documents = len(searched.texts)
+    if flags["guide"]:
+        from retrieval.encoder import load_encoder
+
+        guide = load_encoder(flags["guide"], device)
+        asked = _embed(guide, anchors, scratch / "guide anchors", "query")
+        sides = [_embed(guide, texts, scratch / f"guide {what}", "document") for texts, what in ((searched.texts, "corpus"), (positives, "positives"))]  # fmt: skip
+        scores = [_score(asked, side) for side in sides]
+
+        def guided(a: "Ints", d: "Ints") -> "Floats":
+            found, known = np.empty(len(a), np.float32), d >= documents
+            found[~known], found[known] = scores[0](a[~known], d[~known]), scores[1](a[known], d[known] - documents)
+            return found
+
+        return guided
+    if flags["cross_encoder"]:
+        from retrieval.encoder import load_cross_encoder
+
+        score = load_cross_encoder(flags["cross_encoder"], device)
+
+        def crossed(a: "Ints", d: "Ints") -> "Floats":
+            texts = [positives[at - documents] if at >= documents else searched.texts[at] for at in d.tolist()]
+            return score([anchors[at] for at in a.tolist()], texts)
+
+        return crossed
+    return None
+
+
+def _write(path: Path, data: "Texts", negatives: "Ints", texts: Sequence[str]) -> None:
+    """The data's rows in their order, with their own negatives and then the mined ones: whole, or not at all."""
+    from retrieval.artifact import writing_atomically
+    from retrieval.data.texts import taken
+
+    held = [name for name in data.columns if name.startswith("negative")]
+    names = ["anchor", "positive", *(f"negative_{at + 1}" for at in range(len(held) + negatives.shape[1]))]
+    if data.ids is not None:
+        names.insert(0, "id")
+    with writing_atomically(path) as binary:
+        file = io.TextIOWrapper(binary, "utf-8", newline="")
+        table = csv.writer(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
+        lines = path.suffix.lower() == ".jsonl"
+        if not lines:
+            table.writerow(names)
+        for start in range(0, len(data), BLOCK):
+            part, chosen = data.part(start, start + BLOCK), negatives[start : start + BLOCK]
+            there = chosen >= 0
+            found = iter(taken(texts, chosen[there].tolist()))
+            for row in range(len(part)):
+                mined = [next(found) if kept else "" for kept in there[row].tolist()]
+                own = [part.columns[name][row] for name in held]
+                bad = [*(t for t in own if t), *(t for t in mined if t)]
+                cells = [*([part.ids[row]] if part.ids is not None else []), part.columns["anchor"][row], part.columns["positive"][row], *bad]  # fmt: skip
+                if lines:
+                    file.write(json.dumps(dict(zip(names, cells, strict=False)), ensure_ascii=False) + "\n")
+                else:
+                    table.writerow([*cells, *[""] * (len(names) - len(cells))])
+        file.flush()
+        file.detach()

@@ -1,0 +1,225 @@
+"""Hard negatives: equal to a slow obvious way, to sentence-transformers' miner where both do the same, and never a known positive."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers.util import mine_hard_negatives
+
+from retrieval.data import read_texts
+from retrieval.encoder import MINILM, load_encoder
+from retrieval.errors import UserError
+from retrieval.samples import docs_as_pairs, library_docs
+from retrieval.train.mining import Mining, Relations, mine
+
+
+def slowly(of, scores, own, mining):
+    """The definition, candidate by candidate."""
+    found = []
+    for row in range(len(of.anchor)):
+        anchor = of.anchor[row]
+        known = {of.positives[p] for a, p in zip(of.anchor, of.positive, strict=True) if a == anchor} | {
+            of.anchors[anchor]
+        }
+        order = sorted(range(len(of.documents)), key=lambda d, a=anchor: (-scores[a, d], d))
+        seen, ranked = set(), []
+        for document in order:
+            code = of.documents[document]
+            if code not in known and code not in seen:
+                ranked.append(document)
+                seen.add(code)
+        ranked = ranked[mining.first : mining.last]
+        s, p = scores[anchor], own[row]
+        passing = [
+            d
+            for d in ranked
+            if (mining.most is None or s[d] <= mining.most)
+            and (mining.least is None or s[d] >= mining.least)
+            and (mining.absolute_margin is None or s[d] <= p - np.float32(mining.absolute_margin))
+            and (mining.relative_margin is None or s[d] <= p - np.float32(mining.relative_margin) * abs(p))
+        ]
+        found.append(passing[: mining.negatives])
+    return found
+
+
+margins = st.one_of(st.none(), st.floats(-0.5, 0.5, width=32))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 9999), st.integers(1, 4), st.integers(0, 3), margins, margins, margins, margins, st.integers(1, 7)
+)
+def test_negatives_are_those_of_the_definition(seed, negatives, first, most, least, absolute, relative, block):
+    random = np.random.default_rng(seed)
+    anchors, positives, documents, rows = 9, 7, 40, 20
+    of = Relations(
+        random.integers(0, anchors, rows),
+        random.integers(0, positives, rows),
+        np.arange(anchors),
+        random.choice(60, positives, replace=False),
+        random.integers(0, 50, documents),  # with repeats, anchors and positives among them
+    )
+    scores = random.uniform(-1, 1, (anchors, documents)).astype(np.float32).round(2)
+    own = random.uniform(-1, 1, rows).astype(np.float32)
+    mining = Mining(negatives=negatives, first=first, last=30, most=most, least=least, absolute_margin=absolute, relative_margin=relative)  # fmt: skip
+    where = {(a, p): own[row] for row, (a, p) in enumerate(zip(of.anchor.tolist(), of.positive.tolist(), strict=True))}
+    own = np.array([where[a, p] for a, p in zip(of.anchor.tolist(), of.positive.tolist(), strict=True)], np.float32)
+
+    def search(asked, k):
+        order = np.argsort(-scores[asked], axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores[asked], order, 1), order
+
+    def score(a, p):
+        return np.array([where[pair] for pair in zip(a.tolist(), p.tolist(), strict=True)], np.float32)
+
+    import retrieval.train.mining as module
+
+    module.ANCHORS, before = block, module.ANCHORS
+    try:
+        made = {row: negs for part in mine(of, search, score, mining) for row, negs in zip(part.rows.tolist(), part.negatives, strict=True)}  # fmt: skip
+    finally:
+        module.ANCHORS = before
+    wanted = slowly(of, scores, own, mining)
+    assert sorted(made) == list(range(rows))
+    for row, expected in enumerate(wanted):
+        got = [int(n) for n in made[row] if n >= 0]
+        assert [round(float(scores[of.anchor[row], n]), 6) for n in got] == [round(float(scores[of.anchor[row], n]), 6) for n in expected]  # fmt: skip
+        assert len(set(of.documents[got])) == len(got)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Documentation: summary and body, of which some summaries stand twice."""
+    data = docs_as_pairs(library_docs()[:220])
+    rows = list(zip(data.columns["anchor"], data.columns["positive"], strict=True))[:60]
+    rows += [(rows[0][0], rows[1][1]), (rows[2][0], rows[3][1])]
+    path = tmp_path_factory.mktemp("mine") / "pairs.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("anchor", "positive"), *rows])
+    return path
+
+
+def negatives_of(path):
+    data = read_texts(path)
+    names = [name for name in data.columns if name.startswith("negative")]
+    return [
+        (a, p, [data.columns[name][row] for name in names if data.columns[name][row]])
+        for row, (a, p) in enumerate(zip(data.columns["anchor"], data.columns["positive"], strict=True))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("margin", [None, 0.05])
+def test_sentence_transformers_mines_the_same(pairs, run_cli, tmp_path, minilm, margin):
+    """On pairs whose anchors stand once, which is all that it treats as we do."""
+    data = read_texts(pairs)
+    once = data.take(range(4, 60))
+    path = tmp_path / "once.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("anchor", "positive"), *zip(*once.columns.values(), strict=True)])
+    extra = ["--relative-margin", margin] if margin else []
+    run_cli("mine", "--data", path, "--model", MINILM, "--count", 2, "--ranks", "0:20", *extra, "--output", tmp_path / "m.jsonl", "--device", "cpu")  # fmt: skip
+    theirs = mine_hard_negatives(
+        Dataset.from_dict({name: list(column) for name, column in once.columns.items()}),
+        load_encoder(MINILM, "cpu").model, anchor_column_name="anchor", positive_column_name="positive", num_negatives=2,
+        range_max=20, relative_margin=margin, output_format="n-tuple", verbose=False,
+    )  # fmt: skip
+    ours = {(a, p): set(n) for a, p, n in negatives_of(tmp_path / "m.jsonl")}
+    assert len(theirs) > 30
+    for row in theirs:
+        assert ours[row["anchor"], row["positive"]] == {row["negative_1"], row["negative_2"]}
+
+
+@pytest.mark.slow
+def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cli, tmp_path):
+    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu"]
+    for name in ("a.jsonl", "a.csv", "a.tsv"):
+        run_cli(*words, "--output", tmp_path / name)
+    found = negatives_of(tmp_path / "a.jsonl")
+    assert found == negatives_of(tmp_path / "a.csv") == negatives_of(tmp_path / "a.tsv")
+    data = read_texts(pairs)
+    assert [a for a, _, _ in found] == list(data.columns["anchor"]) and [p for _, p, _ in found] == list(data.columns["positive"])  # fmt: skip
+    for anchor, _, negatives in found:
+        assert len(negatives) == 3 and not {p for a, p, _ in found if a == anchor} & set(negatives)
+    assert not list(tmp_path.glob(".*"))
+    again = json.loads(run_cli(*words, "--output", tmp_path / "b.jsonl", "--json").stdout)
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "a.jsonl").read_bytes() and again["mined"] == 3 * 62
+    run_cli(*words, "--choose", "random", "--output", tmp_path / "r.jsonl")
+    run_cli(*words, "--choose", "random", "--output", tmp_path / "s.jsonl", "--seed", 1)
+    one, other = (negatives_of(tmp_path / name) for name in ("r.jsonl", "s.jsonl"))
+    assert one != other and one != found
+
+
+@pytest.mark.slow
+def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path):
+    """Texts, a store of them, an index over that, and an index that is built for it."""
+    corpus = tmp_path / "corpus.txt"
+    texts = [" ".join(text.split()) for text in docs_as_pairs(library_docs()[220:420]).columns["positive"]]
+    corpus.write_text("\n".join([*texts, texts[0]]), "utf-8")
+    run_cli("embed", "--encoder", MINILM, "--data", corpus, "--output", tmp_path / "store", "--device", "cpu")
+    run_cli("index", "build", tmp_path / "store", "--output", tmp_path / "index")
+    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--corpus"]
+    made = []
+    for name, extra in (("corpus.txt", []), ("store", []), ("index", []), ("corpus.txt", ["--recall", 0.9])):
+        run_cli(*words, tmp_path / name, *extra, "--output", tmp_path / f"{len(made)}.jsonl")
+        made.append(negatives_of(tmp_path / f"{len(made)}.jsonl"))
+    assert made[0] == made[1] == made[2] and {n for _, _, all_of in made[0] for n in all_of} <= set(texts)
+    same = np.mean([len(set(a[2]) & set(b[2])) / 3 for a, b in zip(made[0], made[3], strict=True)])
+    assert same > 0.8
+    error = run_cli("mine", "--data", pairs, "--model", MINILM, "--corpus", tmp_path / "nothing", "--output", tmp_path / "x.jsonl", code=2)  # fmt: skip
+    assert "does not exist" in error.stderr
+
+
+@pytest.mark.slow
+def test_judges_decide(pairs, run_cli, tmp_path, tiny, minilm):
+    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--count", 1, "--ranks", "0:8"]
+    run_cli(*words, "--guide", tiny, "--relative-margin", 0.001, "--output", tmp_path / "guided.jsonl")
+    guide = SentenceTransformer(str(tiny), device="cpu")
+    guided = negatives_of(tmp_path / "guided.jsonl")
+    assert any(n for _, _, n in guided)
+    for a, p, negatives in guided:
+        for n in negatives:
+            va, vp, vn = guide.encode([a, p, n], normalize_embeddings=True)
+            assert va @ vn <= (va @ vp) * 0.999 + 1e-5
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertForSequenceClassification(BertConfig(vocab_size=30522, num_labels=1, **sizes)).save_pretrained(
+        tmp_path / "cross"
+    )
+    minilm.model.tokenizer.save_pretrained(tmp_path / "cross")
+    run_cli(*words, "--cross-encoder", tmp_path / "cross", "--output", tmp_path / "crossed.jsonl")
+    run_cli(*words[:-4], "--count", 8, "--ranks", "0:8", "--output", tmp_path / "all.jsonl")
+    judge = CrossEncoder(str(tmp_path / "cross"), device="cpu")
+    for (a, _, chosen), (_, _, candidates) in zip(
+        negatives_of(tmp_path / "crossed.jsonl"), negatives_of(tmp_path / "all.jsonl"), strict=True
+    ):
+        scores = judge.predict([(a, c) for c in candidates], show_progress_bar=False)
+        assert scores[candidates.index(chosen[0])] >= scores.max() - 1e-5
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        (["--ranks", "5:6"], "leaves no 3 candidates"),
+        (["--ranks", "x"], "write ranks such as 10:100"),
+        (["--guide", "a", "--cross-encoder", "b"], "let one of them judge"),
+        (["--output", "x.parquet"], "name a file that ends with"),
+    ],
+)
+def test_mistakes_are_one_line(pairs, run_cli, tmp_path, options, words):
+    error = run_cli(
+        "mine", "--data", pairs, "--model", MINILM, "--output", tmp_path / "x.jsonl", *options, code=2
+    ).stderr
+    assert words in error and len(error.strip().splitlines()) == 1
+
+
+def test_data_without_pairs_are_refused(texts, run_cli, tmp_path):
+    assert "has no pairs to mine for" in run_cli("mine", "--data", texts, "--model", MINILM, "--output", tmp_path / "x.jsonl", code=2).stderr  # fmt: skip
+    with pytest.raises(UserError, match="leaves no 3"):
+        Mining(last=2)
