@@ -52,9 +52,17 @@ margins = st.one_of(st.none(), st.floats(-0.5, 0.5, width=32))
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 9999), st.integers(1, 4), st.integers(0, 3), margins, margins, margins, margins, st.integers(1, 7)
+    st.integers(0, 9999),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    margins,
+    margins,
+    margins,
+    margins,
+    st.integers(1, 7),
+    st.booleans(),
 )
-def test_negatives_are_those_of_the_definition(seed, negatives, first, most, least, absolute, relative, block):
+def test_negatives_are_those_of_the_definition(seed, negatives, first, most, least, absolute, relative, block, repeats):
     random = np.random.default_rng(seed)
     anchors, positives, documents, rows = 9, 7, 40, 20
     of = Relations(
@@ -62,11 +70,13 @@ def test_negatives_are_those_of_the_definition(seed, negatives, first, most, lea
         random.integers(0, positives, rows),
         np.arange(anchors),
         random.choice(60, positives, replace=False),
-        random.integers(0, 50, documents),  # with repeats, anchors and positives among them
+        random.integers(0, 50, documents)
+        if repeats
+        else random.permutation(60)[:documents],  # anchors and positives among them
     )
     scores = random.uniform(-1, 1, (anchors, documents)).astype(np.float32).round(2)
     own = random.uniform(-1, 1, rows).astype(np.float32)
-    mining = Mining(negatives=negatives, first=first, last=30, most=most, least=least, absolute_margin=absolute, relative_margin=relative)  # fmt: skip
+    mining = Mining(negatives=negatives, first=first, last=documents if repeats else 12, most=most, least=least, absolute_margin=absolute, relative_margin=relative)  # fmt: skip
     where = {(a, p): own[row] for row, (a, p) in enumerate(zip(of.anchor.tolist(), of.positive.tolist(), strict=True))}
     own = np.array([where[a, p] for a, p in zip(of.anchor.tolist(), of.positive.tolist(), strict=True)], np.float32)
 
@@ -177,7 +187,7 @@ def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path):
 
 @pytest.mark.slow
 def test_judges_decide(pairs, run_cli, tmp_path, tiny, minilm):
-    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--count", 1, "--ranks", "0:8"]
+    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--count", 1, "--ranks", "0:7"]
     run_cli(*words, "--guide", tiny, "--relative-margin", 0.001, "--output", tmp_path / "guided.jsonl")
     guide = SentenceTransformer(str(tiny), device="cpu")
     guided = negatives_of(tmp_path / "guided.jsonl")
@@ -194,7 +204,7 @@ def test_judges_decide(pairs, run_cli, tmp_path, tiny, minilm):
     )
     minilm.model.tokenizer.save_pretrained(tmp_path / "cross")
     run_cli(*words, "--cross-encoder", tmp_path / "cross", "--output", tmp_path / "crossed.jsonl")
-    run_cli(*words[:-4], "--count", 8, "--ranks", "0:8", "--output", tmp_path / "all.jsonl")
+    run_cli(*words[:-4], "--count", 7, "--ranks", "0:7", "--output", tmp_path / "all.jsonl")
     judge = CrossEncoder(str(tmp_path / "cross"), device="cpu")
     for (a, _, chosen), (_, _, candidates) in zip(
         negatives_of(tmp_path / "crossed.jsonl"), negatives_of(tmp_path / "all.jsonl"), strict=True
