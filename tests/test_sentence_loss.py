@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from retrieval.data import Texts
 from retrieval.train.batches import Pairs, Plan
-from retrieval.train.collate import Collator, Shares
+from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import ContrastiveLoss, named
 from retrieval.train.matryoshka import nested
 from retrieval.train.sentence_loss import SentenceLoss
@@ -34,12 +34,11 @@ def encoder(minilm):
 
 def batch_of(encoder, data, most=None):
     codes = None if data.labels is None else np.array([int(label) for label in data.labels])
-    columns = columns_of(data)
-    collator = Collator(encoder, columns, [None] * len(columns), codes, most)
     rows = np.arange(len(data))
     pairs = Pairs(rows, rows) if codes is None else Pairs(rows[: len(rows) // 2], rows[len(rows) // 2 :])
     plan = Plan(lambda: iter([pairs]), len(pairs.anchors), 1, codes)
-    return collator(next(iter(Shares(plan, identities(data), codes is None))))
+    sources = [Source(columns_of(data), (None, None), identities(data), plan)]
+    return Collator(encoder, sources, most)(next(iter(Shares(sources, 1))))
 
 
 def plain_loss(encoder, name, data):

@@ -18,9 +18,9 @@ from retrieval.encoder import load_encoder
 from retrieval.errors import UserError
 from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
-from retrieval.train.collate import Collator, Shares
+from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, plan_batches, train_text
+from retrieval.train.text import TextConfig, _sources, plan_batches, train_text
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -281,8 +281,9 @@ def test_equal_texts_and_linked_pairs_are_no_negatives(tiny):
     model = load_encoder(str(tiny), "cpu").model
     codes = np.stack([text_codes(data.columns["anchor"]), text_codes(data.columns["positive"])])
     rows = np.arange(4)
-    share = next(iter(Shares(Plan(lambda: iter([Pairs(rows, rows)]), 4, 1, None), codes, True)))
-    batch = Collator(model, list(data.columns.values()), [None] * 4)(share)["batch"]
+    plan = Plan(lambda: iter([Pairs(rows, rows)]), 4, 1, None)
+    sources = [Source(list(data.columns.values()), (None, None), codes, plan)]
+    batch = Collator(model, sources)(next(iter(Shares(sources, 1))))["batch"]
     items = batch["items"].view(2, 4)
     assert len(set(items[:, :3].flatten().tolist())) == 1 and items[0, 3] == items[1, 3] != items[0, 0]
     assert batch["negative_pairs"].tolist() == [1, 2, 3, 2]
@@ -330,3 +331,38 @@ def test_hard_batches_hold_nearer_rows(tiny):
 def test_settings_that_cannot_be_are_one_line(command, options, words, run_cli, tmp_path):
     error = run_cli(*command, *options, "--output", tmp_path / "run", code=2).stderr
     assert words in error and len(error.strip().splitlines()) <= 3
+
+
+def test_several_data_sets_take_turns_by_weight(tiny, pairs_file, command, run_cli, tmp_path):
+    labelled = Texts(
+        {"text": [f"{a} {b}" for a in WORDS[:4] for b in WORDS]}, [a for a in WORDS[:4] for _ in WORDS], None, ""
+    )
+    loss = named("hcl")
+    config = TextConfig(**{**SETTINGS, "steps": 300})
+    model = load_encoder(str(tiny), "cpu").model
+    several = [PAIRS, labelled, labelled]
+    plans = [plan_batches(each, config, loss, "x") for each in several]
+    sources = _sources(model, several, plans, (3, 1, 1), config)
+    drawn = list(Shares(sources, 300))
+    counts = np.bincount([share.source for share in drawn]) / 300
+    assert np.abs(counts - [0.6, 0.2, 0.2]).max() < 0.1
+    assert [source.first_class for source in sources] == [0, 0, 4]
+    last = next(share for share in drawn if share.source == 2)
+    assert set(Collator(model, sources)(last)["batch"]["classes"].tolist()) <= {4, 5, 6, 7}
+    again = list(Shares(sources, 300))
+    assert all((a.pairs.anchors == b.pairs.anchors).all() for a, b in zip(drawn, again, strict=True))
+    path = tmp_path / "labelled.csv"
+    path.write_text(
+        "text,label\n" + "".join(f"{t},{c}\n" for t, c in zip(labelled.texts, labelled.labels, strict=True))
+    )
+    run_cli(*command, "--data", path, "--weight", 2, "--weight", 1, "--output", tmp_path / "run")
+    error = run_cli(*command, "--data", path, "--weight", 2, "--output", tmp_path / "other", code=2).stderr
+    assert "--weight: 1 for 2 --data" in error
+
+
+def test_events_for_tensorboard_belong_to_the_run(command, run_cli, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR")
+    run_cli(*command, "--report-to", "tensorboard", "--output", tmp_path / "run")
+    assert list((tmp_path / "run" / "run" / "tensorboard").iterdir())

@@ -20,41 +20,60 @@ WORKERS = 2  # processes that tokenise while a GPU runs; a CPU has no cores to s
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set that is trained on: texts by row of anchors, positives, negatives…, of which a row may lack some (""); what stands
+    before anchors and before the others; (2, n) codes of the anchors' and the positives' texts; its batches, and the share of all
+    batches that are its.
+
+    first_class: what its classes count from, so that no two data sets share one.
+    """
+
+    columns: Sequence[Sequence[str]]
+    prompts: tuple[str | None, str | None]
+    codes: Rows
+    plan: Plan
+    weight: float = 1.0
+    first_class: int = 0
+
+
+@dataclass(frozen=True)
 class Collator:
     """A process's share of a batch → {"chunks": features of some of its texts each, "batch": what the loss is told of them}.
 
-    columns: texts by row of anchors, positives, negatives…, each column with its prompt; a row may lack negatives ("").
-    classes: (n,) or None. A chunk has at most `most` texts, where that is given.
+    A chunk has at most `most` texts, where that is given.
     batch: order (texts,), where in the chunks, one after the other, each column's texts stand, column after column; items, classes;
     negative_items and negative_pairs where there are negatives: all as `contrastive_loss` has them.
     """
 
     model: SentenceTransformer
-    columns: Sequence[Sequence[str]]
-    prompts: Sequence[str | None]
-    classes: Rows | None = None
+    sources: Sequence[Source]
     most: int | None = None
 
     def __call__(self, share: "Share") -> Batch:
-        (anchors, positives), items, known = share
-        negatives = [taken(column, anchors) for column in self.columns[2:]]
-        texts = [taken(self.columns[0], anchors), taken(self.columns[1], positives)]
-        chunks, order = self._chunks([*texts, *([t for t in column if t] for column in negatives)])
+        (anchors, positives), items, known = share.pairs, share.items, share.known
+        source = self.sources[share.source]
+        negatives = [taken(column, anchors) for column in source.columns[2:]]
+        texts = [taken(source.columns[0], anchors), taken(source.columns[1], positives)]
+        texts += [[text for text in column if text] for column in negatives]
+        chunks, order = self._chunks(texts, source.prompts)
         batch = {"order": order, "items": items.flatten()}
-        if self.classes is not None:
-            batch["classes"] = self.classes[anchors]
-        if len(self.columns) > 2:
+        if source.plan.labels is not None:
+            batch["classes"] = source.plan.labels[anchors] + source.first_class
+        if negatives:
             own = [pair for column in negatives for pair, text in enumerate(column) if text]
-            codes = text_codes(text for column in negatives for text in column if text)
+            codes = text_codes(text for column in texts[2:] for text in column)
             batch["negative_items"] = np.array([known.get(code, code) for code in codes.tolist()], np.int64)
             batch["negative_pairs"] = np.array(own, np.int64)
         return {"chunks": chunks, "batch": {name: torch.from_numpy(value) for name, value in batch.items()}}
 
-    def _chunks(self, texts: list[list[str]]) -> tuple[list[Features], Ints]:
+    def _chunks(self, texts: list[list[str]], prompts: tuple[str | None, str | None]) -> tuple[list[Features], Ints]:
+        told = [(column, prompts[min(at, 1)]) for at, column in enumerate(texts) if column]
         if not tokenises_apart(self.model):
-            whole = [self.model.preprocess(column, prompt=p) for column, p in zip(texts, self.prompts, strict=True)]
+            whole = [self.model.preprocess(column, prompt=prompt) for column, prompt in told]
             return whole, np.arange(sum(map(len, texts)))
-        told = [tokenise(self.model, column, prompt) for column, prompt in zip(texts, self.prompts, strict=True)]
+        return self._by_length([tokenise(self.model, column, prompt) for column, prompt in told])
+
+    def _by_length(self, told: list[tuple[Features, Ints]]) -> tuple[list[Features], Ints]:
         lengths = np.concatenate([found for _, found in told])
         tokens = {
             name: [row for features, _ in told for row in features[name]] if isinstance(value, list) else value
@@ -74,35 +93,44 @@ class Collator:
 
 
 class Share(NamedTuple):
-    """One process's part of a batch: its pairs, (2, B) identities of their texts, and by the code of each text of the whole batch
-    its identity."""
+    """One process's part of a batch: of which source, its pairs, (2, B) identities of their texts, and by the code of each text of the
+    whole batch its identity."""
 
+    source: int
     pairs: Pairs
     items: Rows
     known: dict[int, int]
 
 
 class Shares:
-    """A plan's batches for a DataLoader: of each, one process's share. codes: (2, n) of the anchors' and the positives' texts.
+    """`count` batches for a DataLoader, of each one process's share; a batch is of one source, drawn by the sources' weights.
 
-    paired: whether rows are pairs. Then those that share a text, such as a question with two answers, are no negatives of each
-    other either: all their texts have one identity. Every process draws the whole batch, so that all agree on that.
+    Pairs that share a text, such as a question with two answers, are no negatives of each other either: all their texts have one
+    identity. Every process draws the whole batch, so that all agree on that.
     """
 
-    def __init__(self, plan: Plan, codes: Rows, paired: bool, rank: int = 0, processes: int = 1) -> None:
-        self.plan, self.codes, self.paired = plan, codes, paired
+    def __init__(self, sources: Sequence[Source], count: int, seed: int = 0, rank: int = 0, processes: int = 1) -> None:
+        self.sources, self.count, self.seed = sources, count, seed
         self.rank, self.processes = rank, processes
 
     def __iter__(self) -> Iterator[Share]:
-        for _, whole in zip(range(len(self)), self.plan.batches(), strict=False):
-            codes = np.stack([self.codes[0][whole.anchors], self.codes[1][whole.positives]])
-            items = np.stack([linked(*codes)] * 2) if self.paired else codes
-            mine = np.array_split(np.arange(len(whole.anchors)), self.processes)[self.rank]
-            known = dict(zip(codes.flatten().tolist(), items.flatten().tolist(), strict=True))
-            yield Share(Pairs(whole.anchors[mine], whole.positives[mine]), items[:, mine], known)
+        random = np.random.default_rng([self.seed, 3])
+        weights = np.array([source.weight for source in self.sources])
+        drawn = [source.plan.batches() for source in self.sources]
+        for _ in range(self.count):
+            which = int(random.choice(len(drawn), p=weights / weights.sum())) if len(drawn) > 1 else 0
+            yield self._share(which, next(drawn[which]))
+
+    def _share(self, which: int, whole: Pairs) -> Share:
+        source = self.sources[which]
+        codes = np.stack([source.codes[0][whole.anchors], source.codes[1][whole.positives]])
+        items = np.stack([linked(*codes)] * 2) if source.plan.labels is None else codes
+        mine = np.array_split(np.arange(len(whole.anchors)), self.processes)[self.rank]
+        known = dict(zip(codes.flatten().tolist(), items.flatten().tolist(), strict=True))
+        return Share(which, Pairs(whole.anchors[mine], whole.positives[mine]), items[:, mine], known)
 
     def __len__(self) -> int:
-        return self.plan.batch_count
+        return self.count
 
 
 class _Shares(Dataset[Share]):
@@ -122,7 +150,7 @@ def loader(collator: Collator, shares: Shares) -> "DataLoader[Any]":
     """The batches of one process. Draws nothing from torch's random numbers, so that a resumed training goes on with the same."""
     on_gpu = collator.model.device.type == "cuda"
     return DataLoader(
-        _Shares(len(collator.columns[0])),
+        _Shares(sum(len(source.columns[0]) for source in collator.sources)),
         batch_sampler=shares,  # type: ignore[arg-type]
         collate_fn=collator,  # type: ignore[arg-type]
         num_workers=WORKERS if on_gpu else 0,

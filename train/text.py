@@ -18,7 +18,7 @@ from . import adapt
 from . import head as frozen
 from .batches import Drawing, Plan, Rows, as_codes
 from .batches import plan as plan_pairs
-from .collate import Collator
+from .collate import Collator, Source
 from .curve import Curve
 from .loss import LossConfig
 from .matryoshka import check_dims
@@ -65,12 +65,13 @@ class TextConfig:
 
 def train_text(
     model: SentenceTransformer,
-    data: Texts,
+    data: Texts | Sequence[Texts],
     config: TextConfig,
     loss_config: LossConfig,
     *,
     source: str,
-    plan: Plan | None = None,
+    plans: Sequence[Plan] | None = None,
+    weights: Sequence[float] | None = None,
     encoded: Progress = lambda texts: None,
     progress: Callable[[Curve], None] = lambda curve: None,
     scratch: Path | None = None,
@@ -79,48 +80,35 @@ def train_text(
 ) -> Curve:
     """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done.
 
-    plan: the batches, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
+    data: one data set or several, whose batches take turns at random by `weights`, by default as their numbers of batches.
+    plans: the batches of each, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
     """
+    several = [data] if isinstance(data, Texts) else list(data)
     check_dims(config.dims, model.get_embedding_dimension() or 0, loss_config)
-    plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
+    plans = plans or [plan_batches(each, config, loss_config, source, model, encoded) for each in several]
     torch.manual_seed(config.seed)
-    prompts = set_prompts(model, config, data.is_pairs)
     if config.head:
-        return _train_head(model, data, plan, config, loss_config, encoded, progress)
+        if len(several) > 1:
+            raise UserError("--head: is trained on one data set; give one, or leave --head out")
+        set_prompts(model, config, several[0].is_pairs)
+        return _train_head(model, several[0], plans[0], config, loss_config, encoded, progress)
+    steps = total_steps(plans, config)
+    sources = _sources(model, several, plans, weights, config)
     _choose_what_learns(model, config)
     loss = SentenceLoss(
         model,
         loss_config,
-        plan.batch_count,
+        steps * config.accumulate,
         dims=config.dims,
         cached=config.mini_batch_size is not None,
         progress=progress,
     )
-    columns = columns_of(data)
-    collator = Collator(
-        model,
-        columns,
-        [prompts[0], *[prompts[1]] * (len(columns) - 1)],
-        plan.labels,
-        config.mini_batch_size,
-    )
-    how = Optimisation(
-        lr=learning_rate(config),
-        schedule=config.schedule,
-        warmup=config.warmup,
-        layer_decay=config.layer_decay,
-        compute=config.compute,
-        compiled=config.compiled,
-        seed=config.seed,
-    )
     with tempfile.TemporaryDirectory() as passing:
         curve = train_whole(
             model,
-            collator,
-            identities(data),
+            Collator(model, sources, config.mini_batch_size),
             loss,
-            plan,
-            how,
+            _optimisation(config, steps),
             scratch or Path(passing),
             watch=watch,
             report_to=report_to,
@@ -132,9 +120,45 @@ def train_text(
     return curve
 
 
-def used(plan: Plan, config: TextConfig) -> dict[str, object]:
-    """What the settings left open came out as."""
-    return {"steps": plan.steps, "batch_size": plan.pairs, "lr": learning_rate(config)}
+def total_steps(plans: Sequence[Plan], config: TextConfig) -> int:
+    """As many as asked, or as the epochs of all data sets take."""
+    return config.steps or sum(plan.steps for plan in plans)
+
+
+def _sources(
+    model: SentenceTransformer,
+    several: Sequence[Texts],
+    plans: Sequence[Plan],
+    weights: Sequence[float] | None,
+    config: TextConfig,
+) -> list[Source]:
+    found: list[Source] = []
+    classes = 0
+    per_epoch = [len(data) / plan.pairs for data, plan in zip(several, plans, strict=True)]
+    for data, plan, weight in zip(several, plans, weights or per_epoch, strict=True):
+        prompts = set_prompts(model, config, data.is_pairs)
+        found.append(Source(columns_of(data), prompts, identities(data), plan, weight, classes))
+        classes += 0 if plan.labels is None else int(plan.labels.max()) + 1
+    return found
+
+
+def _optimisation(config: TextConfig, steps: int) -> Optimisation:
+    return Optimisation(
+        steps=steps,
+        accumulate=config.accumulate,
+        lr=learning_rate(config),
+        schedule=config.schedule,
+        warmup=config.warmup,
+        layer_decay=config.layer_decay,
+        compute=config.compute,
+        compiled=config.compiled,
+        seed=config.seed,
+    )
+
+
+def used(plans: Sequence[Plan], config: TextConfig) -> dict[str, object]:
+    """What the settings left open came out as; the batch size that of the first data set."""
+    return {"steps": total_steps(plans, config), "batch_size": plans[0].pairs, "lr": learning_rate(config)}
 
 
 def learning_rate(config: TextConfig) -> float:

@@ -24,7 +24,6 @@ from transformers.trainer_callback import (
 from retrieval.artifact import write_atomically
 
 from . import adapt
-from .batches import Plan, Rows
 from .collate import Collator, Shares, loader
 from .curve import Curve
 from .loss.gather import world
@@ -38,12 +37,14 @@ Judge = Callable[[SentenceTransformer], dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How steps are taken.
+    """How steps are taken, of so many batches each.
 
     schedule: of the learning rate after `warmup`, a share of all steps. layer_decay: each layer's rate over that of the next.
     compute: the type of the forward and backward pass; weights stay float32.
     """
 
+    steps: int
+    accumulate: int = 1
     lr: float
     schedule: str = "linear"
     warmup: float = 0.1
@@ -67,9 +68,7 @@ class Watch:
 def train_whole(
     model: SentenceTransformer,
     collator: Collator,
-    codes: Rows,
     loss: SentenceLoss,
-    plan: Plan,
     how: Optimisation,
     scratch: Path,
     *,
@@ -94,13 +93,13 @@ def train_whole(
     )
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(scratch),
-        max_steps=plan.steps,
-        per_device_train_batch_size=plan.pairs,
-        gradient_accumulation_steps=plan.accumulate,
+        max_steps=how.steps,
+        per_device_train_batch_size=collator.sources[0].plan.pairs,
+        gradient_accumulation_steps=how.accumulate,
         learning_rate=how.lr,
         learning_rate_mapping=adapt.learning_rates(model, how.lr, how.layer_decay) if how.layer_decay != 1 else {},
         lr_scheduler_type=how.schedule,
-        warmup_steps=round(how.warmup * plan.steps),
+        warmup_steps=round(how.warmup * how.steps),
         bf16=how.compute == "bfloat16",
         fp16=how.compute == "float16",
         torch_compile=how.compiled,
@@ -119,12 +118,12 @@ def train_whole(
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict({"row": range(min(2, len(collator.columns[0])))}),  # `loader` reads the data
+        train_dataset=Dataset.from_dict({"row": [0, 1]}),  # `loader` reads the data
         eval_dataset=None if watch is None else Dataset.from_dict({"row": [0]}),
         loss=loss,
         callbacks=[*stop, Timed()],
     )
-    trainer.batches = lambda: loader(collator, Shares(plan, codes, plan.labels is None, *world()))
+    trainer.batches = lambda: loader(collator, Shares(collator.sources, how.steps * how.accumulate, how.seed, *world()))
     trainer.watch = watch
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)

@@ -23,6 +23,7 @@ def train() -> None:
 
 
 @train.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
 @click.option(
     "--augment", type=click.Choice(["simclr", "light"]), help="[default: simclr without labels, light with them]"
 )

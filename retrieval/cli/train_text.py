@@ -1,8 +1,10 @@
 """`retrieval train text`."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
 from .losses import HEAD_STEPS, fit_to_data, length, loss_config
-from .options import F, existing, pick_device, quiet_libraries
+from .options import F, Number, existing, pick_device, quiet_libraries
 from .output import progress, say
 from .processes import count, is_first, join, leave, of_first
 from .train import train
@@ -21,6 +23,8 @@ from .training import changes, finish, judge, run_folder, show, tell, trains
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts
     from retrieval.encoder import Encoder
+    from retrieval.train.curve import Curve
+    from retrieval.train.loss import LossConfig
     from retrieval.train.text import TextConfig
     from retrieval.train.whole import Watch
 
@@ -52,6 +56,10 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
+data_sets = _together(
+    click.option("--data", type=click.Path(path_type=Path), required=True, multiple=True, help="Training data; several may be given."),
+    click.option("--weight", type=Number(positive=True), multiple=True, help="How often each --data has its turn, one after the other.  [default: by size]"),
+)  # fmt: skip
 columns = _together(
     click.option("--anchor", help="Column of anchors, with --positive.  [default: found by name]"),
     click.option("--positive", help="Column of positives."),
@@ -117,6 +125,7 @@ judging = _together(
 
 
 @train.command()
+@data_sets
 @columns
 @what_learns
 @batches
@@ -138,94 +147,113 @@ def text(**flags: Any) -> None:
     loss = loss_config(flags)
     quiet_libraries()
     from retrieval.encoder import Encoder, load_encoder
-    from retrieval.train.adapt import interpolate
-    from retrieval.train.text import plan_batches, train_text, used
+    from retrieval.train.text import plan_batches
 
     device = join(pick_device(flags["device"]))
-    data = _training_data(flags)
-    loss = fit_to_data(loss, flags, data.labels is not None and not data.is_pairs)
-    config = _config(flags)
-    sets = _sets(flags)
-    plan_batches(data, config, loss, str(flags["data"]))  # refuses bad data before the encoder loads
+    names = [str(path) for path in flags["data"]]
+    data = [_training_data(path, flags) for path in flags["data"]]
+    labelled = any(each.labels is not None and not each.is_pairs for each in data)
+    loss = fit_to_data(loss, {**flags, "data": ", ".join(names)}, labelled)
+    config, sets = _config(flags), _sets(flags)
+    for name, each in zip(names, data, strict=True):
+        plan_batches(each, config, loss, name)  # refuses bad data before the encoder loads
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    say(f"{flags['data']}: {data.origin}")
     encoder = load_encoder(flags["model"], device)
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
-    summary = _describe(data, encoder, sets.get("held-out"))
-    settings = asdict(config)
-    plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model)
+    summary = _describe(names, data, encoder, sets.get("held-out"))
     base = {
-        "data": _mark(data),
+        "data": [_mark(each) for each in data],
         "encoder": encoder.fingerprint,
-        "config": settings,
+        "config": asdict(config),
         "loss": loss.name,
         "processes": count(),
+        **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric")},
     }
-    base |= {name: flags[name] for name in ("eval_every", "patience", "metric")}
     before = judge(encoder, sets, flags["seed"])
     with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
-        scratch = folder / "checkpoints"
-        _say_if_resumed(scratch)
-        old = (
-            {name: value.clone() for name, value in encoder.model.state_dict().items()}
-            if flags["interpolate"] is not None
-            else {}
-        )
-        with (
-            progress("encode", len(data) * len(data.columns) if config.head else 0) as encoded,
-            progress("train", plan.steps) as bar,
-        ):
-            curve = train_text(
-                encoder.model,
-                data,
-                config,
-                loss,
-                source=str(flags["data"]),
-                plan=plan,
-                encoded=encoded,
-                progress=lambda curve: show(bar, curve, plan.batch_count),
-                scratch=scratch,
-                watch=_watch(flags, sets, encoder),
-                report_to=flags["report_to"],
-            )
-        trained = Encoder(encoder.model, encoder.name)
-        if old:
-            interpolate(trained.model, old, flags["interpolate"])
-        metrics = changes(sets, before, judge(trained, sets, flags["seed"]), flags["seed"])
+        curve, used = _trained(encoder, data, config, loss, sets, folder / "checkpoints", flags)
+        fresh = Encoder(encoder.model, encoder.name)  # whose fingerprint is not that of before
+        metrics = changes(sets, before, judge(fresh, sets, flags["seed"]), flags["seed"])
         if is_first():
             saved = {
                 "kind": "text",
-                **settings,
-                **used(plan, config),
+                **asdict(config),
+                **used,
                 "model": flags["model"],
-                "data": str(flags["data"]),
-            }
-            saved |= {
-                "loss": loss.name,
-                "loss_settings": asdict(loss),
-                "interpolate": flags["interpolate"],
+                "data": names,
                 "summary": summary,
             }
-            result = finish(folder, manifest, trained, curve, saved, loss, metrics, flags)
-            shutil.rmtree(scratch, ignore_errors=True)
+            saved |= {"loss": loss.name, "loss_settings": asdict(loss), "interpolate": flags["interpolate"]}
+            result = finish(folder, manifest, fresh, curve, saved, loss, metrics, flags)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "base.json").unlink()
     leave()
     if is_first():
         tell(result, curve, flags["as_json"])
 
 
-def _training_data(flags: dict[str, Any]) -> "Texts":
+def _trained(
+    encoder: "Encoder",
+    data: "list[Texts]",
+    config: "TextConfig",
+    loss: "LossConfig",
+    sets: "dict[str, Held]",
+    scratch: Path,
+    flags: dict[str, Any],
+) -> "tuple[Curve, dict[str, object]]":
+    """Train the encoder in place, from where a killed call stopped; the curve, and what settings left open came out as."""
+    from retrieval.train.adapt import interpolate
+    from retrieval.train.text import plan_batches, total_steps, train_text, used
+    from retrieval.train.whole import last_checkpoint
+
+    share = flags["interpolate"]
+    old = {} if share is None else {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    names = [str(path) for path in flags["data"]]
+    with progress("encode", len(data[0]) * len(data[0].columns) if config.head else 0) as encoded:
+        plans = [plan_batches(each, config, loss, name, encoder.model, encoded) for each, name in zip(data, names, strict=True)]  # fmt: skip
+        batches = total_steps(plans, config) * config.accumulate
+        if scratch.is_dir() and (found := last_checkpoint(scratch)):
+            say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")
+        _watch_by_tensorboard(flags["report_to"], scratch.parent)
+        with progress("train", batches) as bar:
+            curve = train_text(
+                encoder.model,
+                data,
+                config,
+                loss,
+                source=", ".join(names),
+                plans=plans,
+                weights=flags["weight"] or None,
+                encoded=encoded,
+                progress=lambda curve: show(bar, curve, batches),
+                scratch=scratch,
+                watch=_watch(flags, sets, encoder),
+                report_to=flags["report_to"],
+            )
+    if old:
+        interpolate(encoder.model, old, share)
+    return curve, used(plans, config)
+
+
+def _watch_by_tensorboard(asked: str, folder: Path) -> None:
+    """Its events belong to the run. Raises UserError where what is reported to is not installed."""
+    if asked == "none":
+        return
+    if find_spec(asked) is None:
+        raise UserError(f"--report-to {asked}: is not installed; pip install {asked}")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "run" / "tensorboard"))
+
+
+def _training_data(path: Path, flags: dict[str, Any]) -> "Texts":
     """The texts; of scored pairs those that count as positives."""
     from retrieval.data import pairs_by_score, read_texts
 
-    data = read_texts(flags["data"], asked(flags), flags["split"])
+    data = read_texts(path, asked(flags), flags["split"])
     if data.scores is not None:
-        return pairs_by_score(data, flags["min_score"], str(flags["data"]))
+        return pairs_by_score(data, flags["min_score"], str(path))
     if flags["min_score"] is not None:
-        raise UserError(
-            f"--min-score: {flags['data']} has no scored pairs; leave it out, or name their column by --score"
-        )
+        raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
     return data
 
 
@@ -274,6 +302,10 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     for name in ("eval_every", "patience", "metric"):
         if flags[name] is not None and not flags["eval_data"]:
             raise UserError(f"--{name.replace('_', '-')}: there is nothing to judge by; give --eval-data")
+    if flags["weight"] and len(flags["weight"]) != len(flags["data"]):
+        raise UserError(f"--weight: {len(flags['weight'])} for {len(flags['data'])} --data; give one each, or none")
+    if flags["head"] and len(flags["data"]) > 1:
+        raise UserError("--head: is trained on one data set; give one, or leave --head out")
     if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
         raise UserError("--patience and --metric: say how often to judge, by --eval-every STEPS")
     if flags["eval_every"] and flags["head"]:
@@ -281,21 +313,24 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     return sets
 
 
-def _describe(data: "Texts", encoder: "Encoder", held_out: "Held | None") -> dict[str, Any]:
+def _describe(
+    names: list[str], data: "list[Texts]", encoder: "Encoder", held_out: "Held | None"
+) -> list[dict[str, Any]]:
     """What is in the data: told, and kept with the run."""
     from retrieval.data import leaked, summarise, told_summary
     from retrieval.encode import lengths
 
-    told = summarise(data, lambda texts: lengths(encoder.model, texts), encoder.model.max_seq_length)
-    for line in told_summary(told):
-        say(f"  {line}")
-    if held_out is not None:
-        told["leaked"] = leaked(data, held_out.items.texts)  # type: ignore[union-attr]
-        if told["leaked"]:
-            say(
-                f"Warning: {told['leaked']:,} of the {len(held_out.items):,} texts of --eval-data stand in the training data"
-            )
-    return told
+    found = []
+    for name, each in zip(names, data, strict=True):
+        told = summarise(each, lambda texts: lengths(encoder.model, texts), encoder.model.max_seq_length)
+        for line in (f"{name}: {each.origin}", *(f"  {line}" for line in told_summary(told))):
+            say(line)
+        if held_out is not None:
+            told["leaked"] = leaked(each, held_out.items.texts)  # type: ignore[union-attr]
+            if told["leaked"]:
+                say(f"Warning: {told['leaked']:,} of the {len(held_out.items):,} texts of --eval-data stand in {name}")
+        found.append(told)
+    return found
 
 
 def _mark(data: "Texts") -> str:
@@ -323,10 +358,3 @@ def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -
         return found
 
     return Watch(judged, flags["eval_every"], metric, flags["patience"])
-
-
-def _say_if_resumed(scratch: Path) -> None:
-    from retrieval.train.whole import last_checkpoint
-
-    if scratch.is_dir() and (found := last_checkpoint(scratch)):
-        say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")

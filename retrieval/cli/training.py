@@ -25,7 +25,6 @@ def trains(command: F) -> F:
     """The options that both ways of training share."""
     for option in reversed(
         (
-            click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data."),
             click.option("--model", required=True, help="Encoder to start from."),
             click.option(
                 "--loss",
