@@ -39,6 +39,7 @@ def test_every_module_has_its_place_in_the_tree():
     tree = blocks("")[-1]
     for folder in (
         "retrieval",
+        "retrieval/data",
         "retrieval/store",
         "retrieval/formats",
         "retrieval/neighbors",
