@@ -20,7 +20,7 @@ from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches, train_text
+from retrieval.train.text import TextConfig, _sources, plan_batches, total_steps, train_text
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -210,6 +210,24 @@ def test_the_best_is_kept_and_patience_ends_training(tiny, tmp_path):
     assert all(torch.equal(value, seen[1][key]) for key, value in weights(encoder).items())
 
 
+def test_the_last_step_is_judged_too(tiny, tmp_path):
+    values = iter([0.1, 0.2, 0.3])
+    seen = []
+
+    def judge(model):
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return {"map@r": next(values)}
+
+    encoder, _ = trained(tiny, steps=5, watch=Watch(judge, 2, "map@r"), scratch=tmp_path)
+    assert len(seen) == 3 and all(torch.equal(value, seen[2][key]) for key, value in weights(encoder).items())
+
+
+def test_few_texts_train_some_steps_unless_epochs_are_asked_for(tiny):
+    plans = [plan_batches(PAIRS, TextConfig(), LOSS, "x")]
+    assert total_steps(plans, TextConfig()) == 1 and total_steps(plans, TextConfig(least_steps=100)) == 100
+    assert total_steps(plans, TextConfig(steps=7, least_steps=100)) == 7
+
+
 def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
     words = [*command, "--eval-data", pairs_file, "--eval-every", 2, "--patience", 3, "--output", tmp_path / "run"]
     result = json.loads(run_cli(*words, "--json").stdout)
@@ -217,6 +235,8 @@ def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
     assert set(judged) == {"r@1", "mrr", "r@10"} and result["steps"] == 6
     error = run_cli(*words, "--metric", "nonsense", "--overwrite", code=2).stderr
     assert "--metric nonsense: is not among" in error
+    words[words.index("--eval-every") + 1] = 9
+    assert "--eval-every 9: training has 6 steps" in run_cli(*words, "--overwrite", code=2).stderr
 
 
 def test_accumulated_batches_are_their_mean(tiny):
@@ -326,6 +346,7 @@ def test_hard_batches_hold_nearer_rows(tiny):
         (["--anchor", "anchor"], "name both columns"),
         (["--min-score", 1], "has no scored pairs"),
         (["--dims", "8,x"], "write numbers such as"),
+        (["--compute", "float16"], "--compute float16: needs a GPU"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(command, options, words, run_cli, tmp_path):

@@ -34,7 +34,8 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How to train. batch_size counts pairs; one of steps and epochs is set; lr None takes the way's own default.
+    """How to train. batch_size counts pairs; one of steps and epochs is set, and epochs make at least `least_steps`; lr None takes
+    the way's own default.
 
     head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many texts are in the encoder at a
     time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
@@ -46,6 +47,7 @@ class TextConfig:
     lora: int | None = None
     steps: int | None = None
     epochs: float = 1.0
+    least_steps: int = 1
     batch_size: int | None = None
     mini_batch_size: int | None = None
     accumulate: int = 1
@@ -122,7 +124,7 @@ def train_text(
 
 def total_steps(plans: Sequence[Plan], config: TextConfig) -> int:
     """As many as asked, or as the epochs of all data sets take."""
-    return config.steps or sum(plan.steps for plan in plans)
+    return config.steps or max(config.least_steps, sum(plan.steps for plan in plans))
 
 
 def _sources(

@@ -183,13 +183,15 @@ class Trainer(SentenceTransformerTrainer):
 
 
 class Timed(TrainerCallback):
-    """Asks for a checkpoint when the last is some minutes old; the first process's clock counts."""
+    """Asks for a checkpoint when the last is some minutes old, by the first process's clock; and for a judgement of the last step."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._is_time(state.global_step) and state.global_step < state.max_steps:
+        if state.global_step == state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"  # the last weights may be the best
+        elif self._is_time(state.global_step):
             control.should_save = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -44,7 +44,11 @@ def lasts(command: F) -> F:
             type=click.IntRange(min=1),
             help="Training steps, instead of --epochs.  [default: 1000 for a head]",
         ),
-        click.option("--epochs", type=Number(positive=True), help="Passes over the data.  [default: 1, images 6]"),
+        click.option(
+            "--epochs",
+            type=Number(positive=True),
+            help="Passes over the data.  [default: 1, of texts at least 100 steps; images 6]",
+        ),
     ):
         command = option(command)
     return command

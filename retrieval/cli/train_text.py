@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .held import Held
 
 RUN_KIND = "run"
+LEAST_STEPS = 100  # of an encoder, however few texts there are, unless epochs are asked for
 GENERAL = 400  # texts of the general set that comes with Python, about
 
 
@@ -150,6 +151,8 @@ def text(**flags: Any) -> None:
     from retrieval.train.text import plan_batches
 
     device = join(pick_device(flags["device"]))
+    if flags["compute"] == "float16" and not device.startswith("cuda"):
+        raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
     names = [str(path) for path in flags["data"]]
     data = [_training_data(path, flags) for path in flags["data"]]
     labelled = any(each.labels is not None and not each.is_pairs for each in data)
@@ -212,7 +215,10 @@ def _trained(
     names = [str(path) for path in flags["data"]]
     with progress("encode", len(data[0]) * len(data[0].columns) if config.head else 0) as encoded:
         plans = [plan_batches(each, config, loss, name, encoder.model, encoded) for each, name in zip(data, names, strict=True)]  # fmt: skip
-        batches = total_steps(plans, config) * config.accumulate
+        steps = total_steps(plans, config)
+        batches = steps * config.accumulate
+        if flags["eval_every"] and flags["eval_every"] > steps:
+            raise UserError(f"--eval-every {flags['eval_every']}: training has {steps} steps; give at most that")
         if scratch.is_dir() and (found := last_checkpoint(scratch)):
             say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")
         _watch_by_tensorboard(flags["report_to"], scratch.parent)
@@ -282,7 +288,10 @@ def _config(flags: dict[str, Any]) -> "TextConfig":
     )
     same += ("layer_decay", "dims", "compute", "compiled", "prompt", "query_prompt", "document_prompt", "seed")
     drawing = Drawing(how=flags["how"], per_class=flags["per_class"], tokens=flags["batch_tokens"])
-    return TextConfig(steps=steps, epochs=epochs, drawing=drawing, **{name: flags[name] for name in same})
+    least = 1 if flags["epochs"] else LEAST_STEPS
+    return TextConfig(
+        steps=steps, epochs=epochs, least_steps=least, drawing=drawing, **{name: flags[name] for name in same}
+    )
 
 
 def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
