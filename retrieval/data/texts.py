@@ -48,7 +48,7 @@ class Mapped(Sequence[str]):
         return Mapped(part) if step == 1 else part.to_pylist()[::step]
 
     def take(self, rows: Iterable[int]) -> list[str]:
-        return self._column.take(np.fromiter(rows, np.int64)).to_pylist()  # type: ignore[no-any-return]
+        return [self._column[int(row)].as_py() for row in rows]  # Arrow's own take copies the whole column first
 
 
 def taken(column: Sequence[str], rows: Iterable[int]) -> list[str]:
