@@ -363,7 +363,7 @@ def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -
         found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
         if metric not in found:
             raise UserError(f"--metric {metric}: is not among {', '.join(found)}")
-        say(f"step judged: {metric} {found[metric]:.4f}")
+        say(f"judged: {metric} {found[metric]:.4f}")
         return found
 
     return Watch(judged, flags["eval_every"], metric, flags["patience"])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
 
+FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
+
 
 def trains(command: F) -> F:
     """The options that both ways of training share."""
@@ -127,11 +129,15 @@ def finish(
             f"--ess {flags['ess']:g}: a batch has no more negatives than that, so none weighs more than another; "
             "lower it, or raise --batch-size"
         )
-    general = metrics.get("general")
-    if general and any(each["verdict"] == "worse" for each in general["metrics"].values()):
+    lost = [
+        f"{metric} {each['before']:.3f} → {each['after']:.3f}"
+        for metric, each in metrics.get("general", {"metrics": {}})["metrics"].items()
+        if each["verdict"] == "worse" and each["after"] < (1 - FORGOTTEN) * each["before"]
+    ]
+    if lost:
         notes.append(
-            "the encoder has become worse on texts of another kind; --interpolate 0.5, a lower --lr, --last-layers or --lora keep "
-            "more of it"
+            f"worse on texts of another kind ({', '.join(lost)}); --interpolate 0.5, a lower --lr, --last-layers or --lora keep "
+            f"more of what the encoder knew"
         )
     return {
         "output": str(flags["output"]),
