@@ -121,7 +121,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
                 print(line, flush=True)
 
 
-MNRL = {"MNRL, scale 20": {}, "MNRL, scale 10": {"scale": 10.0}}
+MNRL: dict[str, dict[str, Any]] = {"MNRL, scale 20": {}}
 HARDNESS = {
     f"MNRL, in-batch hardness {s}": {"hardness_mode": "in_batch_negatives", "hardness_strength": s} for s in (5.0, 9.0)
 }
@@ -135,7 +135,7 @@ def banking(asked: argparse.Namespace) -> None:
         **MNRL,
         **HARDNESS,
     }
-    config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=5e-5)
+    config = TextConfig(steps=asked.steps or 30, batch_size=64, lr=5e-5)
     compared("BANKING77, whole encoder", train, {"test": by_classes(test)}, methods, config)
 
 
