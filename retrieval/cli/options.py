@@ -91,8 +91,12 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if key.replace("_", "-") not in known:
             raise Fault(f"{path}: unknown key {key!r}; this command knows {', '.join(sorted(known))}")
         found, negated = known[key.replace("_", "-")]
+        if found.multiple and not isinstance(value, list):
+            value = [value]
         try:
-            checked = found.type_cast_value(ctx, str(value) if isinstance(found.type, click.Path) else value)
+            checked = found.type_cast_value(
+                ctx, str(value) if isinstance(found.type, click.Path) and not found.multiple else value
+            )
         except click.BadParameter as error:
             raise Fault(f"{path}: {key}: {error.message}") from None
         defaults[found.name or ""] = not checked if negated else checked
