@@ -201,7 +201,7 @@ def test_the_best_is_kept_and_patience_ends_training(tiny, tmp_path):
     values = iter([0.1, 0.9, 0.2, 0.3, 0.4])
     seen = []
 
-    def judge(model):
+    def judge(model, step):
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         return {"map@r": next(values)}
 
@@ -214,7 +214,7 @@ def test_the_last_step_is_judged_too(tiny, tmp_path):
     values = iter([0.1, 0.2, 0.3])
     seen = []
 
-    def judge(model):
+    def judge(model, step):
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
         return {"map@r": next(values)}
 

@@ -168,9 +168,13 @@ def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
         counts[label] = counts.get(label, 0) + 1
     single = sorted(label for label, count in counts.items() if count == 1)
     if single:
-        others = f" (and {len(single) - 1:,} more labels)" if len(single) > 1 else ""
+        named = ", ".join(repr(label) for label in single[:5]) + (
+            f" and {len(single) - 5:,} more" if len(single) > 5 else ""
+        )
         raise UserError(
-            f"{source}: label {single[0]!r}{others} has one member, so no pair; give it a second or remove it"
+            f"{source}: label {named} has one member, so no pair; give it a second or remove it"
+            if len(single) == 1
+            else f"{source}: labels {named} have one member each, so no pair; give each a second or remove them"
         )
     if masked and len(counts) < 2:
         raise UserError(
@@ -183,7 +187,10 @@ def pairs_per_batch(asked: int | None, available: int, source: str) -> int:
     if asked is None:
         return min(DEFAULT_PAIRS, available)
     if asked > available:
-        raise UserError(f"--batch-size {asked}: {source} has only {available:,} pairs for a batch; use at most that")
+        raise UserError(
+            f"--batch-size {asked}: {source} has only {available:,} pairs (of two rows of a class, where there are classes) for a "
+            f"batch; use at most that"
+        )
     return asked
 
 

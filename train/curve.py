@@ -7,6 +7,7 @@ from retrieval.errors import UserError
 from .loss import Diagnostics
 
 FEW = 8  # effective negatives, below which a gradient is the noise of a few items
+SOME, RISEN = 10, 1.5  # steps, and by how much a loss grows, before that is said
 Curve = list[dict[str, float]]
 
 
@@ -19,6 +20,13 @@ def record(curve: Curve, loss: Tensor, diagnostics: Diagnostics | None) -> None:
             f"step {len(curve) + 1}: the loss is {value}; lower --lr, and look for NaN in the data or the encoder"
         )
     curve.append({"step": float(len(curve) + 1), "loss": value, **diagnostics._asdict()})
+
+
+def ends(curve: Curve) -> tuple[float, float]:
+    """The mean loss of the first and of the last tenth of the steps."""
+    tenth = max(1, len(curve) // 10)
+    first, last = (sum(step["loss"] for step in part) / tenth for part in (curve[:tenth], curve[-tenth:]))
+    return first, last
 
 
 def warnings(curve: Curve) -> list[str]:
@@ -34,6 +42,11 @@ def warnings(curve: Curve) -> list[str]:
         found.append(
             f"{floor:.0%} of anchors sit on the debiasing floor and learn nothing from negatives; lower --tau-plus"
         )
+    if not negatives:
+        found.append("anchors have no negatives: all texts of a batch are equal, or of one class; look at the data")
+    first, last = ends(curve)
+    if len(curve) >= SOME and last > RISEN * max(first, 0.1):
+        found.append(f"the loss has risen from {first:.3f} to {last:.3f}; lower --lr")
     if 0 < ess < FEW:
         fewer = ess < negatives / 2
         remedy = (

@@ -102,14 +102,11 @@ def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[
         "```",
     ]
     for name, judged in (metrics or {}).items():
-        lines += [
-            "",
-            f"| {name}, {judged['queries']:,} queries | before | after | difference, 95 % interval |",
-            "|---|---|---|---|",
-        ]
+        title = f"| {name}, {judged['queries']:,} queries | before | after | difference, 95 % interval | |"
+        lines += ["", title, "|---|---|---|---|---|"]
         lines += [
             f"| {metric} | {each['before']:.4f} | {each['after']:.4f} | {each['difference']:+.4f} "
-            f"[{each['interval'][0]:+.4f}, {each['interval'][1]:+.4f}] |"
+            f"[{each['interval'][0]:+.4f}, {each['interval'][1]:+.4f}] | {each['verdict']} |"
             for metric, each in judged["metrics"].items()
         ]
     return "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ from .sentence_loss import SentenceLoss
 CHECKPOINT_SECONDS = 120.0
 ASK_STEPS = 10  # how often several processes agree on whether it is time
 WEIGHTS, LOSS, CURVE = "model.safetensors", "loss.safetensors", "curve.json"
-Judge = Callable[[SentenceTransformer], dict[str, float]]
+Judge = Callable[[SentenceTransformer, int], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,14 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Watch:
-    """Judging during training: every so many steps, by which metric; the best checkpoint is what is kept in the end, and training
+    """Judging during training (judge: the encoder and the step → metrics): every so many steps, by which metric; the best checkpoint is what is kept in the end, and training
     stops when so many judgements in a row brought nothing better (`patience`, None: never)."""
 
     judge: Judge
     every: int
     metric: str
     patience: int | None = None
+    tell: Callable[[str], None] = lambda line: None
 
 
 def train_whole(
@@ -129,6 +130,10 @@ def train_whole(
         trainer.remove_callback(printer)
     trainer.train(resume_from_checkpoint=last_checkpoint(scratch))
     model.eval()
+    if watch is not None:
+        done, best = trainer.state.global_step, trainer.state.best_global_step
+        stopped = f"stopped after {done} of {how.steps} steps, " if done < how.steps else ""
+        watch.tell(f"{stopped}kept the weights of step {best}, {watch.metric} {trainer.state.best_metric:.4f}")
     return loss.curve
 
 
@@ -152,7 +157,7 @@ class Trainer(SentenceTransformerTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.watch is not None
-        found = {f"eval_{name}": value for name, value in self.watch.judge(self.model).items()}
+        found = {f"eval_{name}": value for name, value in self.watch.judge(self.model, self.state.global_step).items()}
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found

@@ -41,8 +41,12 @@ class Held:
 
         return isinstance(self.items, Texts)
 
-    def judge(self, encoder: "Encoder", seed: int, progress: Callable[[int], None] = lambda rows: None) -> "PerQuery":
+    def judge(self, encoder: "Encoder", seed: int) -> "PerQuery":
         """Every metric of every query."""
+        return self.measure(self.encode(encoder), seed)
+
+    def encode(self, encoder: "Encoder", progress: Callable[[int], None] = lambda rows: None) -> "Floats":
+        """The items' vectors (u, d), queries and documents with the prompts for them."""
         import numpy as np
 
         from retrieval.embed import encode_all
@@ -53,7 +57,8 @@ class Held:
             encode_all(encoder, self.items.part(start, stop), role=role, progress=progress)
             for start, stop, role in spans
         ]
-        return self.measure(np.concatenate(parts), seed)
+        vectors: Floats = np.concatenate(parts)
+        return vectors
 
 
 def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
@@ -70,6 +75,10 @@ def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> 
         return by_pairs(data)
     if data.labels is None:
         raise UserError(f"{path}: has nothing to judge by; give labels, pairs, scored pairs, or a BEIR folder")
+    if len(set(data.labels)) < 2:
+        raise UserError(
+            f"{path}: only one class ({data.labels[0]!r}), so nothing to judge by; give two classes or more"
+        )
     return by_classes(data)
 
 
@@ -190,7 +199,7 @@ def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: in
 def told_changes(name: str, found: dict[str, Any]) -> list[str]:
     """For people: a line a metric."""
     title = f"{name}, {found['queries']:,} queries"
-    lines = [f"{title:<26}before    after   difference, 95 % interval"]
+    lines = [f"{title:<26}before    after   difference, 95 % interval; verdict corrected for several metrics"]
     for metric, each in found["metrics"].items():
         low, high = each["interval"]
         lines.append(

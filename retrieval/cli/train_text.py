@@ -173,11 +173,11 @@ def text(**flags: Any) -> None:
         "processes": count(),
         **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric")},
     }
-    before = judge(encoder, sets, flags["seed"])
+    before = judge(encoder, sets, flags["seed"], config.dims)
     with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
         curve, used = _trained(encoder, data, config, loss, sets, folder / "checkpoints", flags)
         fresh = Encoder(encoder.model, encoder.name)  # whose fingerprint is not that of before
-        metrics = changes(sets, before, judge(fresh, sets, flags["seed"]), flags["seed"])
+        metrics = changes(sets, before, judge(fresh, sets, flags["seed"], config.dims), flags["seed"])
         if is_first():
             saved = {
                 "kind": "text",
@@ -239,6 +239,7 @@ def _trained(
             )
     if old:
         interpolate(encoder.model, old, share)
+        say(f"weights: {share:g} of the trained and {1 - share:g} of the old")
     return curve, used(plans, config)
 
 
@@ -301,6 +302,8 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     from .held import by_classes, read_held
 
     sets = {}
+    if flags["general_data"] and flags["no_general"]:
+        raise UserError("--general-data and --no-general: give one of them")
     if flags["eval_data"]:
         sets["held-out"] = read_held(flags["eval_data"])
     if flags["general_data"]:
@@ -316,7 +319,8 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     if flags["head"] and len(flags["data"]) > 1:
         raise UserError("--head: is trained on one data set; give one, or leave --head out")
     if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
-        raise UserError("--patience and --metric: say how often to judge, by --eval-every STEPS")
+        given = "--patience" if flags["patience"] else "--metric"
+        raise UserError(f"{given}: say how often to judge, by --eval-every STEPS")
     if flags["eval_every"] and flags["head"]:
         raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")
     return sets
@@ -332,12 +336,18 @@ def _describe(
     found = []
     for name, each in zip(names, data, strict=True):
         told = summarise(each, lambda texts: lengths(encoder.model, texts), encoder.model.max_seq_length)
-        for line in (f"{name}: {each.origin}", *(f"  {line}" for line in told_summary(told))):
-            say(line)
+        views = (
+            ""
+            if each.is_pairs or each.labels is not None
+            else "; no labels, so two dropout views of each text make a pair"
+        )
+        for line in (f"{name}: {each.origin}{views}", *told_summary(told)):
+            say(line if line.startswith(("Warning", name)) else f"  {line}")
         if held_out is not None:
-            told["leaked"] = leaked(each, held_out.items.texts)  # type: ignore[union-attr]
+            asked_for = held_out.items.texts[held_out.documents or 0 :]  # type: ignore[union-attr]
+            told["leaked"] = leaked(each, asked_for)
             if told["leaked"]:
-                say(f"Warning: {told['leaked']:,} of the {len(held_out.items):,} texts of --eval-data stand in {name}")
+                say(f"Warning: {told['leaked']:,} of the {len(asked_for):,} queries of --eval-data stand in {name}")
         found.append(told)
     return found
 
@@ -359,11 +369,11 @@ def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -
     held = sets["held-out"]
     metric = flags["metric"] or held.metric
 
-    def judged(model: Any) -> dict[str, float]:
+    def judged(model: Any, step: int) -> dict[str, float]:
         found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
         if metric not in found:
             raise UserError(f"--metric {metric}: is not among {', '.join(found)}")
-        say(f"judged: {metric} {found[metric]:.4f}")
+        say(f"step {step}: {metric} {found[metric]:.4f}")
         return found
 
-    return Watch(judged, flags["eval_every"], metric, flags["patience"])
+    return Watch(judged, flags["eval_every"], metric, flags["patience"], say)

@@ -1,5 +1,6 @@
 """What both ways of training share: options, the progress line, before and after, and the end of a run."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,14 +71,19 @@ def show(advance: Advance, curve: "Curve", batches: int) -> None:
     advance(1, note=f"loss {last['loss']:.3f}  κ {last['kappa']:.2g}  ess {last['ess']:.0f}  floor {last['floor']:.0%}")
 
 
-def judge(encoder: "Encoder", sets: dict[str, Held], seed: int) -> "dict[str, PerQuery]":
-    """Each set by its name, as the first process finds it."""
+def judge(encoder: "Encoder", sets: dict[str, Held], seed: int, dims: tuple[int, ...] = ()) -> "dict[str, PerQuery]":
+    """Each set by its name, as the first process finds it; what is held out also by the first `dims` dimensions alone."""
+
+    from retrieval.eval.clusters import unit
 
     def found() -> "dict[str, PerQuery]":
         tables = {}
         for name, held in sets.items():
             with progress(f"judge, {name}", len(held.items)) as advance:
-                tables[name] = held.judge(encoder, seed, advance)
+                vectors = held.encode(encoder, advance)
+            tables[name] = held.measure(vectors, seed)
+            for d in dims if name == "held-out" else ():
+                tables[f"{name}, first {d}"] = held.measure(unit(vectors[:, :d]), seed)
         return tables
 
     return of_first(found)
@@ -86,7 +92,7 @@ def judge(encoder: "Encoder", sets: dict[str, Held], seed: int) -> "dict[str, Pe
 def changes(
     sets: dict[str, Held], before: "dict[str, PerQuery]", after: "dict[str, PerQuery]", seed: int
 ) -> dict[str, Any]:
-    return {name: before_and_after(held, before[name], after[name], seed) for name, held in sets.items()}
+    return {name: before_and_after(sets[name.partition(",")[0]], before[name], after[name], seed) for name in before}
 
 
 @contextmanager
@@ -103,7 +109,12 @@ def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Itera
         if base is not None:
             settle(folder, base, "training", len(list((folder / "checkpoints").glob("checkpoint-*"))), overwrite)
         of_first(lambda: None)
-        yield folder, manifest
+        try:
+            yield folder, manifest
+        except BaseException:
+            if not list((folder / "checkpoints").glob("checkpoint-*")):
+                shutil.rmtree(folder)  # nothing to go on from
+            raise
 
 
 def finish(
@@ -136,8 +147,8 @@ def finish(
     ]
     if lost:
         notes.append(
-            f"worse on texts of another kind ({', '.join(lost)}); --interpolate 0.5, a lower --lr, --last-layers or --lora keep "
-            f"more of what the encoder knew"
+            f"worse on texts of another kind ({', '.join(lost)}); --interpolate 0.5, a lower --lr"
+            f"{', fewer --steps' if flags.get('head') else ', --last-layers or --lora'} keep more of what the encoder knew"
         )
     return {
         "output": str(flags["output"]),
@@ -151,9 +162,11 @@ def finish(
 
 def tell(result: dict[str, Any], curve: "Curve", as_json: bool) -> None:
     """What came out, for people or as JSON."""
+    from retrieval.train.curve import ends
+
     for note in result["warnings"]:
         say(f"Warning: {note}")
-    first, last = curve[0]["loss"], curve[-1]["loss"]
+    first, last = ends(curve)
     lines = [f"{result['output']}: trained {len(curve):,} steps, loss {first:.3f} → {last:.3f}"]
     for name, found in (result["metrics"] or {}).items():
         lines += told_changes(name, found)

@@ -9,7 +9,8 @@ from retrieval.errors import UserError
 
 TEXT_COLUMNS = ("text", "sentence", "body", "content")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "intent")
-SCORE_COLUMNS = ("score", "scores", "similarity", "similarity_score", "label", "labels")  # of pairs
+SCORE_COLUMNS = ("score", "scores", "similarity", "similarity_score")  # of pairs
+PAIR_LABELS = ("label", "labels", "gold_label")  # scores where they are numbers; else they say which pairs are none
 PAIR_COLUMNS = (
     ("anchor", "positive"),
     ("query", "positive"),
@@ -44,8 +45,8 @@ class Asked:
             raise UserError("--anchor and --positive: name both columns of the pairs")
         if self.anchor and (self.text or self.label):
             raise UserError("--anchor, --positive: are for pairs, --text and --label for single texts; give one kind")
-        if (self.negative or self.score) and not self.anchor:
-            raise UserError("--negative and --score: name --anchor and --positive too")
+        if self.negative and not self.anchor:
+            raise UserError("--negative: name --anchor and --positive too")
 
 
 def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
@@ -68,26 +69,36 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
             if all(pair):
                 break
         if pair[0] and pair[1]:
-            return _of_pairs(names, first, pair, asked, find, named) | extra
+            return _of_pairs(source, names, first, pair, asked, find, named) | extra
     text = named("text", asked.text) or find(TEXT_COLUMNS)
     label = named("label", asked.label) or find(LABEL_COLUMNS)
     if text is None:
         raise UserError(
-            f"{source}: no column text, or anchor and positive (found: {', '.join(names) or 'none'}); rename one in the "
-            f"header, or name it by --text, or --anchor and --positive"
+            f"{source}: no column text, or anchor and positive (found: {', '.join(names) or 'none'}); "
+            + (
+                "separate columns by commas, or call a file with tabs .tsv"
+                if len(names) == 1 and ";" in names[0]
+                else "rename one in the header, or name it by --text, or --anchor and --positive"
+            )
         )
     return {"text": text} | ({"label": label} if label else {}) | extra
 
 
 def _of_pairs(
-    names: Sequence[str], first: dict[str, Any], pair: Any, asked: Asked, find: Any, named: Any
+    source: str, names: Sequence[str], first: dict[str, Any], pair: Any, asked: Asked, find: Any, named: Any
 ) -> dict[str, str]:
     negatives = [named("negative", name) for name in asked.negative] or [
         name for name in names if name.strip().lower().startswith("negative")
     ]
-    score = named("score", asked.score) or next(
-        (name for choice in SCORE_COLUMNS if (name := find([choice])) and _is_number(first.get(name))), None
-    )
+    score, said = named("score", asked.score) or find(SCORE_COLUMNS), find(PAIR_LABELS)
+    if score is None and said is not None:
+        if _is_number(first.get(said)):
+            score = said
+        elif asked.anchor is None:
+            raise UserError(
+                f"{source}: its pairs have a column {said!r} ({as_text(first.get(said))!r} in the first row), so perhaps not all are "
+                f"positives; keep the rows that are, or name --anchor and --positive to take all"
+            )
     numbered = {f"negative_{number}": name for number, name in enumerate(negatives[: asked.negatives], 1)}
     return {"anchor": pair[0], "positive": pair[1]} | numbered | ({"score": score} if score else {})
 

@@ -34,9 +34,9 @@ class Nested(NamedTuple):
 
 
 def nested_columns(row: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]] | None:
-    """Which columns of a row are a query, its positives and its negatives, if they are lists of texts."""
+    """Which columns of a row are a query, its positives and its negatives, if they are lists of texts, or one text."""
     for query, positives, negatives in NESTED:
-        if query in row and isinstance(_listed(row.get(positives)), list):
+        if query in row and isinstance(_listed(row.get(positives)), list | str):
             return query, positives, tuple(name for name in negatives if name in row)
     return None
 
@@ -64,6 +64,7 @@ def nested_row(source: str, number: int, row: Mapping[str, Any], columns: tuple[
 
 def _texts(values: Any) -> list[str]:
     """Texts, or passages with title and text, that are not empty."""
+    values = [values] if isinstance(values, str) else values
     if not isinstance(values, list):
         return []
     texts = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from retrieval.errors import UserError
 
-FORMATS = ".csv, .tsv, .jsonl or .txt"
+FORMATS = ".csv, .tsv, .jsonl, .parquet or .txt"
 Place = tuple[int, int]  # the bytes and the lines before a row
 Row = tuple[Place, int, dict[str, Any]]  # where it begins, the number of its last line, its cells
 

@@ -28,14 +28,18 @@ def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
         raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {scores.max():g}")
     kept = data.take(good.tolist())
     columns: dict[str, Sequence[str]] = dict(kept.columns)
-    said = f"{data.origin}; {len(good):,} of them positives"
-    if least is None and len(good) < len(data):
+    said, left = f"{data.origin}; {len(good):,} of them positives", len(data) - len(good)
+    if least is None and left:
         negatives = _negatives(data, np.flatnonzero(scores == 0))
         most = min(NEGATIVES, max((len(negatives.get(a, ())) for a in columns["anchor"]), default=0))
         for at in range(most):
             found = (negatives.get(anchor, []) for anchor in columns["anchor"])
             columns[f"negative_{at + 1}"] = [texts[at] if at < len(texts) else "" for texts in found]
-        said += f", with up to {most} negatives of their anchors" if most else ""
+        told = set(columns["anchor"])
+        used = sum(len(texts) for anchor, texts in negatives.items() if anchor in told)
+        said += f", {used:,} hard negatives of the same anchors"
+        left -= used
+    said += f", {left:,} left out" if left else ""
     return Texts(columns, None, kept.ids, said)
 
 

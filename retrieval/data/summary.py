@@ -7,6 +7,7 @@ import numpy as np
 
 from .texts import Texts, taken, text_codes
 
+MUCH = 0.05  # of the texts, cut
 MEASURED = 4096  # texts whose tokens are counted
 
 
@@ -33,6 +34,9 @@ def summarise(
             "median": float(np.median(sizes)),
             "most": int(sizes.max()),
         }
+        texts = next(iter(codes.values()))
+        both = {(text, label) for text, label in zip(texts.tolist(), data.labels, strict=True)}
+        told["several_labels"] = len(both) - len(np.unique(texts))
     lengths = np.concatenate([tokens(_sample(column)) for column in data.columns.values()])
     told["tokens"] = {
         "median": float(np.median(lengths)),
@@ -56,14 +60,20 @@ def told_summary(told: dict[str, Any]) -> list[str]:
     line = f"{tokens['median']:.0f} tokens in the median, {tokens['q95']:.0f} at most in 95 %, {tokens['longest']} the longest"
     if "classes" in told:
         sizes = told["classes"]
-        line += f"; {sizes['count']:,} classes of {sizes['least']:,} to {sizes['most']:,} rows"
+        span = f"{sizes['least']:,}" + (f" to {sizes['most']:,}" if sizes["most"] > sizes["least"] else "")
+        line += f"; {sizes['count']:,} classes of {span} rows"
     lines = [line]
     if tokens["cut"]:
-        lines.append(
+        cut = (
             f"{tokens['cut']:.1%} of the texts are longer than the encoder reads, {tokens['limit']} tokens, and are cut"
         )
+        lines.append(
+            f"Warning: {cut}; split them, or choose an encoder that reads more" if tokens["cut"] > MUCH else cut
+        )
+    if told.get("several_labels"):
+        lines.append(f"Warning: {told['several_labels']:,} texts stand under several labels; keep one of each")
     if told["repeated_rows"]:
-        lines.append(f"{told['repeated_rows']:,} rows stand there already; equal texts are no negatives of each other")
+        lines.append(f"{told['repeated_rows']:,} rows repeat others; equal texts are no negatives of each other")
     if told.get("equal_pairs"):
         lines.append(f"{told['equal_pairs']:,} pairs have the same text twice")
     return lines
