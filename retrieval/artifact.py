@@ -63,17 +63,17 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
         _replace_folder(staging, final)
 
 
-def settle(staging: Path, base: Manifest, what: str, left: int, overwrite: bool) -> None:
+def settle(staging: Path, base: Manifest, what: str, left: str, overwrite: bool) -> None:
     """Make a staging folder one of a job with this `base`: what an interrupted call left stays if it had the same, and is removed if
-    nothing of it is finished. Raises UserError where `left` things of another job would be lost, unless `overwrite` is set."""
+    nothing of it is finished. Raises UserError where what another job has `left`, in words, would be lost, unless `overwrite` is set."""
     stated = staging / "base.json"
     told = json.dumps(base, sort_keys=True)
     if stated.exists() and stated.read_text("utf-8") == told:
         return
     if left and stated.exists() and not overwrite:
         raise UserError(
-            f"--output: an interrupted {what} of other data or settings left work there; run that again, choose another place, "
-            f"or begin anew with --overwrite"
+            f"--output: an interrupted {what} of other data or settings left {left} there; run that again, choose another "
+            f"place, or begin anew with --overwrite"
         )
     empty(staging)
     stated.write_text(told, "utf-8")

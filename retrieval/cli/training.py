@@ -107,7 +107,8 @@ def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Itera
         return
     with creating(output, RUN_KIND, overwrite, resume=base is not None) as (folder, manifest):
         if base is not None:
-            settle(folder, base, "training", len(list((folder / "checkpoints").glob("checkpoint-*"))), overwrite)
+            kept = any((folder / "checkpoints").glob("checkpoint-*"))
+            settle(folder, base, "training", "checkpoints" if kept else "", overwrite)
         of_first(lambda: None)
         try:
             yield folder, manifest

@@ -187,7 +187,8 @@ class Record:
     def open(cls, folder: Path, base: dict[str, Any], overwrite: bool) -> "Record":
         """What an interrupted sweep left in `folder`, if it was of the same data, encoder and settings (`base`)."""
         path = folder / RECORD
-        settle(folder, base, "sweep", path.read_bytes().count(b"\n") if path.exists() else 0, overwrite)
+        made = path.read_bytes().count(b"\n") if path.exists() else 0
+        settle(folder, base, "sweep", f"{made:,} trials" if made else "", overwrite)
         folder.joinpath("tables").mkdir(exist_ok=True)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]  # a kill may have cut the last
