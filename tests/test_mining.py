@@ -146,8 +146,8 @@ def test_sentence_transformers_mines_the_same(pairs, run_cli, tmp_path, minilm, 
 
 
 @pytest.mark.slow
-def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cli, tmp_path):
-    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu"]
+def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cli, tmp_path, tiny):
+    words = ["mine", "--data", pairs, "--model", tiny, "--device", "cpu"]
     for name in ("a.jsonl", "a.csv", "a.tsv"):
         run_cli(*words, "--output", tmp_path / name)
     found = negatives_of(tmp_path / "a.jsonl")
@@ -166,14 +166,14 @@ def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cl
 
 
 @pytest.mark.slow
-def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path):
+def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path, tiny):
     """Texts, a store of them, an index over that, and an index that is built for it."""
     corpus = tmp_path / "corpus.txt"
     texts = [" ".join(text.split()) for text in docs_as_pairs(library_docs()[220:420]).columns["positive"]]
     corpus.write_text("\n".join([*texts, texts[0]]), "utf-8")
-    run_cli("embed", "--encoder", MINILM, "--data", corpus, "--output", tmp_path / "store", "--device", "cpu")
+    run_cli("embed", "--encoder", tiny, "--data", corpus, "--output", tmp_path / "store", "--device", "cpu")
     run_cli("index", "build", tmp_path / "store", "--output", tmp_path / "index")
-    words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--corpus"]
+    words = ["mine", "--data", pairs, "--model", tiny, "--device", "cpu", "--corpus"]
     made = []
     for name, extra in (("corpus.txt", []), ("store", []), ("index", []), ("corpus.txt", ["--recall", 0.9])):
         run_cli(*words, tmp_path / name, *extra, "--output", tmp_path / f"{len(made)}.jsonl")
@@ -181,7 +181,7 @@ def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path):
     assert made[0] == made[1] == made[2] and {n for _, _, all_of in made[0] for n in all_of} <= set(texts)
     same = np.mean([len(set(a[2]) & set(b[2])) / 3 for a, b in zip(made[0], made[3], strict=True)])
     assert same > 0.8
-    error = run_cli("mine", "--data", pairs, "--model", MINILM, "--corpus", tmp_path / "nothing", "--output", tmp_path / "x.jsonl", code=2)  # fmt: skip
+    error = run_cli("mine", "--data", pairs, "--model", tiny, "--corpus", tmp_path / "nothing", "--output", tmp_path / "x.jsonl", code=2)  # fmt: skip
     assert "does not exist" in error.stderr
 
 
