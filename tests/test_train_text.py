@@ -279,6 +279,21 @@ def test_prompts_are_trained_with_and_kept(tiny, tmp_path):
     assert not np.allclose(again.encode(texts, role="query"), again.encode(texts, role="document"), atol=1e-3)
 
 
+def test_a_head_sees_texts_with_their_prompts(tiny):
+    from retrieval.train.head import MISSING, freeze
+
+    columns = [["soup", "star"], ["star", "road"], ["", "soup"]]
+    plain = load_encoder(str(tiny), "cpu")
+    frozen = freeze(plain.model, columns, lambda n: None)
+    assert len(frozen.vectors) == 3 and frozen.columns.tolist() == [[1, 2], [2, 0], [MISSING, 1]]
+    plain.model.prompts |= {"query": "query: ", "document": "passage: "}
+    apart = freeze(plain.model, columns, lambda n: None)
+    for role, rows, column in (("query", [0, 1], columns[0]), ("document", [0, 1], columns[1])):
+        at = apart.columns[0 if role == "query" else 1][rows]
+        assert np.allclose(apart.vectors[at], plain.encode(column, role=role), atol=1e-5)
+    assert apart.columns[2][0] == MISSING and len(apart.vectors) == 5
+
+
 def test_weights_between_old_and_new(command, run_cli, tmp_path, tiny):
     run_cli(*command, "--output", tmp_path / "new")
     run_cli(*command, "--output", tmp_path / "half", "--interpolate", 0.25)

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from retrieval.data import linked
-from retrieval.encode import Encoding
+from retrieval.encode import Encoding, prompt_of
 from retrieval.store import Floats
 
 from .batches import Pairs, Rows
@@ -40,11 +40,19 @@ def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
 
 
 def freeze(model: SentenceTransformer, columns: Sequence[Sequence[str]], progress: Callable[[int], None]) -> Frozen:
-    """Columns of texts under the encoder as it is; equal texts are one item."""
-    texts, codes = distinct(columns)
-    vectors = torch.from_numpy(Encoding(model).encode(texts, progress))
-    progress(codes.size - len(texts))  # those that stood there before
-    return Frozen(vectors, codes)
+    """Columns of texts under the encoder as it is; equal texts are one item, unless it has one prompt for anchors and another for the
+    other columns. A single column is of documents, as `embed` takes them."""
+    apart = len(columns) > 1 and prompt_of(model, "query") != prompt_of(model, "document")
+    sides = [("query", columns[:1]), ("document", columns[1:])] if apart else [("document", columns)]
+    vectors: list[Tensor] = []
+    codes: list[Rows] = []
+    for role, side in sides:
+        texts, found = distinct(side)
+        before = sum(map(len, vectors))
+        codes.append(np.where(found == MISSING, MISSING, found + before))
+        vectors.append(torch.from_numpy(Encoding(model, role=role).encode(texts, progress)))
+        progress(found.size - len(texts))  # those that stood there before
+    return Frozen(torch.cat(vectors), np.concatenate(codes))
 
 
 def train_head(

@@ -240,9 +240,8 @@ def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> 
     for name, prompt in (("query", config.query_prompt), ("document", config.document_prompt)):
         if prompt is not None:
             model.prompts[name] = prompt
-    if not pairs:
-        return prompt_of(model), prompt_of(model)
-    return prompt_of(model, "query"), prompt_of(model, "document")
+    others = prompt_of(model, "document")  # which texts that stand alone are too, as `embed` takes them
+    return prompt_of(model, "query") if pairs else others, others
 
 
 def lengths(model: SentenceTransformer, data: Texts) -> Ints:
@@ -261,7 +260,7 @@ def lengths(model: SentenceTransformer, data: Texts) -> Ints:
 
 def near(model: SentenceTransformer, data: Texts, encoded: Progress) -> Rows:
     """The rows whose anchors are nearest to each row's, (n, ≤ NEAR), or the classes nearest to each class, (c, c − 1)."""
-    vectors = Encoding(model).encode(data.texts, encoded)
+    vectors = Encoding(model, role="query" if data.is_pairs else "document").encode(data.texts, encoded)
     if data.is_pairs or data.labels is None:
         rows = np.arange(len(vectors))
         return exact_neighbors(vectors, vectors, min(NEAR, len(rows) - 1), self_rows=rows).ids

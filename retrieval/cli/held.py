@@ -52,7 +52,7 @@ class Held:
         from retrieval.embed import encode_all
 
         count, cut = len(self.items), self.documents
-        spans = [(0, count, None)] if cut is None else [(0, cut, "document"), (cut, count, "query")]
+        spans = [(0, count, "document")] if cut is None else [(0, cut, "document"), (cut, count, "query")]
         parts = [
             encode_all(encoder, self.items.part(start, stop), role=role, progress=progress)
             for start, stop, role in spans

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -148,9 +148,6 @@ class Texts:
         columns = {name: taken(column, chosen) for name, column in self.columns.items()}
         labels, ids = (None if column is None else taken(column, chosen) for column in (self.labels, self.ids))
         return Texts(columns, labels, ids, self.origin, None if self.scores is None else self.scores[chosen])
-
-    def with_origin(self, origin: str) -> "Texts":
-        return replace(self, origin=origin)
 
     def __len__(self) -> int:
         return len(self.texts)
