@@ -7,7 +7,7 @@ import numpy as np
 
 from .texts import Texts, taken, text_codes
 
-MUCH = 0.05  # of the texts, cut
+MUCH = 0.1  # of the texts, cut
 MEASURED = 4096  # texts whose tokens are counted
 
 
