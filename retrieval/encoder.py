@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from retrieval.artifact import MANIFEST, read_manifest
 from retrieval.encode import Encoding
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
 
 MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
@@ -99,8 +99,7 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     except Exception as error:  # every layer below fails in its own ways on what is not a model
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{name}: cannot load this encoder ({reason[:200]})") from error
+        raise UserError(f"{name}: cannot load this encoder ({first_line(error)})") from error
     return Encoder(model.eval(), name)
 
 
@@ -114,8 +113,7 @@ def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]
     try:
         model = CrossEncoder(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{name}: cannot load this cross-encoder ({reason[:200]})") from error
+        raise UserError(f"{name}: cannot load this cross-encoder ({first_line(error)})") from error
     if model.num_labels != 1:
         raise UserError(f"{name}: gives {model.num_labels} scores of a pair, not one; choose a reranker")
 

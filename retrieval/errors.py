@@ -10,6 +10,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether `error` means "no space left": libraries (HDF5, safetensors, FAISS) keep only the text of the errno."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

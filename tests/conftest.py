@@ -70,6 +70,24 @@ def tiny(minilm, tmp_path_factory):
 
 
 @pytest.fixture
+def pairs_file(tmp_path):
+    from tiny_training import PAIRS
+
+    path = tmp_path / "pairs.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["anchor", "positive"], *zip(*PAIRS.columns.values(), strict=True)])
+    return path
+
+
+@pytest.fixture
+def command(tiny, pairs_file):
+    return ["train", "text", "--data", pairs_file, "--model", tiny, "--steps", 6, "--batch-size", 8, "--lr", 1e-3] + [
+        "--no-general", "--device", "cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture
 def run_cli():
     """Run a command; returns click's result. Anything but a clean exit code is a failure of the test, with its output."""
 

@@ -1,17 +1,13 @@
 """Training an encoder for real, small: kills, several processes, parts of an encoder, and what each option promises."""
 
-import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_training import LOSS, PAIRS, SETTINGS, WORDS, trained, weights
 
 from retrieval.data import Texts, text_codes
 from retrieval.encoder import load_encoder
@@ -20,33 +16,10 @@ from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches, total_steps, train_text
+from retrieval.train.text import TextConfig, _sources, plan_batches, total_steps
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
-WORDS = ["card", "bank", "soup", "salt", "star", "night", "road", "tree", "code", "test", "book", "line"]
-PAIRS = Texts(
-    {
-        "anchor": [f"{a} and {b}" for a in WORDS for b in WORDS[:4]],
-        "positive": [f"the {a} with {b} " * (1 + len(a) % 3) for a in WORDS for b in WORDS[:4]],
-    },
-    None,
-    None,
-    "",
-)
-LOSS = named("hcl(label_mask=False)")
-SETTINGS = dict(steps=6, batch_size=8, lr=1e-3)
-
-
-def trained(tiny, data=PAIRS, loss=LOSS, watch=None, scratch=None, **settings):
-    encoder = load_encoder(str(tiny), "cpu")
-    config = TextConfig(**{**SETTINGS, **settings})
-    curve = train_text(encoder.model, data, config, loss, source="x", watch=watch, scratch=scratch)
-    return encoder, curve
-
-
-def weights(encoder):
-    return {key: value.clone() for key, value in encoder.model.state_dict().items()}
 
 
 def moved(tiny, encoder):
@@ -55,110 +28,9 @@ def moved(tiny, encoder):
     return {key for key, value in weights(encoder).items() if not torch.equal(value, before[key])}
 
 
-@pytest.fixture
-def pairs_file(tmp_path):
-    path = tmp_path / "pairs.csv"
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([["anchor", "positive"], *zip(*PAIRS.columns.values(), strict=True)])
-    return path
-
-
-@pytest.fixture
-def command(tiny, pairs_file):
-    return ["train", "text", "--data", pairs_file, "--model", tiny, "--steps", 6, "--batch-size", 8, "--lr", 1e-3] + [
-        "--no-general", "--device", "cpu",
-    ]  # fmt: skip
-
-
-def fingerprint(folder):
-    return json.loads((folder / "manifest.json").read_text())["encoder"]["fingerprint"]
-
-
 def test_the_seed_decides_bit_for_bit(tiny):
     one, other = (trained(tiny)[0].fingerprint for _ in range(2))
     assert one == other != trained(tiny, seed=1)[0].fingerprint
-
-
-KILLED = """
-import os, signal, sys
-from retrieval.train import whole
-whole.CHECKPOINT_SECONDS = 0 if sys.argv[2] == "each" else 1e9
-step, where, saves = int(sys.argv[1]), sys.argv[3], []
-real, write = whole.Timed.on_step_end, whole.write_atomically
-def on_step_end(self, args, state, control, **rest):
-    real(self, args, state, control, **rest)
-    if state.global_step == step and where == "step":
-        os.kill(os.getpid(), signal.SIGKILL)
-def writing(*words):
-    if len(saves) + 1 == step and where == "save":
-        os.kill(os.getpid(), signal.SIGKILL)
-    saves.append(write(*words))
-whole.Timed.on_step_end, whole.write_atomically = on_step_end, writing
-from retrieval.cli import main
-sys.argv = ["retrieval", *sys.argv[4:]]
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    "options",
-    [[], ["--loss", "infonce(memory=20, learn_temperature=True)"], ["--lora", "2"], ["--mini-batch-size", "3", "--accumulate", "2"]],
-    ids=["plain", "memory", "lora", "cached"],
-)  # fmt: skip
-@pytest.mark.parametrize("step,where", [(4, "step"), (3, "save")])
-def test_a_killed_training_goes_on_to_the_same_weights(command, options, step, where, run_cli, tmp_path):
-    command = [*map(str, command), *options]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_cli(*command, "--output", whole)
-    words = [sys.executable, "-c", KILLED, str(step), "each", where, *command, "--output", str(broken)]
-    killed = subprocess.run(words, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL and not broken.exists(), killed.stderr
-    again = run_cli(*command, "--output", broken)
-    assert f"goes on from step {3 if where == 'step' else 2} of" in again.stderr
-    assert fingerprint(broken) == fingerprint(whole)
-    for name in ("curve.csv", "config.json"):
-        assert (broken / "run" / name).read_bytes() == (whole / "run" / name).read_bytes()
-    assert not (broken / "checkpoints").exists() and not list(tmp_path.glob(".*"))
-
-
-def test_another_training_is_not_thrown_away_unasked(command, run_cli, tmp_path):
-    output = tmp_path / "run"
-    words = [sys.executable, "-c", KILLED, "4", "each", "step", *map(str, command), "--output", str(output)]
-    subprocess.run(words, capture_output=True)
-    error = run_cli(*command, "--output", output, "--seed", 5, code=2).stderr
-    assert "an interrupted training of other data or settings" in error
-    run_cli(*command, "--output", output, "--seed", 5, "--overwrite")
-
-
-@pytest.mark.parametrize("options", [[], ["--mini-batch-size", "2"], ["--loss", "infonce(learn_temperature=True)"]])
-def test_processes_train_as_one(command, options, run_cli, tiny, tmp_path):
-    """Without dropout, whose draws differ, two processes come to the weights of one."""
-    plain = tmp_path / "plain"
-    model = SentenceTransformer(str(tiny), device="cpu")
-    model[0].config.hidden_dropout_prob = model[0].config.attention_probs_dropout_prob = 0.0
-    model.save_pretrained(str(plain))
-    command = [*map(str, command), *options]
-    command[command.index("--model") + 1] = str(plain)
-    run_cli(*command, "--output", tmp_path / "one")
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--rdzv-backend",
-    ]
-    words += ["c10d", "--rdzv-endpoint", "localhost:0", "-m", "retrieval", *command, "--output", str(tmp_path / "two"), "--json"]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip().splitlines()) == 1 and json.loads(done.stdout)["steps"] == 6
-    one, two, start = (load_file(f / "model.safetensors") for f in (tmp_path / "one", tmp_path / "two", plain))
-    for key, value in one.items():
-        assert torch.allclose(value, two[key], atol=2e-5), key
-    assert any((value - start[key]).abs().max() > 1e-3 for key, value in one.items())
 
 
 def test_last_layers_alone_learn(tiny):
@@ -244,7 +116,9 @@ def test_accumulated_batches_are_their_mean(tiny):
     encoder, curve = trained(tiny, steps=1, accumulate=2)
     assert len(curve) == 2 and moved(tiny, encoder)
     plan = plan_batches(PAIRS, TextConfig(**{**SETTINGS, "accumulate": 2}), LOSS, "x")
-    assert (plan.steps, plan.batch_count) == (6, 12)
+    assert plan.steps == 6
+    sources = _sources(encoder.model, [PAIRS], [plan], None, TextConfig(**SETTINGS))
+    assert len(list(Shares(sources, total_steps([plan], TextConfig(**SETTINGS)) * 2))) == 12
 
 
 def test_bfloat16_keeps_float32_weights(tiny):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from retrieval.errors import UserError
 
 Rows = NDArray[np.int64]
-Order = Callable[[], Iterator[Rows]]  # endless: each time all rows, or classes, in some order
 DEFAULT_PAIRS = 128
 WINDOW = 64  # batches' worth of rows, among which those of like lengths are put together
 
@@ -38,17 +37,12 @@ def as_codes(values: Iterable[str]) -> Rows:
 
 @dataclass(frozen=True)
 class Plan:
-    """Endless batches of `pairs` pairs, how many steps of `accumulate` batches to train, and the classes (n,) where there are any."""
+    """Endless batches of `pairs` pairs, how many steps to train, and the classes (n,) where there are any."""
 
     batches: Callable[[], Iterator[Pairs]]
     pairs: int
     steps: int
     labels: Rows | None
-    accumulate: int = 1
-
-    @property
-    def batch_count(self) -> int:
-        return self.steps * self.accumulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +81,8 @@ def plan(
     drawing need is asked for when batches are first drawn: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k)
     the nearest rows of each row, or (classes, k) the nearest classes of each class. Raises UserError for data from which no pairs
     can be made.
+
+    accumulate: how many batches a step has.
     """
     drawing = drawing or Drawing()
     codes, available = None, count
@@ -99,12 +95,17 @@ def plan(
     pairs = pairs_per_batch(batch_size, available, source)
     quota = _quota(drawing, codes, labels, pairs, source) if by_class else None
 
+    hard = drawing.how == "hard"
+
+    def neighbours() -> Rows:
+        assert near is not None, "hard batches are drawn with an encoder"
+        return near()
+
     def batches() -> Iterator[Pairs]:
         if by_class:
             assert codes is not None
-            order = near_first(near(), seed) if near and drawing.how == "hard" else None
-            return balanced_batches(codes, pairs, seed, quota, order)
-        order = neighbours_together(near(), seed) if near and drawing.how == "hard" else shuffled(count, seed)
+            return balanced_batches(codes, pairs, seed, quota, near_first(neighbours(), seed) if hard else None)
+        order = neighbours_together(neighbours(), seed) if hard else shuffled(count, seed)
         if drawing.tokens:
             assert lengths is not None
             rows = by_tokens(order, lengths(), drawing.tokens, pairs, seed)
@@ -119,7 +120,7 @@ def plan(
     per_epoch = count / rows_a_step
     if drawing.tokens and not steps and lengths is not None:
         per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs)) / accumulate
-    return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes, accumulate)
+    return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes)
 
 
 def _refuse_drawing(drawing: Drawing, codes: Rows | None, by_class: bool) -> None:

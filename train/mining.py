@@ -57,12 +57,10 @@ class Relations(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """rows: (r,) of the data, in order within their anchors. negatives: (r, negatives) documents, −1 where there are fewer, and their
-    scores."""
+    """rows: (r,) of the data, in order within their anchors. negatives: (r, ≤ negatives) documents, −1 where there are fewer."""
 
     rows: Rows
     negatives: Rows
-    scores: Floats
 
 
 def mine(of: Relations, search: Search, score: Judge, mining: Mining, judge: Judge | None = None) -> Iterator[Mined]:
@@ -82,8 +80,9 @@ def mine(of: Relations, search: Search, score: Judge, mining: Mining, judge: Jud
         scores, found = _without_known(scores, found, block, of, known)
         scores, found = scores[:, mining.first : mining.last], found[:, mining.first : mining.last]
         rows = order[starts[block[0]] : starts[block[-1] + 1]]
-        own = score(of.anchor[rows], of.positive[rows])
-        if judge is not None:
+        if judge is None:
+            own = score(of.anchor[rows], of.positive[rows])
+        else:
             scores, found = _judged(scores, found, block, judge)
             own = judge(of.anchor[rows], len(of.documents) + of.positive[rows])
         yield _chosen(rows, scores[of.anchor[rows] - first], found[of.anchor[rows] - first], own, mining)
@@ -138,20 +137,9 @@ def _chosen(rows: Rows, scores: Floats, found: Rows, own: Floats, mining: Mining
         allowed &= scores <= own[:, None] - mining.absolute_margin
     if mining.relative_margin is not None:
         allowed &= scores <= (own - mining.relative_margin * np.abs(own))[:, None]
-    if mining.choose == "random":
+    if mining.choose == "random" and mining.negatives < found.shape[1]:
         draw = np.stack([np.random.default_rng([mining.seed, row]).random(found.shape[1]) for row in rows.tolist()])
-        by = np.argsort(np.where(allowed, draw, 2), axis=1, kind="stable")[:, : mining.negatives]
-        by = np.sort(
-            np.where(np.take_along_axis(allowed, by, 1), by, found.shape[1]), axis=1
-        )  # the nearest first again
-        by = np.minimum(by, found.shape[1] - 1)
-        taken = np.zeros(found.shape, bool)
-        np.put_along_axis(taken, by, np.take_along_axis(allowed, by, 1), 1)
-        allowed &= taken
+        draw = np.where(allowed, draw, np.inf)
+        allowed &= draw <= np.partition(draw, mining.negatives - 1, axis=1)[:, mining.negatives - 1 : mining.negatives]
     by = np.argsort(~allowed, axis=1, kind="stable")[:, : mining.negatives]
-    kept = np.take_along_axis(allowed, by, 1)
-    return Mined(
-        rows,
-        np.where(kept, np.take_along_axis(found, by, 1), -1),
-        np.where(kept, np.take_along_axis(scores, by, 1), np.nan).astype(np.float32),
-    )
+    return Mined(rows, np.where(np.take_along_axis(allowed, by, 1), np.take_along_axis(found, by, 1), -1))

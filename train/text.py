@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from retrieval.data import Texts, text_codes
+from retrieval.data import Texts
 from retrieval.encode import Encoding, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 from retrieval.neighbors import exact_neighbors
@@ -194,7 +195,7 @@ def plan_batches(
         accumulate=config.accumulate,
         drawing=config.drawing,
         identities=lambda: identities(data),
-        lengths=None if model is None else lambda: lengths(model, data),
+        lengths=None if model is None else cache(lambda: lengths(model, data)),
         near=None if model is None else lambda: near(model, data, encoded),
     )
 
@@ -227,9 +228,8 @@ def columns_of(data: Texts) -> list[Sequence[str]]:
 
 def identities(data: Texts) -> Rows:
     """(2, n) identity of each row's text on the anchors' and on the positives' side: equal texts are not negatives."""
-    anchors, positives = columns_of(data)[:2]
-    told = text_codes(anchors)
-    return np.stack([told, told if positives is anchors else text_codes(positives)])
+    codes = list(data.codes.values())
+    return np.stack(codes[:2] if data.is_pairs else codes[:1] * 2)
 
 
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:

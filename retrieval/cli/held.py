@@ -9,12 +9,13 @@ from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 if TYPE_CHECKING:
-    from retrieval.data import Asked, Texts
+    from retrieval.data import Texts
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images
     from retrieval.neighbors import Floats
 
+SPLIT = "test"  # of folders and data sets that have several
 DEEP = 100  # documents of each query that are ranked
 
 
@@ -61,14 +62,14 @@ class Held:
         return vectors
 
 
-def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
+def read_held(path: Path) -> Held:
     """Judge by a file, folder or data set of any kind."""
     from retrieval.data import read_texts
     from retrieval.data.documents import is_collection
 
     if path.is_dir() and is_collection(path):
-        return by_judgments(path, split)
-    data = read_texts(path, asked, split)
+        return by_judgments(path, SPLIT)
+    data = read_texts(path, split=SPLIT)
     if data.scores is not None:
         return by_scores(data)
     if data.is_pairs:
@@ -101,11 +102,11 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     """Each anchor asks for its positive among all positives; pairs that share a text belong together."""
     import numpy as np
 
-    from retrieval.data import Texts, linked, text_codes
+    from retrieval.data import Texts, linked
     from retrieval.data.texts import taken
 
     sides = [data.columns[name] for name in ("positive", "anchor")]
-    codes = [text_codes(side) for side in sides]
+    codes = [data.codes[name] for name in ("positive", "anchor")]
     groups = np.array([str(group) for group in linked(*codes).tolist()])
     rows = [np.unique(side, return_index=True)[1] for side in codes]
     base, labels = (groups[each].tolist() for each in rows)

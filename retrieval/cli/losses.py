@@ -6,7 +6,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import F, Number
+from .options import Number, together
 
 if TYPE_CHECKING:
     from retrieval.train.loss import LossConfig
@@ -15,43 +15,34 @@ HEAD_STEPS = 1000
 IMAGE_EPOCHS = 6.0
 
 
-def masks(command: F) -> F:
-    """`--label-mask` and `--detach-weights`."""
-    label_mask_help = (
-        "Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting."
-    )
-    for option in (
-        click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
-        click.option("--label-mask/--no-label-mask", default=None, help=label_mask_help),
-    ):
-        command = option(command)
-    return command
-
-
-def lasts(command: F) -> F:
-    """`--epochs`, `--steps`, `--batch-size` and `--lr`."""
-    for option in (
-        click.option(
-            "--lr",
-            type=Number(positive=True),
-            help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
-        ),
-        click.option(
-            "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
-        ),
-        click.option(
-            "--steps",
-            type=click.IntRange(min=1),
-            help="Training steps, instead of --epochs.  [default: 1000 for a head]",
-        ),
-        click.option(
-            "--epochs",
-            type=Number(positive=True),
-            help="Passes over the data.  [default: 1, of texts at least 100 steps; images 6]",
-        ),
-    ):
-        command = option(command)
-    return command
+masks = together(
+    click.option(
+        "--label-mask/--no-label-mask",
+        default=None,
+        help="Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting.",
+    ),
+    click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
+)
+lasts = together(
+    click.option(
+        "--epochs",
+        type=Number(positive=True),
+        help="Passes over the data.  [default: 1, of texts at least 100 steps; images 6]",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=1),
+        help="Training steps, instead of --epochs.  [default: 1000 for a head]",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
+    ),
+    click.option(
+        "--lr",
+        type=Number(positive=True),
+        help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
+    ),
+)
 
 
 def loss_config(flags: dict[str, Any]) -> "LossConfig":

@@ -13,9 +13,9 @@ import click
 
 from retrieval.errors import UserError
 
+from .columns import columns, training_data
 from .options import Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
-from .train_text import asked, columns
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -122,7 +122,9 @@ def mine(**flags: Any) -> None:
         seed=flags["seed"],
     )
     quiet_libraries()
-    data = _pairs(flags)
+    data = training_data(flags["data"], flags)
+    if not data.is_pairs:
+        raise UserError(f"{flags['data']}: has no pairs to mine for; give columns anchor and positive")
     say(f"{flags['data']}: {data.origin}")
     scratch = staging_folder(output)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -137,27 +139,17 @@ def mine(**flags: Any) -> None:
     emit(result, flags["as_json"], lines)
 
 
-def _pairs(flags: dict[str, Any]) -> "Texts":
-    from retrieval.data import pairs_by_score, read_texts
-
-    data = read_texts(flags["data"], asked(flags), flags["split"])
-    if not data.is_pairs:
-        raise UserError(f"{flags['data']}: has no pairs to mine for; give columns anchor and positive")
-    return data if data.scores is None else pairs_by_score(data, flags["min_score"], str(flags["data"]))
-
-
 def _mined(data: "Texts", flags: dict[str, Any], mining: "Mining", scratch: Path) -> dict[str, Any]:
     """Embed, search, choose, write; what came out."""
     import numpy as np
 
-    from retrieval.data import text_codes
     from retrieval.data.texts import taken
     from retrieval.train.mining import Relations, mine
 
     device = pick_device(flags["device"])
-    sides = [data.columns[name] for name in ("anchor", "positive")]
-    anchor, positive = (np.unique(text_codes(side), return_index=True, return_inverse=True) for side in sides)
-    texts = [taken(side, each[1].tolist()) for side, each in zip(sides, (anchor, positive), strict=True)]
+    names = ("anchor", "positive")
+    anchor, positive = (np.unique(data.codes[name], return_index=True, return_inverse=True) for name in names)
+    texts = [taken(data.columns[n], each[1].tolist()) for n, each in zip(names, (anchor, positive), strict=True)]
     searched = _searched(texts[0], texts[1], flags, scratch, device)
     of = Relations(anchor[2], positive[2], anchor[0], positive[0], searched.codes)
     negatives = np.full((len(data), mining.negatives), -1, np.int64)
@@ -277,12 +269,13 @@ def _judge(
 
         guide = load_encoder(flags["guide"], device)
         asked = _embed(guide, anchors, scratch / "guide anchors", "query")
-        sides = [_embed(guide, texts, scratch / f"guide {what}", "document") for texts, what in ((searched.texts, "corpus"), (positives, "positives"))]  # fmt: skip
-        scores = [_score(asked, side) for side in sides]
+        known = _embed(guide, positives, scratch / "guide positives", "document")
+        corpus = known if searched.texts is positives else _embed(guide, searched.texts, scratch / "guide corpus", "document")  # fmt: skip
+        scores = [_score(asked, side) for side in (corpus, known)]
 
         def guided(a: "Ints", d: "Ints") -> "Floats":
-            found, known = np.empty(len(a), np.float32), d >= documents
-            found[~known], found[known] = scores[0](a[~known], d[~known]), scores[1](a[known], d[known] - documents)
+            found, own = np.empty(len(a), np.float32), d >= documents
+            found[~own], found[own] = scores[0](a[~own], d[~own]), scores[1](a[own], d[own] - documents)
             return found
 
         return guided

@@ -73,6 +73,17 @@ class Commands(click.Group):
             raise
 
 
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options as one decorator, shown in this order."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def existing(kind: str) -> click.Path:
     """A path argument that must exist; `kind` is "file", "folder" or "any"."""
     return click.Path(path_type=Path, exists=True, dir_okay=kind != "file", file_okay=kind != "folder")

@@ -101,6 +101,3 @@ def _held_out(path: Path | None) -> "Held | None":
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --eval-data needs labels; give class folders or a column label")
     return None if data is None else by_classes(data)
-
-
-from . import train_text  # noqa: E402, F401  # adds its command to the group

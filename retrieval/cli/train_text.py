@@ -1,8 +1,8 @@
 """`retrieval train text`."""
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +13,16 @@ import click
 from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
+from .columns import columns, training_data
 from .losses import HEAD_STEPS, fit_to_data, length, loss_config
-from .options import F, Number, existing, pick_device, quiet_libraries
+from .options import Number, existing, pick_device, quiet_libraries, together
 from .output import progress, say
 from .processes import count, is_first, join, leave, of_first
 from .train import train
 from .training import changes, finish, judge, run_folder, show, tell, trains
 
 if TYPE_CHECKING:
-    from retrieval.data import Asked, Texts
+    from retrieval.data import Texts
     from retrieval.encoder import Encoder
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
@@ -48,40 +49,18 @@ class Dims(click.ParamType[tuple[int, ...]]):
         return tuple(sorted(set(found)))
 
 
-def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    def add(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-data_sets = _together(
+data_sets = together(
     click.option("--data", type=click.Path(path_type=Path), required=True, multiple=True, help="Training data; several may be given."),
     click.option("--weight", type=Number(positive=True), multiple=True, help="How often each --data has its turn, one after the other.  [default: by size]"),
 )  # fmt: skip
-columns = _together(
-    click.option("--anchor", help="Column of anchors, with --positive.  [default: found by name]"),
-    click.option("--positive", help="Column of positives."),
-    click.option("--negative", "negative", multiple=True, help="Column of hard negatives; may be given several times."),
-    click.option("--text", "text_column", help="Column of texts."),
-    click.option("--label", help="Column of classes."),
-    click.option("--score", help="Column of scores of pairs."),
-    click.option("--min-score", type=float, help="Pairs scored so are positives; the rest are left out."),
-    click.option(
-        "--negatives", type=click.IntRange(min=0), default=7, show_default=True, help="Hard negatives used of each row."
-    ),
-    click.option("--split", default="train", show_default=True, help="Of a BEIR folder or data set with several."),
-)
-what_learns = _together(
+what_learns = together(
     click.option("--head", is_flag=True, help="Freeze the encoder and train a linear head on it: seconds on a laptop."),
     click.option("--last-layers", type=click.IntRange(min=1), help="Train only so many of the last layers."),
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train low-rank additions, merged in the end."
     ),
 )
-batches = _together(
+batches = together(
     click.option(
         "--batches",
         "how",
@@ -103,7 +82,7 @@ batches = _together(
     ),
     click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step."),
 )
-steps = _together(
+steps = together(
     click.option("--schedule", type=click.Choice(["linear", "cosine", "constant"]), default="linear", show_default=True, help="Of the learning rate after warm-up."),
     click.option("--warmup", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Share of all steps."),
     click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Learning rate of each layer over that of the next."),
@@ -114,7 +93,7 @@ steps = _together(
     click.option("--query-prompt", help="Put before anchors of pairs, and kept as the encoder's prompt `query`."),
     click.option("--document-prompt", help="Likewise of the other texts, `document`."),
 )  # fmt: skip
-judging = _together(
+judging = together(
     click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: documentation that comes with Python]"),
     click.option("--no-general", is_flag=True, help="Leave that out."),
     click.option("--eval-every", type=click.IntRange(min=1), help="Judge by --eval-data every so many steps, and keep the best."),
@@ -151,10 +130,9 @@ def text(**flags: Any) -> None:
     from retrieval.train.text import plan_batches
 
     device = join(pick_device(flags["device"]))
-    if flags["compute"] == "float16" and not device.startswith("cuda"):
-        raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
+    _refuse_flags(flags, device)
     names = [str(path) for path in flags["data"]]
-    data = [_training_data(path, flags) for path in flags["data"]]
+    data = [training_data(path, flags) for path in flags["data"]]
     labelled = any(each.labels is not None and not each.is_pairs for each in data)
     loss = fit_to_data(loss, {**flags, "data": ", ".join(names)}, labelled)
     config, sets = _config(flags), _sets(flags)
@@ -252,25 +230,6 @@ def _watch_by_tensorboard(asked: str, folder: Path) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "run" / "tensorboard"))
 
 
-def _training_data(path: Path, flags: dict[str, Any]) -> "Texts":
-    """The texts; of scored pairs those that count as positives."""
-    from retrieval.data import pairs_by_score, read_texts
-
-    data = read_texts(path, asked(flags), flags["split"])
-    if data.scores is not None:
-        return pairs_by_score(data, flags["min_score"], str(path))
-    if flags["min_score"] is not None:
-        raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
-    return data
-
-
-def asked(flags: dict[str, Any]) -> "Asked":
-    from retrieval.data import Asked
-
-    names = ("anchor", "positive", "negative", "label", "score", "negatives")
-    return Asked(text=flags["text_column"], **{name: flags[name] for name in names})
-
-
 def _config(flags: dict[str, Any]) -> "TextConfig":
     from retrieval.train.batches import Drawing
     from retrieval.train.text import TextConfig
@@ -295,22 +254,12 @@ def _config(flags: dict[str, Any]) -> "TextConfig":
     )
 
 
-def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
-    """What is judged before and after."""
-    from retrieval.samples import docs_as_texts, library_docs
-
-    from .held import by_classes, read_held
-
-    sets = {}
+def _refuse_flags(flags: dict[str, Any], device: str) -> None:
+    """Raises UserError for options that do not go together, before any file is read."""
+    if flags["compute"] == "float16" and not device.startswith("cuda"):
+        raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
     if flags["general_data"] and flags["no_general"]:
         raise UserError("--general-data and --no-general: give one of them")
-    if flags["eval_data"]:
-        sets["held-out"] = read_held(flags["eval_data"])
-    if flags["general_data"]:
-        sets["general"] = read_held(flags["general_data"])
-    elif not flags["no_general"]:
-        docs = docs_as_texts(library_docs())
-        sets["general"] = by_classes(docs.take(range(0, len(docs), max(1, len(docs) // GENERAL))))
     for name in ("eval_every", "patience", "metric"):
         if flags[name] is not None and not flags["eval_data"]:
             raise UserError(f"--{name.replace('_', '-')}: there is nothing to judge by; give --eval-data")
@@ -323,6 +272,22 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
         raise UserError(f"{given}: say how often to judge, by --eval-every STEPS")
     if flags["eval_every"] and flags["head"]:
         raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")
+
+
+def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
+    """What is judged before and after."""
+    from retrieval.samples import docs_as_texts, library_docs
+
+    from .held import by_classes, read_held
+
+    sets = {}
+    if flags["eval_data"]:
+        sets["held-out"] = read_held(flags["eval_data"])
+    if flags["general_data"]:
+        sets["general"] = read_held(flags["general_data"])
+    elif not flags["no_general"]:
+        docs = docs_as_texts(library_docs())
+        sets["general"] = by_classes(docs.take(range(0, len(docs), max(1, len(docs) // GENERAL))))
     return sets
 
 
@@ -354,10 +319,12 @@ def _describe(
 
 def _mark(data: "Texts") -> str:
     """Names all that is trained on."""
-    from retrieval.artifact import sha256_json
     from retrieval.data import text_codes
 
-    return sha256_json([data.fingerprint, [int(text_codes(c).sum()) for c in data.columns.values()]])
+    digest = hashlib.sha256()
+    for codes in (*data.codes.values(), text_codes(data.labels or ())):
+        digest.update(len(codes).to_bytes(8, "little") + codes.tobytes())
+    return digest.hexdigest()
 
 
 def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":

@@ -10,7 +10,7 @@ import click
 
 from .held import Held, before_and_after, told_changes
 from .losses import lasts, masks
-from .options import F, Number, common, existing, uses_device, writes
+from .options import Number, common, existing, together, uses_device, writes
 from .output import Advance, emit, progress, say
 from .processes import is_first, of_first
 
@@ -24,40 +24,32 @@ if TYPE_CHECKING:
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
 
 
-def trains(command: F) -> F:
-    """The options that both ways of training share."""
-    for option in reversed(
-        (
-            click.option("--model", required=True, help="Encoder to start from."),
-            click.option(
-                "--loss",
-                default="hcl",
-                show_default=True,
-                help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
-            ),
-            click.option(
-                "--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"
-            ),
-            click.option("--beta", type=Number(), help="Hardness as the paper's β."),
-            click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
-            click.option(
-                "--tau-plus",
-                type=Number(),
-                help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
-            ),
-            click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
-            masks,
-            lasts,
-            click.option(
-                "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
-            ),
-            writes,
-            uses_device,
-            common,
-        )
-    ):
-        command = option(command)
-    return command
+trains = together(  # what both ways of training share
+    click.option("--model", required=True, help="Encoder to start from."),
+    click.option(
+        "--loss",
+        default="hcl",
+        show_default=True,
+        help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
+    ),
+    click.option("--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
+    click.option("--beta", type=Number(), help="Hardness as the paper's β."),
+    click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
+    click.option(
+        "--tau-plus",
+        type=Number(),
+        help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
+    ),
+    click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
+    masks,
+    lasts,
+    click.option(
+        "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
+    ),
+    writes,
+    uses_device,
+    common,
+)
 
 
 def show(advance: Advance, curve: "Curve", batches: int) -> None:

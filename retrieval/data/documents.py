@@ -53,13 +53,11 @@ def _listed(value: Any) -> Any:
 
 def nested_row(source: str, number: int, row: Mapping[str, Any], columns: tuple[str, str, tuple[str, ...]]) -> Nested:
     query, positives, negatives = columns
-    found = Nested(as_text(row.get(query)).strip(), *(_texts(_listed(row.get(name))) for name in (positives, "")))
-    if not found.query or not found.positives:
-        raise UserError(
-            f"{source}: line {number} has no {query if not found.query else positives!r}; complete or remove the row"
-        )
-    several = next((texts for name in negatives if (texts := _texts(_listed(row.get(name))))), [])
-    return found._replace(negatives=several)
+    asked, good = as_text(row.get(query)).strip(), _texts(_listed(row.get(positives)))
+    if not asked or not good:
+        raise UserError(f"{source}: line {number} has no {positives if asked else query!r}; complete or remove the row")
+    bad = next((texts for name in negatives if (texts := _texts(_listed(row.get(name))))), [])
+    return Nested(asked, good, bad)
 
 
 def _texts(values: Any) -> list[str]:

@@ -16,7 +16,7 @@ def summarise(
 ) -> dict[str, Any]:
     """Plain data: rows, columns, classes (how many, least, median and most rows), repeated rows, texts, and lengths in tokens of a
     sample, with the share of texts longer than `limit`, the encoder's length. tokens: how long texts are."""
-    codes = {name: text_codes(column) for name, column in data.columns.items()}
+    codes = data.codes
     rows = np.stack([*codes.values()], 1)
     told: dict[str, Any] = {
         "rows": len(data),
@@ -81,5 +81,5 @@ def told_summary(told: dict[str, Any]) -> list[str]:
 
 def leaked(train: Texts, judged: Sequence[str]) -> int:
     """How many of the texts that are judged by stand in the training data."""
-    seen = np.unique(np.concatenate([text_codes(column) for column in train.columns.values()]))
+    seen = np.concatenate(list(train.codes.values()))
     return int(np.isin(text_codes(judged), seen).sum())

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
 
 ROWS = 4096  # read at a time
 NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?$")
@@ -73,8 +73,7 @@ def _loaded(path: Path, split: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # the library's errors are of many kinds
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{path}: cannot load this dataset ({reason[:200]}); check its name, or --split") from None
+        raise UserError(f"{path}: cannot load this dataset ({first_line(error)}); check its name, or --split") from None
 
 
 def _refuse_what_no_hub_gives(name: str) -> None:

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -117,6 +118,11 @@ class Texts:
     def texts(self) -> Sequence[str]:
         """The column that is embedded: `text`, or every anchor."""
         return next(iter(self.columns.values()))
+
+    @cached_property
+    def codes(self) -> dict[str, NDArray[np.int64]]:
+        """By column, the code of each row's text."""
+        return {name: text_codes(column) for name, column in self.columns.items()}
 
     @property
     def fingerprint(self) -> str:
