@@ -18,7 +18,7 @@ from .memory import Memory
 from .mix import Recipe
 from .names import named, with_settings
 from .observe import Diagnostics, observe, observed_logits
-from .schedule import at, number
+from .schedule import Number, at, number
 from .tasks import UNKNOWN, Extra, Known, Task, tasks
 from .weights import Exp, solve_beta
 
@@ -72,11 +72,10 @@ def contrastive_loss(
         own = None if negative is None else _own_pairs(negative, negative_pairs, len(anchor), first)
         extra = _extra(negative, guide_negative, negative_items, own, past)
         found = tasks(here, everywhere, first, extra, config)
-        t = torch.as_tensor(number(config.temperature), dtype=views.dtype, device=views.device)
-        t = t if temperature is None else temperature.to(views.dtype)
-        b = torch.as_tensor(number(config.bias) if bias is None else bias, dtype=views.dtype, device=views.device)
-        t_now = number(config.temperature) if temperature is None else float(t.detach())
-        setting = _setting(config, t_now, float(b.detach()), lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
+        (t, t_now), (b, b_now) = (
+            _here(*each, views) for each in ((config.temperature, temperature), (config.bias, bias))
+        )
+        setting = _setting(config, t_now, b_now, lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
         total, floors = [], []
         for task in found:
             loss, on_floor = mean_loss(task, t, b, setting, _recipe(task, config), block_rows)
@@ -87,6 +86,13 @@ def contrastive_loss(
         if diagnose:
             seen = observe(found[0], setting, torch.stack(floors).mean())
         return LossOutput(loss, seen)
+
+
+def _here(fixed: Number, learned: Tensor | None, like: Tensor) -> tuple[Tensor, float]:
+    """A constant, or a learned () tensor, beside the embeddings, and as a number. Only a learned one makes a GPU wait."""
+    if learned is None:
+        return like.new_full((), number(fixed)), number(fixed)
+    return learned.to(like), float(learned.detach())
 
 
 def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | None) -> None:

@@ -45,16 +45,15 @@ def observe(task: Task, setting: Setting, on_floor: Tensor) -> Diagnostics:
     block = block_logits(task, at, setting)
     t = setting.temperature
     negatives = block.z > -torch.inf
-    some = block.negatives > 0
-    log_w = log_weights(task, block.z, at, setting)
-    ess = effective_sample_size(log_w[some]).median() if some.any() else log_w.new_zeros(())
+    ess = effective_sample_size(log_weights(task, block.z, at, setting))
+    ess = ess.where(block.negatives > 0, torch.nan).nanmedian().nan_to_num(0.0)
     total = block.negatives.sum().clamp(min=1)
-    cosines = setting.cosines(block.z[negatives])
-    mean = cosines.sum() / total
+    cosines = setting.cosines(block.z)
+    mean = cosines.where(negatives, 0.0).sum() / total
     false = block.z.new_zeros(())
     if task.labels is not None:
         false = ((task.labels[0][at, None] == task.labels[1]) & negatives).sum() / total
-    quantiles = _quantiles(cosines)
+    quantiles = _quantiles(cosines.where(negatives, torch.nan))
     positive = setting.cosines(block.z_pos).mean()
     attracted = _attracted(tilt(task, block, at, setting), setting, total)
     found = torch.stack(
@@ -68,7 +67,7 @@ def observe(task: Task, setting: Setting, on_floor: Tensor) -> Diagnostics:
             *quantiles,
             false.to(mean.dtype),
         ]
-    ).tolist()  # one sync
+    ).tolist()  # the one place where a GPU is waited for
     return Diagnostics(setting.beta, setting.beta / t, t, setting.tau_plus, *found)
 
 
@@ -78,11 +77,9 @@ def some_anchors(count: int) -> slice:
 
 
 def _quantiles(cosines: Tensor) -> Tensor:
-    """Median and 99th percentile of an even sample."""
-    if not len(cosines):
-        return cosines.new_zeros(2)
-    sample = cosines[:: max(1, len(cosines) // SAMPLED_COSINES)]
-    return torch.quantile(sample, sample.new_tensor([0.5, 0.99]))
+    """Median and 99th percentile of an even sample; NaN are none."""
+    sample = cosines.flatten()[:: max(1, cosines.numel() // SAMPLED_COSINES) | 1]  # odd, so that no column is left out
+    return torch.nanquantile(sample, sample.new_tensor([0.5, 0.99])).nan_to_num(0.0)
 
 
 def _attracted(tilted: Tilted, setting: Setting, total: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
-"""The loss on a CUDA device, through the Triton kernels: same value and gradients as `blocks.py`, memory O(batch · dim).
+"""The loss on a CUDA device, a tile of logits at a time: same value and gradients as `blocks.py`, memory O(batch · dim).
 
     sums        one pass over all logits: every anchor's log-sum-exps over its negatives
     losses      from those and the positives, a few numbers an anchor
-    gradients   a chunk of anchors at a time: the gradient in their logits is written, and multiplied by the rows
+    gradients   one more pass: the gradient in a tile's logits is written, and multiplied by the rows
+
+A tile's logits are a matrix product of cuBLAS, which one kernel reads once. Kernels that multiplied too, and kept logits from
+memory altogether, were half as fast: on an H200 they reached 200 of its 790 TFLOP/s (docs/log.md). Both passes make the same
+product, so a logit and the maximum that it is compared with are rounded alike.
 
 Half-precision embeddings are multiplied as they came, unrounded, and brought to unit length afterwards; float32 ones follow
-torch.set_float32_matmul_precision: "highest", the default, multiplies in full, anything else in TF32.
+torch.set_float32_matmul_precision.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -16,14 +22,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import Block, Leaves, Setting, Summed, log_negatives, losses_of
+from .blocks import Setting, Summed
 from .mix import Recipe
 from .tasks import Task
 from .weights import Exp, Uniform
 
-CHUNK_SCORES = 2**26  # logits whose gradients are held at a time: 128 MiB in bfloat16
+TILE_ROWS = 2**13  # anchors of a tile
+TILE_SCORES = 2**26  # logits of a tile: 256 MiB, and 128 MiB of gradients in bfloat16
 MIRRORED = 1e3  # largest concentration (1+β)/t at which 2⁻²³ of a cosine changes nothing that matters
-PROGRAMS = 1024  # at least so many, to fill a device whose anchors alone are too few
 
 
 def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
@@ -44,26 +50,27 @@ def sum_tiles(task: Task, setting: Setting, gradient: bool) -> Summed:
     """`blocks.sum_blocks` by kernels."""
     tiles = Tiles(task, setting)
     sums = tiles.sums()
-    summed = _label_losses(tiles, sums) if tiles.labelled else _pair_losses(tiles, sums)
-    count, sharpness = len(task.anchors), 1 / setting.temperature
-    loss, on_floor = summed.losses.sum() / count, summed.on_floor.sum() / count
+    found = _label_losses(tiles, sums) if tiles.labelled else _pair_losses(tiles, sums)
+    loss, on_floor = found.losses.mean(), found.on_floor.mean()
+    nothing = torch.zeros_like(loss)
     if not gradient:
-        return Summed(loss, None, None, torch.zeros_like(loss), torch.zeros_like(loss), on_floor)
-    to_anchors, to_candidates = tiles.to_rows(sums, summed)
-    anchors, candidates = task.anchors.detach(), task.candidates.detach()
+        return Summed(loss, None, None, nothing, nothing, on_floor)
+    to_anchors, to_candidates = tiles.to_rows(sums, found)
+    anchors = task.anchors.detach()
+    count, sharpness = len(anchors), 1 / setting.temperature
     # A symmetric pass has the gradient of both sides in one.
-    to_sharpness = (to_anchors * anchors).sum() / (2 if tiles.symmetric else 1) - summed.floor
-    pairs = summed.pairs
-    if pairs is not None:
-        of_anchor, of_candidate = anchors[pairs.owner], candidates[pairs.column]
-        to_anchors.index_add_(0, pairs.owner, summed.to_pairs[:, None] * of_candidate)
+    to_sharpness = torch.sum(to_anchors * anchors) / (2 if tiles.symmetric else 1) - found.to_floor.sum()
+    if found.pairs is not None:
+        to_pairs = found.pairs.gradient
+        to_anchors.add_(torch.bmm(to_pairs[:, None], found.pairs.partners)[:, 0])
         target = to_anchors if to_candidates is None else to_candidates
-        target.index_add_(0, pairs.column, summed.to_pairs[:, None] * of_anchor)
-        to_sharpness += summed.to_pairs @ pairs.z_pos / sharpness
+        of_anchors = to_pairs[:, :, None] * anchors[:, None]
+        target.index_add_(0, task.partners.flatten(), of_anchors.flatten(0, 1))
+        to_sharpness += torch.sum(to_pairs * found.pairs.z) / sharpness
     for rows in (to_anchors, to_candidates):
         if rows is not None:
             rows.mul_(sharpness / count)
-    return Summed(loss, to_anchors, to_candidates, to_sharpness / count, torch.zeros_like(loss), on_floor)
+    return Summed(loss, to_anchors, to_candidates, to_sharpness / count, nothing, on_floor)
 
 
 class Sums(NamedTuple):
@@ -75,46 +82,49 @@ class Sums(NamedTuple):
     negatives: Tensor
 
 
-class Losses(NamedTuple):
-    """Losses and their gradients, of the sum over anchors.
+class Pairs(NamedTuple):
+    """Partners as positives: their rows (A, M, d), their logits and the gradient in these, (A, M)."""
 
-    losses, on_floor: (A,). push, draw: (A,) in the two log-sum-exps. level, share: (A,) for the gradient in positives by
-    label. pairs, to_pairs: positives as (anchor, candidate) pairs, and the gradient in their logits. floor: () in −1/t.
+    partners: Tensor
+    z: Tensor
+    gradient: Tensor
+
+
+class Losses(NamedTuple):
+    """Losses of anchors, (A,) each, and gradients of their sum.
+
+    on_floor: 1 where the debiasing floor holds, to_floor: the gradient in that floor, −1/t. push, draw: see `kernels._pull`;
+    level, share: likewise, for positives by label. pairs: where partners are the positives.
     """
 
     losses: Tensor
     on_floor: Tensor
+    to_floor: Tensor
     push: Tensor
     draw: Tensor
     level: Tensor
     share: Tensor
-    floor: Tensor
-    pairs: Block | None
-    to_pairs: Tensor
-
-
-def _leaves(sums: Sums, setting: Setting, z_pos: Tensor) -> Leaves:
-    none = sums.top.new_zeros(len(sums.top), 0)
-    weights = sums.weights.log() if setting.beta else none
-    floor = sums.top.new_tensor(-1 / setting.temperature)
-    values = (sums.top + sums.weighed.log(), weights, z_pos, none, floor)
-    return Leaves(*(value.detach().requires_grad_() for value in values))
+    pairs: Pairs | None
 
 
 def _pair_losses(tiles: "Tiles", sums: Sums) -> Losses:
     """Every anchor has its partners as positives."""
+    from .kernels import losses_kernel
+
     task, setting = tiles.task, tiles.setting
-    owner = torch.arange(len(task.anchors), device=sums.top.device).repeat_interleave(task.partners.shape[1])
-    column = task.partners.flatten()
-    z_pos = (task.anchors.detach()[owner] * task.candidates.detach()[column]).sum(1) / setting.temperature
-    pairs = Block(z_pos, sums.negatives, z_pos, owner, column)
-    leaves = _leaves(sums, setting, z_pos)
-    with torch.enable_grad():
-        losses, on_floor = losses_of(leaves, sums.top, pairs, setting, len(task.candidates), views=1)
-        found = leaves.gradients(losses.sum())
-    draw = found.lse_weights if setting.through and setting.beta else torch.zeros_like(found.lse)
-    none = torch.zeros_like(found.lse)
-    return Losses(losses.detach(), on_floor, found.lse, draw, none, none, found.floor, pairs, found.z_pos)
+    config, tau, sharpness = setting.config, setting.tau_plus, 1 / setting.temperature
+    anchors, partners = task.anchors.detach(), task.candidates.detach()[task.partners]
+    z = torch.bmm(partners, anchors[:, :, None])[:, :, 0] * sharpness
+    losses, on_floor, to_floor, push, draw = torch.empty(5, len(z), device=z.device)
+    gradient = torch.empty_like(z)
+    numbers = (setting.beta, math.log(tau) if tau else 0.0, math.log1p(-tau), -sharpness)
+    published = len(task.candidates) - 2 if config.published_count else 0
+    losses_kernel[(-(-len(z) // ROWS),)](
+        *sums, z, losses, on_floor, to_floor, push, draw, gradient, len(z), *numbers, published,
+        M=z.shape[1], DEBIASED=tau > 0, THROUGH=setting.through and setting.beta != 0, ENTRY=config.entry, BA=ROWS,
+    )  # fmt: skip
+    nothing = losses  # never read: there are no positives by label
+    return Losses(losses, on_floor, to_floor, push, draw, nothing, nothing, Pairs(partners, z, gradient))
 
 
 def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
@@ -123,10 +133,13 @@ def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
     With positives p and log R = u: coupled, mean of log(1 + e^{u − p}); shared, log(e^u + Σ e^p) − mean p; decoupled, u − mean p.
     """
     setting, entry = tiles.setting, tiles.setting.config.entry
-    log_r, _ = log_negatives(
-        _leaves(sums, setting, sums.top), sums.top, sums.negatives, setting, len(tiles.task.candidates)
+    some = sums.negatives > 0
+    one = torch.ones_like(sums.top)
+    weighed, weights = torch.where(some, sums.weighed, one), torch.where(some, sums.weights, one)
+    number = (
+        sums.negatives.clamp(min=1) if not setting.config.published_count else one * (len(tiles.task.candidates) - 2)
     )
-    log_r, some = log_r.detach(), sums.negatives > 0
+    log_r = torch.where(some, sums.top + (number * weighed / weights).log(), -torch.inf)
     found = tiles.positives(log_r)
     share = 1 / found.number
     if entry == "coupled":
@@ -137,9 +150,9 @@ def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
     else:
         losses = torch.where(some, log_r - found.total * share, torch.zeros_like(log_r))
         to_log_r, level, share = some.to(log_r.dtype), log_r, share * some
-    draw = -to_log_r if setting.through and setting.beta else torch.zeros_like(to_log_r)
-    nothing = torch.zeros_like(losses[:0])
-    return Losses(losses, torch.zeros_like(some), to_log_r, draw, level, share, losses.new_zeros(()), None, nothing)
+    draw = -to_log_r / weights if setting.through and setting.beta else torch.zeros_like(to_log_r)
+    nothing = torch.zeros_like(losses)
+    return Losses(losses, nothing, nothing, to_log_r / weighed, draw, level, share, None)
 
 
 class Positives(NamedTuple):
@@ -188,47 +201,53 @@ class Tiles:
         items = task.items if task.items is not None else (nothing, nothing)
         return (*rows, *norms, own, task.partners.int().contiguous(), *labels, *items)
 
-    def flags(self, columns: int = 128) -> dict[str, Any]:
-        """What a kernel is compiled for. columns: of a tile of half-precision rows; fewer where an epilogue needs registers."""
-        task, half = self.task, self.task.raw is not None
-        full = half or torch.get_float32_matmul_precision() == "highest"
+    def flags(self) -> dict[str, Any]:
+        """What the kernels are compiled for."""
+        task = self.task
         return {
-            "D": task.anchors.shape[1],
             "OWN": task.own is not None,
             "M": task.partners.shape[1],
             "LABELS": self.labelled,
             "ITEMS": task.items is not None,
-            "BA": 128 if half else 64,
-            "BC": columns if half else 64,
-            "BD": 64 if half else 32,
-            "PRECISION": "ieee" if full else "tf32",
-            "num_warps": 8 if half else 4,
         }
+
+    def each(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Tile by tile: its anchors, its candidates, and their products (r, c) float32, which the next overwrites."""
+        (rows, columns), device = self.inputs[:2], self.task.anchors.device
+        height = min(len(rows), TILE_ROWS)
+        width = min(len(columns), max(1, TILE_SCORES // height))
+        room = torch.empty(height * width, device=device)
+        for left in range(0, len(columns), width):
+            candidates = slice(left, min(left + width, len(columns)))
+            for top in range(0, len(rows), height):
+                anchors = slice(top, min(top + height, len(rows)))
+                shape = anchors.stop - anchors.start, candidates.stop - candidates.start
+                products = room[: shape[0] * shape[1]].view(shape)
+                yield anchors, candidates, _product(rows[anchors], columns[candidates].T, products)
 
     def sums(self) -> Sums:
         from .kernels import sums_kernel
 
         beta, real = self.setting.beta, torch.float32
+        numbers = (1 / self.setting.temperature, beta)
         each, weighed, weights, count = self._sum(
-            sums_kernel,
-            (),
-            [real, real, real, torch.int32],
-            (1 / self.setting.temperature, beta),
-            self.flags() | {"HARD": beta != 0},
+            sums_kernel, (), [real, real, real, torch.int32], numbers, {"HARD": beta != 0}
         )
+        if not beta:
+            weights = count.to(real)
+        if len(each) == 1:
+            return Sums(each[0], weighed[0], weights[0], count[0])
         top = each.amax(0)
         lower = each - top
-        count = count.sum(0)
-        weighed = (weighed * (beta * lower).exp() * lower.exp()).sum(0)
-        weights = (weights * (beta * lower).exp()).sum(0) if beta else count.to(real)
-        return Sums(torch.where(count > 0, top, torch.zeros_like(top)), weighed, weights, count)
+        weighed = (weighed * ((1 + beta) * lower).exp()).sum(0)
+        return Sums(top, weighed, (weights * (beta * lower).exp()).sum(0), count.sum(0))
 
     def positives(self, level: Tensor) -> Positives:
         """level: (A,) as in `kernels.positives_kernel`."""
         from .kernels import positives_kernel
 
         sharpness = 1 / self.setting.temperature
-        *added, each, exps = self._sum(positives_kernel, (level,), [torch.float32] * 6, (sharpness,), self.flags(64))
+        *added, each, exps = self._sum(positives_kernel, (level,), [torch.float32] * 6, (sharpness,), {})
         top = each.amax(0)
         lse = top + (exps * (each - top).exp()).sum(0).log()
         number, total, softplus, sigmoid = (x.sum(0) for x in added)
@@ -242,14 +261,16 @@ class Tiles:
         numbers: tuple[float, ...],
         flags: dict[str, Any],
     ) -> list[Tensor]:
-        """Run a kernel that sums over candidates, in S splits where anchors alone are too few programs: outputs (S, A)."""
-        anchors, candidates = len(self.task.anchors), len(self.task.candidates)
-        blocks, tiles = -(-anchors // flags["BA"]), -(-candidates // flags["BC"])
-        each = -(-tiles // max(1, PROGRAMS // blocks)) * flags["BC"]
-        splits = -(-candidates // each)
-        found = [torch.empty(splits, anchors, dtype=kind, device=self.task.anchors.device) for kind in outputs]
-        kernel[(blocks, splits)](*self.inputs, *given, *found, anchors, candidates, each, *numbers, **flags)
-        return found
+        """Run a kernel that sums over the candidates of a tile: outputs (S, A), of S tiles beside each other."""
+        anchors, found = len(self.task.anchors), dict[int, list[Tensor]]()
+        for rows, columns, products in self.each():
+            if columns.start not in found:
+                found[columns.start] = [torch.empty(anchors, dtype=k, device=products.device) for k in outputs]
+            grid = (-(-len(products) // SUMMED["BA"]),)
+            ends = (rows.start, rows.stop, columns.start, columns.stop)
+            out = found[columns.start]
+            kernel[grid](products, *self.inputs[2:], *given, *out, *ends, *numbers, **self.flags(), **flags, **SUMMED)
+        return [torch.stack(parts) for parts in zip(*found.values(), strict=True)]
 
     def to_rows(self, sums: Sums, losses: Losses) -> tuple[Tensor, Tensor | None]:
         """Gradients in anchors (A, d) and candidates (C, d) of the sum of losses in cosines over t, pairs aside.
@@ -261,12 +282,8 @@ class Tiles:
         anchors, candidates = self.task.anchors.detach(), self.task.candidates.detach()
         # Half-precision rows have half-precision gradients; bfloat16, since most of them are far below float16's least.
         kind = torch.float32 if self.task.raw is None else torch.bfloat16
-        rows, columns = anchors.to(kind), candidates.to(kind)
-        some = sums.negatives > 0
-        one = torch.ones_like(sums.top)
-        weighed, weights = torch.where(some, sums.weighed, one), torch.where(some, sums.weights, one)
-        push, draw = losses.push / weighed, losses.draw / weights
-        to_anchors = torch.empty_like(anchors)
+        unit_anchors, unit_candidates = anchors.to(kind), candidates.to(kind)
+        to_anchors = torch.zeros_like(anchors)
         to_candidates = None if self.symmetric else torch.zeros_like(candidates)
         flags = self.flags() | {
             "HARD": self.setting.beta != 0,
@@ -274,24 +291,37 @@ class Tiles:
             "SYMMETRIC": self.symmetric,
             "ENTRY": self.setting.config.entry if self.labelled else "",
         }
-        step = max(flags["BA"], CHUNK_SCORES // len(candidates) // flags["BA"] * flags["BA"])
-        room = torch.empty(min(step, len(rows)), len(columns), dtype=kind, device=rows.device)
-        for start in range(0, len(rows), step):
-            stop = min(start + step, len(rows))
-            to_z = room[: stop - start]
-            grid = (-(-(stop - start) // flags["BA"]), -(-len(columns) // flags["BC"]))
-            numbers = (start, stop, len(columns), 1 / self.setting.temperature, self.setting.beta)
-            gradient_kernel[grid](
-                *self.inputs, sums.top, push, draw, losses.level, losses.share, to_z, *numbers, **flags
-            )
-            to_anchors[start:stop] = _product(to_z, columns)
+        numbers = (1 / self.setting.temperature, self.setting.beta)
+        for rows, columns, products in self.each():
+            to_z = torch.empty_like(products, dtype=kind)
+            grid = (-(-products.shape[1] // WRITTEN["BC"]), -(-len(products) // WRITTEN["BA"]))
+            ends = (rows.start, rows.stop, columns.start, columns.stop)
+            stats = (sums.top, losses.push, losses.draw, losses.level, losses.share)
+            gradient_kernel[grid](products, *self.inputs[2:], *stats, to_z, *ends, *numbers, **flags, **WRITTEN)
+            _add_product(to_anchors[rows], to_z, unit_candidates[columns])
             if to_candidates is not None:
-                to_candidates += _product(to_z.T, rows[start:stop])
+                _add_product(to_candidates[columns], to_z.T, unit_anchors[rows])
         return to_anchors, to_candidates
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
+# Sides of a program's part of a tile, and its warps: measured on an H200, docs/log.md. ROWS: anchors of `losses_kernel`.
+SUMMED = {"BA": 4, "BC": 512, "num_warps": 4}
+WRITTEN = {"BA": 8, "BC": 256, "num_warps": 4}
+ROWS = 128
+
+
+def _product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """x @ y in float32, whatever they are in."""
     if x.dtype == torch.float32:
-        return x @ y
-    return torch.mm(x, y, out_dtype=torch.float32) if x.is_cuda else x.float() @ y.float()
+        return torch.mm(x, y, out=out)
+    return torch.mm(x, y, out_dtype=torch.float32, out=out) if x.is_cuda else torch.mm(x.float(), y.float(), out=out)
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """total += x @ y in float32, whatever they are in."""
+    if x.dtype == torch.float32:
+        total.addmm_(x, y)
+    elif x.is_cuda:
+        torch.addmm(total, x, y, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(x.float(), y.float())
