@@ -231,14 +231,25 @@ def our_steps(
     return times[1:], bare + _bare(model, data, plans, config)
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _bare(model: SentenceTransformer, data: Texts, plans: list[Plan], config: TextConfig) -> list[float]:
     """Seconds of the encoder alone, forward and backward, on each batch's chunks; the first batch warms up."""
     sources, bare = _sources(model, [data], plans, None, config), []
     for share in Shares(sources, plans[0].steps):
         model.train()
         chunks = Collator(model, sources, config.mini_batch_size)(share)["chunks"]
+        chunks = [{name: to_device(value, model.device) for name, value in chunk.items()} for chunk in chunks]
         started = time.perf_counter()
         torch.cat([model(dict(chunk))["sentence_embedding"] for chunk in chunks]).sum().backward()
+        wait(model.device)
         bare.append(time.perf_counter() - started)
         model.zero_grad()
     return bare[1:]

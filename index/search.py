@@ -256,7 +256,7 @@ def _call(index: Index, settings: Settings, selector: Any) -> Any:
 def _scored_again(index: Index, queries: Floats, found: Neighbors, k: int) -> Neighbors:
     """Candidates of coded vectors by their exact scores."""
     rows = torch.from_numpy(found.ids)
-    exact = score_rows(torch.from_numpy(queries), index.base, rows.clamp_min(0)).float().numpy()
+    exact = score_rows(torch.from_numpy(queries), index.base, rows.clamp_min(0)).float().cpu().numpy()
     exact[found.ids < 0] = -np.inf
     order = np.lexsort((found.ids, -exact), axis=1)[:, :k]
     scores = np.take_along_axis(exact, order, 1)

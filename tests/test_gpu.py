@@ -37,7 +37,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(tiny):
     expected = encoding.encode(texts)
     torch.cuda.empty_cache()
     before = encoding.tokens
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 60e6) / torch.cuda.mem_get_info()[1])
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 24e6) / torch.cuda.mem_get_info()[1])
     try:
         found = encoding.encode(texts)
     finally:
@@ -71,7 +71,9 @@ def test_every_loss_is_that_of_the_cpu(name):
         assert there[0] == pytest.approx(here[0], rel=0.2)
 
 
-@pytest.mark.parametrize("how", [{}, {"compute": "bfloat16"}, {"compute": "float16"}, {"mini_batch_size": 5}, {"lora": 2}])
+@pytest.mark.parametrize(
+    "how", [{}, {"compute": "bfloat16"}, {"compute": "float16"}, {"mini_batch_size": 5}, {"lora": 2}]
+)
 def test_training_learns_and_its_seed_decides(tiny, how):
     (one, losses), (other, _) = (trained(tiny, steps=12, **how) for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -97,8 +99,8 @@ def test_the_path_of_commands_gives_the_same_neighbours(run_cli, text_path, text
         run_cli("eval", "clusters", store, "--device", device, "--output", judged)
         values[device] = json.loads(run_cli("eval", "clusters", store, "--device", device, "--json").stdout)
     for name, value in values["cpu"]["metrics"].items():
-        other = values["cuda"]["metrics"][name]
-        assert other["value"] == pytest.approx(value["value"], abs=0.02 if "i" in name else 2e-3), name
+        apart = 0.05 if name in ("ami", "ari", "nmi", "v-measure") else 2e-3  # k-means starts differ
+        assert values["cuda"]["metrics"][name] == pytest.approx(value, abs=apart), name
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -299,6 +299,7 @@ def test_a_full_disk_is_noticed_where_faiss_itself_is_silent(small_disk):
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.skipif(getattr(faiss, "get_num_gpus", lambda: 0)() > 0, reason="there is a GPU here")
 def test_where_there_is_no_gpu_it_is_said_and_never_done_otherwise(store, tmp_path, run_cli):
     build(store, tmp_path / "index", factory="IVF8,Flat")
     for words in (

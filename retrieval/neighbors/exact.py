@@ -15,7 +15,7 @@ from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 
 HELD = 2**22  # candidates of all queries held at a time: 50 MB, and several times that while they are merged
 WHOLE = 2**24  # scores held at a time where k is a large part of the base: 64 MB
-RESCORED = 2**20  # numbers scored again at a time: 8 MiB, which stays in cache
+RESCORED = {"cpu": 2**20, "cuda": 2**26}  # numbers scored again at a time: 8 MiB, which stays in cache; 512 MiB
 TINY = 1e-300
 NEAR = 1e-5  # of ‖q‖²: below, a squared distance is taken from the difference of the vectors
 
@@ -81,7 +81,7 @@ def neighbor_tiles(
     ready = base if isinstance(base, Base) else Base(base, metric, device)
     available = len(ready) - (self_rows is not None)
     assert 0 < k <= available, f"k = {k} of {available}"
-    step = max(1, HELD // (k + spare(k)))
+    step = max(1, HELD // (k + spare(k, "bfloat16")))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         itself = None if self_rows is None else torch.from_numpy(self_rows[rows]).to(ready.device)
@@ -89,9 +89,9 @@ def neighbor_tiles(
         yield search.run(precisions or suited(ready, k))
 
 
-def spare(k: int) -> int:
-    """How many candidates are kept beyond k, so that most queries are settled at once."""
-    return 8 + k // 8
+def spare(k: int, precision: Precision) -> int:
+    """How many candidates are kept beyond k, so that most queries are settled at once: the more, the rougher their scores."""
+    return 32 + k // 2 if precision == "bfloat16" else 8 + k // 8
 
 
 def _is_wide(k: int, base: Base) -> bool:
@@ -128,14 +128,18 @@ class Search:
 
     def _settle(self, which: Tensor, precision: Precision) -> Tensor:
         """Answer queries from candidates; (q,) whether the answer is certain."""
-        kept = min(self.k + spare(self.k), len(self.base))
+        kept = min(self.k + spare(self.k, precision), len(self.base))
         tiles = self._tiles(which)
+        asked = [self.queries[tile] for tile in tiles]
         best = [Best(len(tile), kept, which.device) for tile in tiles]
         error = torch.zeros(len(which), dtype=torch.float64, device=which.device)
+        bounds, grain = None, 0.0
         for start, block in self.base.blocks(len(which), self.queries.shape[1], precision):
-            error = torch.maximum(error, block.error(self.queries[which], self.norms[which]))
-            for tile, part in zip(tiles, best, strict=True):
-                part.add(self._without_self(block.scores(self.queries[tile]), tile, start), start)
+            if bounds != (block.longest, block.rounded):
+                bounds, grain = (block.longest, block.rounded), block.grain
+                error = torch.maximum(error, block.error(self.queries[which], self.norms[which]))
+            for queries, tile, part in zip(asked, tiles, best, strict=True):
+                part.add(self._without_self(block.scores(queries), tile, start), start)
         for part in best:
             part.finish()
         rough, rows = torch.cat([part.values for part in best]), torch.cat([part.rows for part in best])
@@ -144,7 +148,8 @@ class Search:
         self._answer(which, keys_of(exact, rows.clamp_min(0)))
         if kept >= len(self.base) - (self.self_rows is not None):
             return torch.ones_like(which, dtype=torch.bool)
-        left_out = torch.cat([part.floor for part in best]).double() + error  # nothing that was left out is above
+        floor = torch.cat([part.floor for part in best]).double()
+        left_out = floor + grain * floor.abs() + error  # nothing that was left out is above
         return self._rough(which, self.scores[which, -1].double()) > left_out
 
     def _decide(self, which: Tensor) -> None:
@@ -187,7 +192,8 @@ class Search:
         self.scores[which], self.rows[which] = from_keys(in_order(keys)[:, : self.k])
 
     def _tiles(self, which: Tensor) -> list[Tensor]:
-        return list(torch.split(which, max(1, tile_of(which.device.type))))
+        """The queries in parts of much the same size."""
+        return list(torch.tensor_split(which, max(1, -(-len(which) // tile_of(which.device.type)))))
 
     def _without_self(self, scores: Tensor, which: Tensor, start: int) -> Tensor:
         if self.self_rows is not None:
@@ -216,8 +222,10 @@ class Search:
 
 
 def score_rows(queries: Tensor, base: Base, rows: Tensor) -> Tensor:
-    """Scores (q, k) in float64 of base rows (q, k), larger is nearer: inner product, cosine, or minus the distance."""
-    step = max(1, RESCORED // (rows.shape[1] * queries.shape[1]))
+    """Scores (q, k) in float64, on the base's device, of base rows (q, k), larger is nearer: inner product, cosine, or minus
+    the distance."""
+    queries, rows = queries.to(base.device), rows.to(base.device)
+    step = max(1, RESCORED[queries.device.type] // (rows.shape[1] * queries.shape[1]))
     # Made at once: small results between large vectors that come and go would leave the heap full of holes, gigabytes of them.
     found = torch.empty(rows.shape, dtype=torch.float64, device=queries.device)
     for some, asked, scores in zip(*(torch.split(each, step) for each in (queries, rows, found)), strict=True):

@@ -6,6 +6,7 @@ cosine          q·x/‖x‖            (the length of the query changes no rank
 euclidean       q·x − ‖x‖²/2       = (‖q‖² − ‖q − x‖²)/2
 """
 
+from copy import copy
 from math import isfinite
 from typing import Literal
 
@@ -16,6 +17,7 @@ from retrieval.errors import UserError
 
 Precision = Literal["bfloat16", "float32", "float64"]
 ROUNDING = 2.0**-24  # unit roundoff of float32
+HALF_ROUNDING = 2.0**-8  # of bfloat16, of a number and of what it came from, whichever is larger
 
 
 class Block:
@@ -45,14 +47,37 @@ class Block:
             self.table = exact.bfloat16()
             self.rounded = float(torch.linalg.vector_norm(exact - self.table, dim=1).max())
 
+    @classmethod
+    def joined(cls, parts: "list[Block]", table: Tensor) -> "Block":
+        """One block of several whose rows stand one after the other in `table`."""
+        found = copy(parts[0])
+        found.table = table
+        found.longest, found.rounded = max(p.longest for p in parts), max(p.rounded for p in parts)
+        found.bias = None if found.bias is None else torch.cat([p.bias for p in parts if p.bias is not None])
+        return found
+
+    def part(self, rows: slice) -> "Block":
+        """Some of its rows, with the bounds of all."""
+        found = copy(self)
+        found.table, found.bias = self.table[rows], None if self.bias is None else self.bias[rows]
+        return found
+
+    @property
+    def grain(self) -> float:
+        """How much of itself a score may have lost when it was written down, beyond `error`.
+
+        Scores in bfloat16 are half the bytes, and bytes are what a GPU's search is short of; biased ones would lose too much.
+        """
+        return HALF_ROUNDING if self.precision == "bfloat16" and self.bias is None else 0.0
+
     def scores(self, queries: Tensor) -> Tensor:
         """(q, n) for queries (q, d) float32; float64 ones are not rounded."""
+        if self.precision == "float32":
+            return linear(queries, self.table, self.bias)
         if self.precision == "float64":
             found = queries.double() @ self.table.T
-        elif self.precision == "bfloat16":
-            found = _half_product(queries.bfloat16(), self.table)
         else:
-            return linear(queries, self.table, self.bias)
+            found = _half_product(queries.bfloat16(), self.table, torch.bfloat16 if self.grain else torch.float32)
         return found if self.bias is None else found.add_(self.bias)
 
     def error(self, queries: Tensor, lengths: Tensor) -> Tensor:
@@ -84,7 +109,8 @@ def _has_onednn(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
-def _half_product(queries: Tensor, table: Tensor) -> Tensor:
-    if queries.is_cuda:
-        return torch.mm(queries, table.T, out_dtype=torch.float32)
-    return queries.float() @ table.float().T  # the same values; the processor's own bfloat16 product rounds its result
+def _half_product(queries: Tensor, table: Tensor, kind: torch.dtype) -> Tensor:
+    """Sums in float32, rounded once if `kind` is bfloat16."""
+    if not queries.is_cuda:  # the processor's own product of bfloat16 may add up in less
+        return (queries.float() @ table.float().T).to(kind)
+    return queries @ table.T if kind == queries.dtype else torch.mm(queries, table.T, out_dtype=kind)

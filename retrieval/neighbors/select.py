@@ -30,7 +30,7 @@ class Best:
         self._seen = self._merged_at = 0
 
     def add(self, scores: Tensor, start: int) -> None:
-        """scores: (count, n) of rows start, start + 1, …"""
+        """scores: (count, n) of rows start, start + 1, …, float32 or less"""
         group = min(GROUP, max(1, scores.shape[1] // (2 * self._k)))
         whole = scores.shape[1] // group * group
         self._add_groups(scores[:, :whole], start, group)
@@ -47,13 +47,13 @@ class Best:
         grouped = scores.reshape(
             len(scores), size, width
         )  # a group is every width-th score, which maxima vectorise over
-        highest = grouped.amax(1)
+        highest = grouped.amax(1).float()
         floor = self.floor
         if self._seen == 0:  # as many groups as are asked for reach this, so as many scores do
             floor = highest.topk(self._k).values[:, -1] if self._k <= width else floor
             floor = floor.nextafter(floor.new_tensor(-torch.inf))
         query, group = (highest > floor[:, None]).nonzero(as_tuple=True)
-        members = grouped[query, :, group]
+        members = grouped[query, :, group].float()
         hit, member = (members > floor[query, None]).nonzero(as_tuple=True)
         row = start + member * width + group[hit]
         self._pending.append((query[hit], members[hit, member], row))
@@ -67,7 +67,7 @@ class Best:
         self._merged_at = self._seen
 
     def _merge(self, values: Tensor, rows: Tensor) -> None:
-        values, rows = torch.cat([self.values, values], 1), torch.cat([self.rows, rows], 1)
+        values, rows = torch.cat([self.values, values.float()], 1), torch.cat([self.rows, rows], 1)
         best = values.topk(self._k, sorted=False)
         self.values.copy_(best.values)  # in place: what is kept stays where it is, or the heap would be full of holes
         self.rows.copy_(rows.gather(1, best.indices))
