@@ -8,13 +8,13 @@ from triton.compiler import ASTSource
 from retrieval.train.loss import kernels, named
 from retrieval.train.loss.blocks import Setting
 from retrieval.train.loss.tasks import Known, tasks
-from retrieval.train.loss.tiles import SUMMED, WRITTEN, Tiles
+from retrieval.train.loss.tiles import ACROSS, ALONG, WRITTEN, Tiles
 
 TYPES = {
     "*bf16": ("out",),
     "*i32": ("own", "partners"),
     "*i64": ("label_a", "label_c", "item_a", "item_c"),
-    "i32": ("first_a", "last_a", "first_c", "last_c"),
+    "i32": ("first_a", "last_a", "first_c", "last_c", "step_a", "step_c"),
     "fp32": ("sharpness", "beta"),
 }
 
@@ -26,8 +26,9 @@ def main():
     tiles = Tiles(tasks(known, known, 0, None, config)[0], Setting(config, 0.1, 0.0, 0.2))
     which = {"HARD": True, "THROUGH": True, "SYMMETRIC": True, "ENTRY": "coupled"}
     for kernel, sides in (
-        (kernels.sums_kernel, SUMMED),
-        (kernels.positives_kernel, SUMMED),
+        (kernels.sums_kernel, ALONG),
+        (kernels.sums_kernel, ACROSS),
+        (kernels.positives_kernel, ALONG),
         (kernels.gradient_kernel, WRITTEN),
     ):
         flags = tiles.flags() | which | sides
@@ -38,7 +39,11 @@ def main():
         signature = {n: "constexpr" if n in constants else types.get(n, "*fp32") for n in kernel.arg_names}
         aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if signature[n][0] == "*"}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": flags["num_warps"]})
+        made = triton.compile(
+            source,
+            target=GPUTarget("cuda", 90, 32),
+            options={name: flags[name] for name in ("num_warps", "enable_fp_fusion")},
+        )
         print(len(made.asm["cubin"]))
 
 

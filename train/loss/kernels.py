@@ -15,10 +15,10 @@ NOTHING = tl.constexpr(-1e30)  # a maximum over nothing; finite, so that differe
 
 
 @triton.jit
-def _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, sharpness):
-    """(BA, BC) logits. norm_a, norm_c: 1 over the rows' lengths, so that half-precision rows multiply unrounded."""
+def _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, step_a, step_c, sharpness):
+    """(BA, BC) logits, which lie step_a and step_c apart. norm_a, norm_c: 1 over the rows' lengths, so that half-precision rows multiply unrounded."""
     inside = (rows < last_a)[:, None] & (cols < last_c)[None, :]
-    at = (rows - first_a)[:, None] * (last_c - first_c) + (cols - first_c)[None, :]
+    at = (rows - first_a)[:, None] * step_a + (cols - first_c)[None, :] * step_c
     lengths = tl.load(norm_a + rows, mask=rows < last_a, other=0.0)[:, None]
     lengths = lengths * tl.load(norm_c + cols, mask=cols < last_c, other=0.0)[None, :]
     return tl.load(products + at, mask=inside, other=0.0) * lengths * sharpness
@@ -57,7 +57,7 @@ def _relations(
 @triton.jit
 def sums_kernel(
     products, norm_a, norm_c, own, partners, label_a, label_c, item_a, item_c,
-    out_top, out_weighed, out_weights, out_count, first_a, last_a, first_c, last_c, sharpness, beta,
+    out_top, out_weighed, out_weights, out_count, first_a, last_a, first_c, last_c, step_a, step_c, sharpness, beta,
     OWN: tl.constexpr, M: tl.constexpr, LABELS: tl.constexpr, ITEMS: tl.constexpr,
     HARD: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def sums_kernel(
     count = tl.zeros((BA,), tl.int32)
     for start in range(first_c, last_c, BC):
         cols = start + tl.arange(0, BC)
-        z = _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, sharpness)
+        z = _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, step_a, step_c, sharpness)
         negative, _ = _relations(
             rows, cols, last_a, last_c, own, partners, label_a, label_c, item_a, item_c, OWN, M, LABELS, ITEMS
         )
@@ -98,7 +98,7 @@ def sums_kernel(
 @triton.jit
 def positives_kernel(
     products, norm_a, norm_c, own, partners, label_a, label_c, item_a, item_c, level,
-    out_count, out_sum, out_softplus, out_sigmoid, out_top, out_exp, first_a, last_a, first_c, last_c, sharpness,
+    out_count, out_sum, out_softplus, out_sigmoid, out_top, out_exp, first_a, last_a, first_c, last_c, step_a, step_c, sharpness,
     OWN: tl.constexpr, M: tl.constexpr, LABELS: tl.constexpr, ITEMS: tl.constexpr,
     BA: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +118,9 @@ def positives_kernel(
             rows, cols, last_a, last_c, own, partners, label_a, label_c, item_a, item_c, OWN, M, LABELS, ITEMS
         )
         if tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0:
-            z = _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, sharpness)
+            z = _logits(
+                products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, step_a, step_c, sharpness
+            )
             x = u[:, None] - z
             e = tl.exp(-tl.abs(x))
             count += tl.sum(positive.to(tl.float32), 1)
@@ -279,19 +281,19 @@ def _pull(
 @triton.jit
 def gradient_kernel(
     products, norm_a, norm_c, own, partners, label_a, label_c, item_a, item_c,
-    top, push, draw, level, share, out, first_a, last_a, first_c, last_c, sharpness, beta,
+    top, push, draw, level, share, out, first_a, last_a, first_c, last_c, step_a, step_c, sharpness, beta,
     OWN: tl.constexpr, M: tl.constexpr, LABELS: tl.constexpr, ITEMS: tl.constexpr,
     HARD: tl.constexpr, THROUGH: tl.constexpr, SYMMETRIC: tl.constexpr, ENTRY: tl.constexpr,
     BA: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """The gradient in the logits of a tile: out (last_a − first_a, last_c − first_c).
+    """The gradient in the logits of a tile: out, which lies as they do.
 
-    top, push, draw, level, share: (A,) as in `_pull`. SYMMETRIC: anchors and candidates are the same rows; the gradient of
-    the mirrored logit is added, so that one matrix product serves both sides.
+    top, push, draw, level, share: (A,) as in `_pull`. SYMMETRIC: anchors and candidates are the same rows; the gradient in
+    the mirrored logit, which is this one, is added.
     """
     rows = first_a + tl.program_id(1) * BA + tl.arange(0, BA)
     cols = first_c + tl.program_id(0) * BC + tl.arange(0, BC)
-    z = _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, sharpness)
+    z = _logits(products, norm_a, norm_c, rows, cols, first_a, last_a, first_c, last_c, step_a, step_c, sharpness)
     negative, positive = _relations(
         rows, cols, last_a, last_c, own, partners, label_a, label_c, item_a, item_c, OWN, M, LABELS, ITEMS
     )
@@ -310,6 +312,6 @@ def gradient_kernel(
             tl.load(draw + cols, mask=there, other=0.0)[None, :], tl.load(level + cols, mask=there, other=0.0)[None, :],
             tl.load(share + cols, mask=there, other=0.0)[None, :], beta, HARD, THROUGH, ENTRY,
         )  # fmt: skip
-    at = (rows - first_a)[:, None] * (last_c - first_c) + (cols - first_c)[None, :]
+    at = (rows - first_a)[:, None] * step_a + (cols - first_c)[None, :] * step_c
     inside = (rows < last_a)[:, None] & (cols < last_c)[None, :]
     tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)

@@ -4,9 +4,10 @@
     losses      from those and the positives, a few numbers an anchor
     gradients   one more pass: the gradient in a tile's logits is written, and multiplied by the rows
 
-A tile's logits are a matrix product of cuBLAS, which one kernel reads once. Kernels that multiplied too, and kept logits from
-memory altogether, were half as fast: on an H200 they reached 200 of its 790 TFLOP/s (docs/log.md). Both passes make the same
-product, so a logit and the maximum that it is compared with are rounded alike.
+A tile's logits are a matrix product of cuBLAS, which a kernel then reads. Kernels that multiplied too, and kept logits from
+memory altogether, were half as fast: on an H200 they reached 200 of its 790 TFLOP/s (docs/log.md). Where anchors and candidates
+are the same rows, a tile above the diagonal is that below it too. Both passes make the same product, and kernels fuse no
+additions, so a logit and the maximum that it is compared with are rounded alike.
 
 Half-precision embeddings are multiplied as they came, unrounded, and brought to unit length afterwards; float32 ones follow
 torch.set_float32_matmul_precision.
@@ -29,7 +30,6 @@ from .weights import Exp, Uniform
 
 TILE_ROWS = 2**13  # anchors of a tile
 TILE_SCORES = 2**26  # logits of a tile: 256 MiB, and 128 MiB of gradients in bfloat16
-MIRRORED = 1e3  # largest concentration (1+β)/t at which 2⁻²³ of a cosine changes nothing that matters
 
 
 def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
@@ -178,12 +178,9 @@ class Tiles:
 
     @property
     def symmetric(self) -> bool:
-        """Whether anchors and candidates are the same rows in the same order, so that one pass does for both sides.
-
-        Not at extreme hardness: a logit and its mirror image may be rounded differently, and (1+β)/t multiplies that.
-        """
-        same = self.task.own is not None and len(self.task.anchors) == self.task.total == len(self.task.candidates)
-        return same and (1 + self.setting.beta) / self.setting.temperature < MIRRORED
+        """Whether anchors and candidates are the same rows in the same order."""
+        task = self.task
+        return task.own is not None and len(task.anchors) == task.total == len(task.candidates)
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -212,14 +209,15 @@ class Tiles:
         }
 
     def each(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Tile by tile: its anchors, its candidates, and their products (r, c) float32, which the next overwrites."""
+        """Tile by tile: its anchors, its candidates, and their products (r, c) float32, which the next overwrites. Where they
+        are symmetric, those on the diagonal and above it."""
         (rows, columns), device = self.inputs[:2], self.task.anchors.device
         height = min(len(rows), TILE_ROWS)
-        width = min(len(columns), max(1, TILE_SCORES // height))
+        width = height if self.symmetric else min(len(columns), max(1, TILE_SCORES // height))
         room = torch.empty(height * width, device=device)
         for left in range(0, len(columns), width):
             candidates = slice(left, min(left + width, len(columns)))
-            for top in range(0, len(rows), height):
+            for top in range(0, left + 1 if self.symmetric else len(rows), height):
                 anchors = slice(top, min(top + height, len(rows)))
                 shape = anchors.stop - anchors.start, candidates.stop - candidates.start
                 products = room[: shape[0] * shape[1]].view(shape)
@@ -263,13 +261,18 @@ class Tiles:
     ) -> list[Tensor]:
         """Run a kernel that sums over the candidates of a tile: outputs (S, A), of S tiles beside each other."""
         anchors, found = len(self.task.anchors), dict[int, list[Tensor]]()
-        for rows, columns, products in self.each():
+
+        def add(rows: slice, columns: slice, products: Tensor, sides: dict[str, Any]) -> None:
             if columns.start not in found:
                 found[columns.start] = [torch.empty(anchors, dtype=k, device=products.device) for k in outputs]
-            grid = (-(-len(products) // SUMMED["BA"]),)
-            ends = (rows.start, rows.stop, columns.start, columns.stop)
-            out = found[columns.start]
-            kernel[grid](products, *self.inputs[2:], *given, *out, *ends, *numbers, **self.flags(), **flags, **SUMMED)
+            place = (rows.start, rows.stop, columns.start, columns.stop, *products.stride())
+            grid, out = (-(-len(products) // sides["BA"]),), found[columns.start]
+            kernel[grid](products, *self.inputs[2:], *given, *out, *place, *numbers, **self.flags(), **flags, **sides)
+
+        for rows, columns, products in self.each():
+            add(rows, columns, products, ALONG)
+            if self.symmetric and rows.start != columns.start:
+                add(columns, rows, products.T, ACROSS)
         return [torch.stack(parts) for parts in zip(*found.values(), strict=True)]
 
     def to_rows(self, sums: Sums, losses: Losses) -> tuple[Tensor, Tensor | None]:
@@ -284,29 +287,31 @@ class Tiles:
         kind = torch.float32 if self.task.raw is None else torch.bfloat16
         unit_anchors, unit_candidates = anchors.to(kind), candidates.to(kind)
         to_anchors = torch.zeros_like(anchors)
-        to_candidates = None if self.symmetric else torch.zeros_like(candidates)
+        to_candidates = to_anchors if self.symmetric else torch.zeros_like(candidates)
         flags = self.flags() | {
             "HARD": self.setting.beta != 0,
             "THROUGH": self.setting.through,
-            "SYMMETRIC": self.symmetric,
             "ENTRY": self.setting.config.entry if self.labelled else "",
         }
         numbers = (1 / self.setting.temperature, self.setting.beta)
         for rows, columns, products in self.each():
             to_z = torch.empty_like(products, dtype=kind)
             grid = (-(-products.shape[1] // WRITTEN["BC"]), -(-len(products) // WRITTEN["BA"]))
-            ends = (rows.start, rows.stop, columns.start, columns.stop)
+            place = (rows.start, rows.stop, columns.start, columns.stop, *products.stride())
             stats = (sums.top, losses.push, losses.draw, losses.level, losses.share)
-            gradient_kernel[grid](products, *self.inputs[2:], *stats, to_z, *ends, *numbers, **flags, **WRITTEN)
+            mirrored = self.symmetric and rows.start != columns.start
+            gradient_kernel[grid](
+                products, *self.inputs[2:], *stats, to_z, *place, *numbers, SYMMETRIC=mirrored, **flags, **WRITTEN
+            )
             _add_product(to_anchors[rows], to_z, unit_candidates[columns])
-            if to_candidates is not None:
-                _add_product(to_candidates[columns], to_z.T, unit_anchors[rows])
-        return to_anchors, to_candidates
+            _add_product(to_candidates[columns], to_z.T, unit_anchors[rows])
+        return to_anchors, None if self.symmetric else to_candidates
 
 
 # Sides of a program's part of a tile, and its warps: measured on an H200, docs/log.md. ROWS: anchors of `losses_kernel`.
-SUMMED = {"BA": 4, "BC": 512, "num_warps": 4}
-WRITTEN = {"BA": 8, "BC": 256, "num_warps": 4}
+ALONG = {"BA": 4, "BC": 512, "num_warps": 4, "enable_fp_fusion": False}  # logits of an anchor lie beside each other
+ACROSS = {"BA": 128, "BC": 16, "num_warps": 4, "enable_fp_fusion": False}  # of a candidate
+WRITTEN = {"BA": 8, "BC": 256, "num_warps": 4, "enable_fp_fusion": False}
 ROWS = 128
 
 
