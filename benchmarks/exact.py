@@ -1,16 +1,18 @@
 """Exact search beside FAISS's flat index, torch's product and topk, and usearch: speed at equal results.
 
-    python benchmarks/exact.py [--rows 60000] [--dims 128 768] [--device cpu] [--data fashion-mnist.npy]
+    python benchmarks/exact.py [--rows 60000] [--dims 128 768] [--device cpu] [--lists 4096]
 
 GFLOP/s are 2 · queries · rows · dim over the median time of interleaved rounds. Ceilings, measured in the same run: the
 best rate of a 2,048³ product in float32 by any library here (on a GPU also bfloat16), and reading the base once.
 «As installed» is FAISS in a fresh process without the settings of retrieval/index/backend.py.
+--lists: on a GPU also an inverted file of so many lists, trained, filled and searched there by retrieval/index/gpu.py.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from machine import header
 from store import medians, unit_rows
 
 from retrieval.index.backend import faiss
+from retrieval.index.gpu import _resources, add_assigned, set_on_gpus, to_gpus, train_on
 from retrieval.neighbors import Base, exact_neighbors
 
 K = 10
@@ -78,7 +81,7 @@ def synchronised(value: Any) -> Any:
     return value
 
 
-def ways(base: np.ndarray, queries: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:
+def ways(base: Any, queries: np.ndarray, device: str) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {}
     dim = base.shape[1]
     if device == "cpu":
@@ -98,18 +101,65 @@ def ways(base: np.ndarray, queries: np.ndarray, device: str) -> dict[str, Callab
                 base, queries, K, MetricKind.IP, exact=True, threads=torch.get_num_threads()
             )
         return found
-    ready = Base(base, "inner_product", device)
-    resources = faiss().StandardGpuResources()
-    flat = faiss().GpuIndexFlatIP(resources, dim)
-    flat.add(base)
+    b = torch.from_numpy(base).to(device) if isinstance(base, np.ndarray) else base
+    ready, half = Base(b, "inner_product", device), b.bfloat16()
     q = torch.from_numpy(queries).to(device)
-    b = torch.from_numpy(base).to(device)
-    found["ours"] = lambda: exact_neighbors(q, ready, K)
-    found["GpuIndexFlatIP"] = lambda: flat.search(queries, K)
+    found["ours"] = lambda: exact_neighbors(queries, ready, K)
+    flat = gpu_flat(b)
+    if flat is not None:
+        found["GpuIndexFlatIP"] = lambda: flat.search(queries, K)
     found["torch bf16 mm + topk, not exact"] = lambda: synchronised(
-        [(part.bfloat16() @ b.T.bfloat16()).topk(K) for part in q.split(max(1, 2**31 // len(base)))]
+        [(part.bfloat16() @ half.T).topk(K) for part in q.split(max(1, 2**31 // len(base)))]
     )
     return found
+
+
+def gpu_flat(base: torch.Tensor) -> Any:
+    """FAISS's flat index of the rows; None where it does not fit beside them."""
+    if base.numel() * 4 > torch.cuda.mem_get_info()[0] - 2**32:
+        return None
+    flat = faiss().GpuIndexFlatIP(_resources(0), base.shape[1])
+    for part in base.split(2**19):
+        flat.add(part.cpu().numpy())
+    return flat
+
+
+def unit_rows_there(rows: int, dim: int, device: str) -> torch.Tensor:
+    """`unit_rows`, made on a GPU."""
+    generator = torch.Generator(device).manual_seed(0)
+    found = torch.empty(rows, dim, device=device)
+    for part in found.split(2**20):
+        part.normal_(generator=generator)
+        part /= part.norm(dim=1, keepdim=True)
+    return found
+
+
+def lists(base: torch.Tensor, count: int, device: str) -> None:
+    """An inverted file on the GPU: time to build it, and queries a second beside recall@10."""
+    f, dim = faiss(), base.shape[1]
+    index = f.index_factory(dim, f"IVF{count},Flat", f.METRIC_INNER_PRODUCT)
+    rows = base.cpu().numpy()
+    began = time.perf_counter()
+    kept = train_on(index, device)
+    index.train(rows[:: max(1, len(rows) // (64 * count))])
+    trained = time.perf_counter()
+    for start in range(0, len(rows), 2**18):
+        add_assigned(index, rows[start : start + 2**18], start, device)
+    filled = time.perf_counter()
+    there = to_gpus(index, device)
+    print(
+        f"  IVF{count},Flat: trained in {trained - began:.1f} s, filled in {filled - trained:.1f} s, copied in {time.perf_counter() - filled:.1f} s"
+    )
+    queries = unit_rows(10_000, dim, seed=1)
+    exact = exact_neighbors(queries, Base(base, "inner_product", device), K).ids
+    for nprobe in (4, 16, 64, 256):
+        set_on_gpus(there, {"nprobe": nprobe})
+        found = there.search(queries, K)[1]
+        recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
+        speed = {n: n / seconds(lambda n=n: there.search(queries[:n], K), 5) for n in (1, 100, 10_000)}  # type: ignore[misc]
+        told = ", ".join(f"{rate:,.0f} queries/s at {n:,} a call" for n, rate in speed.items())
+        print(f"    nprobe {nprobe:<4} recall@{K} {recall:.3f}  {told}", flush=True)
+    assert kept is not None
 
 
 def as_installed(rows: int, dim: int, counts: list[int]) -> dict[int, float]:
@@ -120,7 +170,7 @@ def as_installed(rows: int, dim: int, counts: list[int]) -> dict[int, float]:
     return {int(count): taken for count, taken in json.loads(out.splitlines()[-1]).items()}
 
 
-def compare(base: np.ndarray, counts: list[int], device: str, top: float, plain: dict[int, float]) -> None:
+def compare(base: Any, counts: list[int], device: str, top: float, plain: dict[int, float]) -> None:
     rows, dim = base.shape
     for count in counts:
         queries = np.ascontiguousarray(unit_rows(count, dim, seed=1))
@@ -136,9 +186,10 @@ def compare(base: np.ndarray, counts: list[int], device: str, top: float, plain:
             if name != "ours, kept base" and "ours, kept base" in taken and name != "ours":
                 times += f", kept {spent / taken['ours, kept base']:6.2f} ×"
             print(f"  {name:<34}{spent * 1e3:10.2f} ms {rate:8.0f} GFLOP/s {100 * rate / top:5.0f} %{times}")
-        ours = exact_neighbors(queries[:1000], base, K, device=device).ids
-        theirs = tried["IndexFlatIP, best" if device == "cpu" else "GpuIndexFlatIP"]()[1][:1000]
-        print(f"  neighbours equal to FAISS's: {(ours == theirs).mean():.5f}")
+        peer = tried.get("IndexFlatIP, best" if device == "cpu" else "GpuIndexFlatIP")
+        if peer is not None:
+            ours = tried["ours"]().ids[:1000]
+            print(f"  neighbours equal to FAISS's: {(ours == peer()[1][:1000]).mean():.5f}", flush=True)
 
 
 def main() -> None:
@@ -147,6 +198,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[128, 768])
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 10_000])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lists", type=int)
     asked = parser.parse_args()
     print(header())
     faiss().omp_set_num_threads(torch.get_num_threads())
@@ -157,8 +209,12 @@ def main() -> None:
         rate for name, rate in rates.items() if name.startswith("bfloat16" if asked.device != "cpu" else "float32")
     )
     for dim in asked.dims:
-        plain = as_installed(asked.rows, dim, asked.counts) if asked.device == "cpu" else {}
-        compare(unit_rows(asked.rows, dim), asked.counts, asked.device, top, plain)
+        there = asked.device != "cpu"
+        plain = {} if there else as_installed(asked.rows, dim, asked.counts)
+        base = unit_rows_there(asked.rows, dim, asked.device) if there else unit_rows(asked.rows, dim)
+        compare(base, asked.counts, asked.device, top, plain)
+        if there and asked.lists:
+            lists(base, asked.lists, asked.device)
 
 
 if __name__ == "__main__":

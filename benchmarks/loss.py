@@ -163,7 +163,14 @@ def timed(run: Callable[[], None], device: str) -> float:
 
 
 def peak_memory(name: str, pairs: int, dim: int, device: str, dtype: str, gib: float) -> float | None:
-    """MiB beyond the embeddings that a process of its own reached; None if it did not fit."""
+    """MiB beyond the embeddings that it reached, on a CPU in a process of its own; None if it did not fit."""
+    if device != "cpu":
+        try:
+            return most_allocated(name, pairs, dim, device, getattr(torch, dtype), gib)
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            torch.cuda.empty_cache()
     words = ["--one", name, "--sizes", str(pairs), "--dims", str(dim), "--device", device, "--dtype", dtype]
     done = subprocess.run(
         [sys.executable, __file__, *words, "--memory", str(gib)], capture_output=True, text=True, timeout=3000
@@ -174,19 +181,21 @@ def peak_memory(name: str, pairs: int, dim: int, device: str, dtype: str, gib: f
 def measure_one(name: str, pairs: int, dim: int, device: str, dtype: torch.dtype, gib: float) -> None:
     inputs = embeddings(pairs, dim, device, dtype)
     step(CASES[name][1](8), *embeddings(8, dim, device, dtype))  # libraries warm up
-    if device == "cpu":
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (int(used + gib * 2**30),) * 2)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = high_water()
-        step(CASES[name][1](pairs), *inputs)
-        print((high_water() - before) / 1024)
-    else:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.mem_get_info()[1]))
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(CASES[name][1](pairs), *inputs)
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (int(used + gib * 2**30),) * 2)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = high_water()
+    step(CASES[name][1](pairs), *inputs)
+    print((high_water() - before) / 1024)
+
+
+def most_allocated(name: str, pairs: int, dim: int, device: str, dtype: torch.dtype, gib: float) -> float:
+    inputs = embeddings(pairs, dim, device, dtype)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.mem_get_info()[1]))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step(CASES[name][1](pairs), *inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def high_water() -> int:

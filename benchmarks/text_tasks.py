@@ -30,8 +30,9 @@ def banking_pairs(count: int = 4096) -> Texts:
     data = banking("train")
     random = np.random.default_rng(0)
     labels = np.array(data.labels)
+    of_class = {label: np.flatnonzero(labels == label) for label in np.unique(labels)}
     rows = random.integers(0, len(data), count)
-    others = [int(random.choice(np.flatnonzero(labels == labels[row]))) for row in rows]
+    others = [int(random.choice(of_class[labels[row]])) for row in rows]
     return Texts({"anchor": [data.texts[r] for r in rows], "positive": [data.texts[r] for r in others]}, None, None, "")
 
 

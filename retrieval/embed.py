@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,21 +185,22 @@ def cost_of(exact: Floats, other: Floats) -> dict[str, float]:
 
 
 def overlapped(corpus: Corpus, job: Job, numbers: Iterable[int], done: Done, progress: Progress) -> None:
-    """Write shards; while the encoder runs on one, a thread reads and tokenises the next and another writes the last."""
+    """Write shards; while the encoder runs on one, a thread reads and tokenises the next and another writes the last, and
+    waits for a GPU where that still computes it."""
 
     encoding = corpus.encoding
     assert encoding is not None
 
-    def finish(number: int, block: Texts | Images, vectors: Floats) -> None:
+    def finish(number: int, block: Texts | Images, vectors: Callable[[], Floats]) -> None:
         ids = list(block.ids) if block.ids is not None else job.numbers(number)
-        done(number, write_rows(job.shards.path(number), rows_of(block, vectors, ids), job.kind))
+        done(number, write_rows(job.shards.path(number), rows_of(block, vectors(), ids), job.kind))
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
         ahead = ahead_of(((number, reader.submit(corpus.prepare, *job.span(number))) for number in numbers), 1)
         for number, upcoming in ahead:
             block, prepared = upcoming.result()
-            vectors = encoding.run(prepared, progress)
+            vectors = encoding.start(prepared, progress)
             if written is not None:
                 written.result()
             written = writer.submit(finish, number, block, vectors)
@@ -213,7 +215,7 @@ def encode_all(
     encoder.require("image" if isinstance(data, Images) else "text")
     encoding = Encoding(encoder.model, role=role)
     blocks = (data.part(start, start + BLOCK) for start in range(0, len(data), BLOCK))
-    return np.concatenate([encoding.run(prepare(encoding, block), progress) for block in blocks])
+    return encoding.run_all((partial(prepare, encoding, block) for block in blocks), progress)
 
 
 def left_behind(output: Path) -> int:

@@ -1,16 +1,17 @@
 """Running an encoder at the speed of its model.
 
 Texts are tokenised a block at a time, equal ones once, and batched by their number of tokens, so that almost nothing is
-padding; pictures are decoded by threads. On a GPU batches are pinned and copied while the model runs, and nothing
-waits for results before the block ends.
+padding; pictures are decoded by threads. On a GPU batches are pinned and copied while the model runs, the next block is
+tokenised meanwhile, and nothing waits for a block's results before the next block's batches are given to the GPU.
 """
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,18 @@ class Prepared:
     work: list[int]
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as the tokenizer gives them, unpadded and one after the other; for `pad`.
+
+    lengths: (n,) tokens of each text. by_token: features with a number for each token. rest: those that all texts share.
+    """
+
+    lengths: Ints
+    by_token: dict[str, Ints]
+    rest: Features
+
+
 class Encoding:
     """How blocks of texts or pictures become unit vectors: `run(prepare(items))`, float32 on the CPU.
 
@@ -75,8 +88,19 @@ class Encoding:
     def encode(self, items: Sequence[Any], progress: Callable[[int], None] = lambda rows: None) -> Floats:
         """Unit vectors (n, dim) of any number of texts or pictures, in blocks as `embed` makes them."""
         prepare = self.prepare_texts if isinstance(items[0], str) else self.prepare_pictures
-        blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
-        return np.concatenate([self.run(prepare(block), progress) for block in blocks])
+        starts = range(0, len(items), BLOCK)
+        return self.run_all((partial(prepare, items[start : start + BLOCK]) for start in starts), progress)
+
+    def run_all(
+        self, blocks: Iterable[Callable[[], Prepared]], progress: Callable[[int], None] = lambda rows: None
+    ) -> Floats:
+        """Unit vectors (n, dim) of blocks, given by what prepares each: a thread, for a GPU while it runs the block before,
+        whose vectors are waited for when the GPU has this one."""
+        ahead = 0 if self.model.device.type == "cpu" else 1  # why a CPU waits: see `_features`
+        with ThreadPoolExecutor(1) as reader:
+            prepared = ahead_of((reader.submit(block) for block in blocks), ahead)
+            running = (self.start(each.result(), progress) for each in prepared)
+            return np.concatenate([vectors() for vectors in ahead_of(running, ahead)])
 
     def prepare_texts(self, texts: Sequence[str]) -> Prepared:
         """Tokenise the distinct texts and batch them by length."""
@@ -105,14 +129,19 @@ class Encoding:
                 for batch in batches_by_length(lengths, 4 * self.tokens, 4 * self.enough)
             ]
             return batches, lengths
-        features, lengths = tokenise(self.model, texts, prompt)
-        tokenizer = self.model.tokenizer
-        found = batches_by_length(lengths, self.tokens, self.enough)
-        return [(batch, partial(pad, features, batch, tokenizer)) for batch in found], lengths
+        tokens, tokenizer = tokenise(self.model, texts, prompt), self.model.tokenizer
+        found = batches_by_length(tokens.lengths, self.tokens, self.enough)
+        return [(batch, partial(pad, tokens, batch, tokenizer)) for batch in found], tokens.lengths
 
     def run(self, prepared: Prepared, progress: Callable[[int], None] = lambda rows: None) -> Floats:
-        """Unit vectors (n, dim) of a block. `progress` is told the items done since it was last called: since the longest
-        come first, as many as there would be for the work done if all were equally long."""
+        """Unit vectors (n, dim) of a block."""
+        return self.start(prepared, progress)()
+
+    def start(self, prepared: Prepared, progress: Callable[[int], None] = lambda rows: None) -> Callable[[], Floats]:
+        """Give a block to the device. What is returned waits for the unit vectors (n, dim), in whatever thread calls it.
+
+        `progress` is told the items given since it was last called: since the longest come first, as many as there would be
+        for the work done if all were equally long."""
         rows = [batch for batch, _ in prepared.batches]
         done = np.round(len(prepared.inverse) * np.cumsum([0, *prepared.work]) / sum(prepared.work)).astype(int)
         vectors = []
@@ -120,10 +149,9 @@ class Encoding:
             for batch, features, items in zip(rows, self._features(prepared), np.diff(done).tolist(), strict=True):
                 vectors.append(self._forward(features, len(batch)))
                 progress(items)
-            distinct = torch.cat(vectors).cpu().numpy()  # the only wait for a GPU
-        ordered = np.empty_like(distinct)
-        ordered[np.concatenate(rows)] = distinct
-        return ordered[prepared.inverse]
+            distinct = _copied(torch.cat(vectors))
+        places = np.argsort(np.concatenate(rows))  # of each distinct item among the batches'
+        return lambda: distinct()[places[prepared.inverse]]
 
     def _features(self, prepared: Prepared) -> Iterator[Features]:
         """The batches' features on the device. Threads make them, for a GPU while it runs, for a CPU before all its cores
@@ -196,6 +224,22 @@ def _cut(features: Features, count: int, part: slice) -> tuple[Features, int]:
     return cut, len(range(count)[part])
 
 
+def _copied(vectors: Tensor) -> Callable[[], Floats]:
+    """What waits for a copy of them in the CPU's memory: for this one only, not for what the GPU is given later."""
+    if vectors.device.type != "cuda":
+        here = vectors.cpu().numpy()
+        return lambda: here
+    pinned = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    pinned.copy_(vectors, non_blocking=True)
+    arrived = torch.cuda.current_stream(vectors.device).record_event()
+
+    def wait() -> Floats:
+        arrived.synchronize()
+        return pinned.numpy()
+
+    return wait
+
+
 def _made(make: Callable[[], Features], pin: bool = False) -> Features:
     features = make()
     if not pin:
@@ -212,6 +256,13 @@ def prompt_of(model: SentenceTransformer, role: str | None = None) -> str | None
     return named or model.prompts.get(model.default_prompt_name or "")
 
 
+LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, where no encoder's class has its own
+    "sentence_transformers.base.modules.transformer",
+    "transformers.tokenization_utils_base",
+    "transformers.tokenization_utils_tokenizers",
+]
+
+
 def tokenises_apart(model: SentenceTransformer) -> bool:
     """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
     module: Any = model[0]
@@ -225,12 +276,55 @@ def tokenises_apart(model: SentenceTransformer) -> bool:
     )
 
 
-def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -> tuple[Features, Ints]:
-    """The tokenizer's lists of every text, unpadded, and their lengths; for `pad`. Needs `tokenises_apart`."""
-    module: Any = model[0]
+def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -> Tokens:
+    """What sentence-transformers makes of the texts, unpadded. Needs `tokenises_apart`.
+
+    It spends as long on Python's lists as a GPU on short texts, and keeps other threads from Python meanwhile. Where it only
+    asks the Rust tokenizer it is given one text, which says what features there are and sets how texts are cut; the
+    tokenizer's own threads do the rest.
+    """
     apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
-    features = module.preprocess(texts, prompt=prompt, processing_kwargs=apart)
-    return features, np.array([len(ids) for ids in features["input_ids"]])
+    module: Any = model[0]
+    preprocess = partial(module.preprocess, prompt=prompt, processing_kwargs=apart)
+    if not _asks_only_the_tokenizer(model):
+        return as_tokens(preprocess(texts))
+    first = as_tokens(preprocess(texts[:1]))
+    backend: Any = model.tokenizer.backend_tokenizer
+    encoded = backend.encode_batch_fast([prompt + text for text in texts] if prompt else texts)
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    count = int(lengths.sum())
+    read: dict[str, Callable[[], Ints]] = {
+        "input_ids": lambda: _flat((each.ids for each in encoded), count),
+        "token_type_ids": lambda: _flat((each.type_ids for each in encoded), count),
+        "attention_mask": lambda: np.ones(count, np.int64),
+    }
+    return Tokens(lengths, {name: read[name]() for name in first.by_token}, first.rest)
+
+
+def _asks_only_the_tokenizer(model: SentenceTransformer) -> bool:
+    """Whether all that preprocessing does to texts is a call of the Rust tokenizer: no other module's, processor's or
+    tokenizer's way, and no settings of the call."""
+    module: Any = model[0]
+    tokenizer: Any = type(model.tokenizer)
+    steps = type(module).preprocess, tokenizer.__call__, tokenizer._encode_plus
+    return (
+        list(module.modality_config) == ["text"]
+        and module.processor is model.tokenizer
+        and not module.processing_kwargs
+        and [step.__module__ for step in steps] == LIBRARY_STEPS
+    )
+
+
+def as_tokens(features: Any) -> Tokens:
+    """The tokenizer's lists, unpadded, as arrays."""
+    lists = {name: value for name, value in features.items() if isinstance(value, list)}
+    lengths = np.array([len(ids) for ids in lists["input_ids"]], np.int64)
+    by_token = {name: _flat(value, int(lengths.sum())) for name, value in lists.items()}
+    return Tokens(lengths, by_token, {name: value for name, value in features.items() if name not in lists})
+
+
+def _flat(rows: Iterable[list[int]], count: int) -> Ints:
+    return np.fromiter(chain.from_iterable(rows), np.int64, count)
 
 
 def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
@@ -242,7 +336,7 @@ def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
     backend.no_truncation()
     backend.no_padding()
     try:
-        return np.array([len(each.ids) for each in backend.encode_batch(list(texts))])
+        return np.array([len(each) for each in backend.encode_batch_fast(list(texts))])
     finally:
         if cut:
             backend.enable_truncation(**cut)
@@ -254,36 +348,34 @@ def batches_by_length(lengths: Ints, most: int, enough: int) -> list[Ints]:
     """Items in batches, longest first, with at most `most` tokens with padding; one of `enough` tokens is closed where the
     length changes, so that most batches need no padding at all."""
     order = np.argsort(-lengths, kind="stable")
+    sizes = lengths[order].tolist()
     batches, start = [], 0
-    for stop in range(1, len(order) + 1):
-        longest = lengths[order[start]]
+    for stop in range(1, len(sizes) + 1):
+        longest = sizes[start]
         if (
-            stop == len(order)
+            stop == len(sizes)
             or (stop - start + 1) * longest > most
-            or (lengths[order[stop]] < longest and (stop - start) * longest >= enough)
+            or (sizes[stop] < longest and (stop - start) * longest >= enough)
         ):
             batches.append(order[start:stop])
             start = stop
     return batches
 
 
-def pad(features: Features, batch: Ints, tokenizer: Any) -> Features:
-    """The tokenizer's lists of some texts as tensors (texts, longest), padded as the tokenizer would."""
+def pad(tokens: Tokens, batch: Ints, tokenizer: Any) -> Features:
+    """Some texts' features as tensors (texts, longest), padded as the tokenizer would."""
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    longest = max(len(features["input_ids"][row]) for row in batch)
-    padded: Features = {}
-    for name, value in features.items():
-        if not isinstance(value, list):
-            padded[name] = value
-            continue
-        table = np.full((len(batch), longest), fill.get(name, 0), np.int64)
-        for line, row in zip(table, batch.tolist(), strict=True):
-            if tokenizer.padding_side == "left":
-                line[longest - len(value[row]) :] = value[row]
-            else:
-                line[: len(value[row])] = value[row]
-        padded[name] = torch.from_numpy(table)
-    return padded
+    lengths = tokens.lengths[batch, None]
+    stops = np.cumsum(tokens.lengths)[batch, None]
+    columns = np.arange(lengths.max())
+    if tokenizer.padding_side == "left":
+        columns = columns - len(columns) + lengths  # of each text: negative before it begins
+    at, inside = stops - lengths + columns, (columns >= 0) & (columns < lengths)
+    padded = {
+        name: torch.from_numpy(np.where(inside, values.take(at, mode="clip"), fill.get(name, 0)))
+        for name, values in tokens.by_token.items()
+    }
+    return padded | tokens.rest
 
 
 def usable_cpus() -> int:

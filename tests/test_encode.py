@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from retrieval.artifact import staging_folder
 from retrieval.data import Texts, read_texts, scan_texts
 from retrieval.embed import embed, encode_all
-from retrieval.encode import Encoding, ahead_of, batches_by_length, pad, usable_cpus
+from retrieval.encode import Encoding, ahead_of, as_tokens, batches_by_length, pad, usable_cpus
 from retrieval.encoder import MINILM, Encoder
 from retrieval.errors import UserError, is_disk_full
 from retrieval.images import Images
@@ -87,7 +87,7 @@ def test_padding_is_the_tokenizers(minilm):
     plain = tokenizer(texts, padding=True, return_tensors="pt")
     for side in ("right", "left"):
         tokenizer.padding_side = side
-        padded = pad(dict(tokenizer(texts)), np.arange(3), tokenizer)
+        padded = pad(as_tokens(tokenizer(texts)), np.arange(3), tokenizer)
         want = tokenizer(texts, padding=True, return_tensors="pt")
         assert all((padded[name] == want[name]).all() for name in want)
     tokenizer.padding_side = "right"
@@ -276,11 +276,11 @@ class Breaking(Encoding):
 
     left = 2
 
-    def run(self, *words):
+    def start(self, *words):
         if not self.left:
             raise ZeroDivisionError
         self.left -= 1
-        return super().run(*words)
+        return super().start(*words)
 
 
 def test_an_interrupted_embedding_goes_on_where_it_stopped(tiny, tmp_path, monkeypatch):

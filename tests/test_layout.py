@@ -27,7 +27,7 @@ HOMES = {
     ],
     "transformers": ["train/", "retrieval/cli/options.py"],
     "huggingface_hub": ["retrieval/encoder.py", "retrieval/data/tables.py"],
-    "triton": ["train/loss/kernels.py"],
+    "triton": ["train/loss/kernels.py", "retrieval/neighbors/collect.py"],
     "datasets": ["train/whole.py", "retrieval/data/tables.py", "retrieval/cli/options.py"],
     "peft": ["train/adapt.py"],
     "safetensors": ["train/whole.py"],

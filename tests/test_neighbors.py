@@ -193,6 +193,31 @@ def test_best_keeps_the_largest_and_a_floor_under_which_it_dropped_nothing(count
     assert best.floor.equal(best.values.amin(1))
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "sorted by class"])
+@pytest.mark.parametrize("count, k", [(1, 1), (100, 7), (700, 7), (700, 90)])
+def test_a_kernel_keeps_the_largest_too(monkeypatch, order, count, k):
+    """In Triton's interpreter where there is no GPU. Scores unlike those seen before overflow what is held, and are read again."""
+    collect = pytest.importorskip("retrieval.neighbors.collect")
+    monkeypatch.setattr(collect, "ROOM", 50)
+    monkeypatch.setattr(collect, "READ", 64)
+    scores = torch.randn(5, 3 * count, generator=torch.Generator().manual_seed(0))
+    if order == "rising":
+        scores = scores.sort().values
+    if order == "sorted by class":
+        scores[:, count : count + count // 2] += 10
+    best = collect.Collected(5, k, DEVICE)
+    for part in range(3):
+        best.add(scores[:, part * count : (part + 1) * count].to(DEVICE), part * count)
+    best.finish()
+    values, rows = best.values.cpu(), best.rows.cpu()
+    assert values.sort(descending=True).values.equal(scores.topk(k).values)
+    assert scores.gather(1, rows).equal(values)
+    assert best.floor.cpu().equal(values.amin(1))
+
+
 def test_keys_order_by_score_then_row():
     rng = np.random.default_rng(0)
     scores = rng.choice(np.array([-np.inf, -3e38, -1.5, -0.0, 0.0, 1e-45, 2.5, np.inf], np.float32), (5, 200))

@@ -4,6 +4,7 @@ Chen et al., "A Simple Framework for Contrastive Learning of Visual Representati
 a batch draws its own parameters. Letters: B batch, C channels, H × W as stored, S side of the network's input.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ def crop_and_flip(x: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor
     """A random crop of each picture, mirrored with probability `flip`, resized bilinearly: (B, C, H, W) → (B, C, *size)."""
     batch, device = len(x), x.device
     area = torch.empty(batch, device=device).uniform_(*how.scale)
-    bound = torch.log(torch.tensor(how.ratio)).item()
+    bound = math.log(how.ratio)
     ratio = torch.empty(batch, device=device).uniform_(-bound, bound).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     # In grid coordinates the picture is [-1, 1]; the crop's centre moves as far as its sides allow.
@@ -74,19 +75,16 @@ def colour_jitter(x: Tensor, strength: float = 0.4) -> Tensor:
 
 def luminance(x: Tensor) -> Tensor:
     """(B, 3, H, W) → (B, 1, H, W), Rec. 601 weights."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    return (x * weights).sum(1, keepdim=True)
+    return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn colours about the grey axis by turn · 360° (Rodrigues' formula): one 3 × 3 matrix a picture."""
-    angle = turn * 2 * torch.pi
+    """Turn colours about the grey axis by turn · 360° (Rodrigues' formula), which treats the three channels in a circle alike."""
+    angle = (turn * 2 * torch.pi)[:, None, None, None]
     cos, sin = angle.cos(), angle.sin()
-    axis = torch.full((3,), 3**-0.5, device=x.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=x.device) * 3**-0.5
-    eye = torch.eye(3, device=x.device)
-    matrix = cos[:, None, None] * eye + sin[:, None, None] * cross + (1 - cos)[:, None, None] * torch.outer(axis, axis)
-    return torch.einsum("bij,bjhw->bihw", matrix, x)
+    own, rest = (1 + 2 * cos) / 3, (1 - cos) / 3
+    # Nothing is copied from the host, so that a CUDA graph can hold it.
+    return own * x + (rest - sin * 3**-0.5) * x.roll(-1, 1) + (rest + sin * 3**-0.5) * x.roll(1, 1)
 
 
 def gaussian_blur(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Rows of training data as an encoder reads them: tokenised, texts of one length together, so that little is padding."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from retrieval.data import linked, text_codes
 from retrieval.data.texts import taken
-from retrieval.encode import CPU_TOKENS, GPU_TOKENS, Features, Ints, batches_by_length, pad, tokenise, tokenises_apart
+from retrieval.encode import (
+    CPU_TOKENS,
+    GPU_TOKENS,
+    Features,
+    Ints,
+    Tokens,
+    batches_by_length,
+    pad,
+    tokenise,
+    tokenises_apart,
+)
 
 from .batches import Pairs, Plan, Rows
 
@@ -73,15 +84,14 @@ class Collator:
             return whole, np.arange(sum(map(len, texts)))
         return self._by_length([tokenise(self.model, column, prompt) for column, prompt in told])
 
-    def _by_length(self, told: list[tuple[Features, Ints]]) -> tuple[list[Features], Ints]:
-        lengths = np.concatenate([found for _, found in told])
-        tokens = {
-            name: [row for features, _ in told for row in features[name]] if isinstance(value, list) else value
-            for name, value in told[0][0].items()
-        }
-        cut = self._cut(lengths)
-        order = np.empty(len(lengths), np.int64)
-        order[np.concatenate(cut)] = np.arange(len(lengths))
+    def _by_length(self, columns: list[Tokens]) -> tuple[list[Features], Ints]:
+        tokens = Tokens(
+            np.concatenate([column.lengths for column in columns]),
+            {name: np.concatenate([column.by_token[name] for column in columns]) for name in columns[0].by_token},
+            columns[0].rest,
+        )
+        cut = self._cut(tokens.lengths)
+        order = np.argsort(np.concatenate(cut))
         return [pad(tokens, part, self.model.tokenizer) for part in cut], order
 
     def _cut(self, lengths: Ints) -> list[Ints]:
@@ -146,6 +156,11 @@ class _Shares(Dataset[Share]):
         return share
 
 
+def _one_thread(_: int) -> None:
+    """The tokenizer's threads do not live on in a process that was forked from theirs: it would wait for them forever."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 def loader(collator: Collator, shares: Shares) -> "DataLoader[Any]":
     """The batches of one process. Draws nothing from torch's random numbers, so that a resumed training goes on with the same."""
     on_gpu = collator.model.device.type == "cuda"
@@ -154,6 +169,7 @@ def loader(collator: Collator, shares: Shares) -> "DataLoader[Any]":
         batch_sampler=shares,  # type: ignore[arg-type]
         collate_fn=collator,  # type: ignore[arg-type]
         num_workers=WORKERS if on_gpu else 0,
+        worker_init_fn=_one_thread,
         pin_memory=on_gpu,
         generator=torch.Generator(),
     )

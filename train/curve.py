@@ -1,5 +1,6 @@
 """The training curve: one plain dictionary a step."""
 
+import torch
 from torch import Tensor
 
 from retrieval.errors import UserError
@@ -7,19 +8,27 @@ from retrieval.errors import UserError
 from .loss import Diagnostics
 
 FEW = 8  # effective negatives, below which a gradient is the noise of a few items
+LOOK = 10
 SOME, RISEN = 10, 1.5  # steps, and by how much a loss grows, before that is said
 Curve = list[dict[str, float]]
 
 
 def record(curve: Curve, loss: Tensor, diagnostics: Diagnostics | None) -> None:
-    """Append a step. Raises UserError if the loss is not finite, since every later step would be lost work."""
-    assert diagnostics is not None
+    """Append a step, with the diagnostics of the one before where it was not looked at. Raises UserError if the loss is not
+    finite, since every later step would be lost work."""
     value = float(loss.detach())
     if value != value or value in (float("inf"), float("-inf")):
         raise UserError(
             f"step {len(curve) + 1}: the loss is {value}; lower --lr, and look for NaN in the data or the encoder"
         )
-    curve.append({"step": float(len(curve) + 1), "loss": value, **diagnostics._asdict()})
+    seen = curve[-1] if diagnostics is None else diagnostics._asdict()
+    told = {"step": float(len(curve) + 1), "loss": value}
+    curve.append(told | seen | told)  # which come first, and are not those of the step before
+
+
+def looked_at(step: int, device: torch.device) -> bool:
+    """Whether a step's batch is observed. On a GPU looking takes as long as the loss of a small batch, so every tenth is."""
+    return device.type == "cpu" or step % LOOK == 0
 
 
 def ends(curve: Curve) -> tuple[float, float]:

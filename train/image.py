@@ -16,7 +16,7 @@ from retrieval.images import Images
 from .augment import PRESETS, augment
 from .batches import Plan
 from .batches import plan as plan_pairs
-from .curve import Curve, record
+from .curve import Curve, looked_at, record
 from .loss import ContrastiveLoss, LossConfig
 from .vision import Pixels, pixels_of
 
@@ -71,6 +71,7 @@ def train_image(
         classes = labels[rows[: len(anchors)]].to(model.device) if labels is not None else None
         items = rows.to(model.device) if labels is not None else None  # the same picture drawn twice is no negative
         loss_of.progress = len(curve) / plan.steps
+        loss_of.diagnose = looked_at(len(curve), anchor.device)
         loss = loss_of(anchor, positive, labels=classes, items=items)
         optimizer.zero_grad()
         loss.backward()

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from torch import Tensor, nn
 
-from .curve import Curve, record
+from .curve import Curve, looked_at, record
 from .loss import ContrastiveLoss, LossConfig
 from .matryoshka import nested
 
@@ -75,6 +75,7 @@ class SentenceLoss(CachedLossMixin, nn.Module):
         texts = torch.cat(chunks)[batch["order"]]
         anchor, positive, negative = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
         self.loss.progress = len(self.curve) / self.batches
+        self.loss.diagnose = looked_at(len(self.curve), texts.device)
         loss = nested(
             self.loss,
             self.dims,

@@ -253,7 +253,7 @@ def lengths(model: SentenceTransformer, data: Texts) -> Ints:
 
     def of(column: Sequence[str]) -> Ints:
         parts = [column[start : start + TOKENISED] for start in range(0, len(column), TOKENISED)]
-        return np.concatenate([tokenise(model, list(part), None)[1] for part in parts])
+        return np.concatenate([tokenise(model, list(part), None).lengths for part in parts])
 
     return np.max([of(column) for column in data.columns.values()], axis=0)  # type: ignore[no-any-return]
 

@@ -109,6 +109,7 @@ def train_whole(
         save_steps=watch.every if watch else 10**9,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # would wait for the GPU; `record` looks at every loss
         report_to=report_to,
         disable_tqdm=True,
         use_cpu=model.device.type == "cpu",

@@ -321,7 +321,6 @@ def pick_device(asked: str | None) -> str:
 
 def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of our output; called by commands, never on import."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # this and the next for processes that we start
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import datasets

@@ -1,7 +1,8 @@
 """Exact nearest neighbours: the ground truth of mining, evaluation, index tuning and flat search.
 
-    base.py, a block at a time → product.py: scores, and how wrong they can be → select.py: the best so far of each query
-    → exact.py: candidates scored again in float64; queries that the error could have deceived go to the next precision
+    base.py, a block at a time → product.py: scores, and how wrong they can be → select.py (on a GPU collect.py): the best so
+    far of each query → exact.py: candidates scored again in float64; queries that the error could have deceived go to the
+    next precision
 
 The answer is the same for any device, batch size and blocks: neighbours are ordered by their score, computed in float64 and
 rounded to float32, and equal scores by row number.

@@ -14,7 +14,7 @@ from .product import Block, Precision
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 METRICS = ("inner_product", "cosine", "euclidean")
-TILE = {"cpu": 2**22, "cuda": 2**28}  # scores made at a time: 16 MiB, 512 MiB in bfloat16
+TILE = {"cpu": 2**22, "cuda": 2**29}  # scores made at a time: 16 MiB, 1 GiB in bfloat16
 BLOCK_ROWS = {"cpu": 2**14, "cuda": 2**17}  # rows at a time, more where queries are few
 FEW, WIDE_ROWS = 64, 2**16  # up to so many queries, wide blocks are kept for the next
 READ = 2**26  # numbers read at a time of what is not in memory: 256 MiB

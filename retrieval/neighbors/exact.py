@@ -1,7 +1,8 @@
 """Exact k nearest neighbours: fast products find candidates, float64 decides, and an error bound says whether it could."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,6 +105,14 @@ def suited(base: Base, k: int) -> tuple[Precision, ...]:
     return ("float32", "float64") if base.device.type == "cpu" else ("bfloat16", "float32", "float64")
 
 
+def _best(count: int, k: int, device: torch.device) -> Any:
+    if device.type == "cuda" and find_spec("triton"):
+        from .collect import Collected
+
+        return Collected(count, k, device)
+    return Best(count, k, device)
+
+
 class Search:
     """Some queries (q, d): passes over the base at rising precision, each for the queries that are not settled yet."""
 
@@ -131,7 +140,7 @@ class Search:
         kept = min(self.k + spare(self.k, precision), len(self.base))
         tiles = self._tiles(which)
         asked = [self.queries[tile] for tile in tiles]
-        best = [Best(len(tile), kept, which.device) for tile in tiles]
+        best = [_best(len(tile), kept, which.device) for tile in tiles]
         error = torch.zeros(len(which), dtype=torch.float64, device=which.device)
         bounds, grain = None, 0.0
         for start, block in self.base.blocks(len(which), self.queries.shape[1], precision):
