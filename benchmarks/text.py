@@ -127,26 +127,35 @@ HARDNESS = {
 }
 
 
+def chosen(methods: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
+    return {name: methods[name] for name in asked.method or methods}
+
+
 def banking(asked: argparse.Namespace) -> None:
     train, test = tasks.banking("train"), tasks.banking("test")
     methods = {
         "HCL, κ = 2": "hcl",
         "InfoNCE, t = .1": "infonce",
+        "HCL, κ = 2, t = .05": "hcl(temperature=0.05)",
         **MNRL,
         **HARDNESS,
     }
     config = TextConfig(steps=asked.steps or 30, batch_size=64, lr=5e-5)
-    compared("BANKING77, whole encoder", train, {"test": by_classes(test)}, methods, config)
+    compared("BANKING77, whole encoder", train, {"test": by_classes(test)}, chosen(methods, asked), config)
 
 
 def snli(asked: argparse.Namespace) -> None:
     methods = {
         "HCL, κ = 2": "hcl(label_mask=False)",
         "InfoNCE, t = .1": "infonce(label_mask=False)",
+        "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
+        "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
         "MNRL, scale 20": {},
     }
     config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=2e-5)
-    compared("SNLI triplets", tasks.snli(), {"STS-B test": by_scores(tasks.stsb("test"))}, methods, config)
+    compared(
+        "SNLI triplets", tasks.snli(), {"STS-B test": by_scores(tasks.stsb("test"))}, chosen(methods, asked), config
+    )
 
 
 def cosqa(asked: argparse.Namespace) -> None:
@@ -154,10 +163,12 @@ def cosqa(asked: argparse.Namespace) -> None:
     methods = {
         "HCL, κ = 2": "hcl(label_mask=False)",
         "InfoNCE, t = .1": "infonce(label_mask=False)",
+        "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
+        "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
         "MNRL, scale 20": {},
     }
     config = TextConfig(steps=asked.steps or 40, batch_size=32, lr=2e-5)
-    compared("CoSQA, docstring → code", data, {"web queries": held}, methods, config, seeds=(0,))
+    compared("CoSQA, docstring → code", data, {"web queries": held}, chosen(methods, asked), config, seeds=(0,))
 
 
 def sentences(asked: argparse.Namespace) -> None:
@@ -212,9 +223,9 @@ def their_steps(name: str, data: Texts, count: int, batch: int, loss: Callable[[
 
 
 def our_steps(
-    name: str, data: Texts, count: int, batch: int, loss: LossConfig, **settings: Any
+    name: str, data: Texts, count: int, batch: int, loss: LossConfig, *, alone: bool = True, **settings: Any
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each step of ours, and of the encoder alone on the same chunks, forward and backward."""
+    """Seconds of each step of ours, and if `alone`, of the encoder alone on the same chunks, forward and backward."""
     config = TextConfig(steps=count, batch_size=batch, lr=2e-5, **settings)
     model = load_encoder(name).model
     plans = [plan_batches(data, config, loss, "data", model)]
@@ -226,9 +237,9 @@ def our_steps(
         times.append(now - began[0])
         began[0] = now
 
-    bare = _bare(model, data, plans, config)  # before and after, since a shared machine's speed drifts
+    bare = _bare(model, data, plans, config) if alone else []  # before and after: a shared machine's speed drifts
     train_text(model, data, config, loss, source="data", plans=plans, progress=progress)
-    return times[1:], bare + _bare(model, data, plans, config)
+    return times[1:], bare + (_bare(model, data, plans, config) if alone else [])
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -291,7 +302,7 @@ def gpu(asked: argparse.Namespace) -> None:
         tasks.base_sized(Path(folder))
         data, name = tasks.banking_pairs(5 * 4096), str(Path(folder) / "encoder")
         for who, run in {
-            "ours, HCL through GradCache": lambda: our_steps(name, data, 5, 4096, named("hcl(label_mask=False)"), mini_batch_size=256, compute="bfloat16")[0],
+            "ours, HCL through GradCache": lambda: our_steps(name, data, 5, 4096, named("hcl(label_mask=False)"), alone=False, mini_batch_size=256, compute="bfloat16")[0],
             "CachedMNRL": lambda: their_steps(name, data, 5, 4096, lambda model: CachedMultipleNegativesRankingLoss(model, mini_batch_size=256), bf16=True),
         }.items():  # fmt: skip
             torch.cuda.reset_peak_memory_stats()
@@ -316,6 +327,7 @@ PARTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--method", action="append", help="of a part that compares losses: only those, by name")
     parser.add_argument("--steps", type=int, help="training steps, instead of each part's own")
     asked = parser.parse_args()
     if not os.environ.get("RETRIEVAL_DATA"):

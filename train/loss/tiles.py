@@ -309,9 +309,9 @@ class Tiles:
 
 
 # Sides of a program's part of a tile, and its warps: measured on an H200, docs/log.md. ROWS: anchors of `losses_kernel`.
-ALONG = {"BA": 4, "BC": 512, "num_warps": 4, "enable_fp_fusion": False}  # logits of an anchor lie beside each other
-ACROSS = {"BA": 128, "BC": 16, "num_warps": 4, "enable_fp_fusion": False}  # of a candidate
-WRITTEN = {"BA": 8, "BC": 256, "num_warps": 4, "enable_fp_fusion": False}
+ALONG = {"BA": 1, "BC": 512, "num_warps": 1, "enable_fp_fusion": False}  # logits of an anchor lie beside each other
+ACROSS = {"BA": 32, "BC": 64, "num_warps": 4, "enable_fp_fusion": False}  # of a candidate
+WRITTEN = {"BA": 2, "BC": 512, "num_warps": 4, "enable_fp_fusion": False}
 ROWS = 128
 
 
