@@ -170,6 +170,27 @@ def test_scored_pairs(tmp_path):
     assert held.metric == "spearman" and held.count == 3
 
 
+def test_entailed_pairs_are_positives_and_contradicting_ones_hard_negatives(tmp_path):
+    path = tmp_path / "nli.jsonl"
+    lines = [
+        ("p", "yes", "entailment"),
+        ("p", "no", "contradiction"),
+        ("q", "perhaps", "neutral"),
+        ("q", "so", "entailment"),
+    ]
+    lines += [("p", "unclear", "-")]
+    names = ("premise", "hypothesis", "gold_label")
+    path.write_text("".join(json.dumps(dict(zip(names, line, strict=True))) + "\n" for line in lines))
+    data = pairs_by_score(read_texts(path), None, "x")
+    assert plain(data) == {"anchor": ["p", "q"], "positive": ["yes", "so"], "negative_1": ["no", ""]}
+    assert "2 of them positives, 1 hard negatives of the same anchors, 2 left out" in data.origin
+    with pytest.raises(UserError, match="neutral pairs have no score"):
+        read_held(path)
+    path.write_text('{"premise": "p", "hypothesis": "h", "label": 0}\n')
+    with pytest.raises(UserError, match="write entailment, contradiction and neutral"):
+        read_texts(path)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=9)] * 2), min_size=1, max_size=300))
 def test_mapped_columns_are_lists(rows):

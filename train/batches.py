@@ -179,7 +179,7 @@ def check_labels(labels: Sequence[str], source: str, *, masked: bool) -> None:
         )
     if masked and len(counts) < 2:
         raise UserError(
-            f"{source}: only one class ({next(iter(counts))!r}), so nothing to tell it from; give two classes or --no-label-mask"
+            f"{source}: only one class ({next(iter(counts))!r}), so nothing to tell it from; give two classes, or texts without labels as plain lines"
         )
 
 

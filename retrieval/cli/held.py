@@ -126,12 +126,16 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
 
 def by_scores(data: "Texts") -> Held:
     """The cosine of each pair beside the score that it was given: Spearman's correlation."""
+    import numpy as np
+
     from retrieval.data import Texts
     from retrieval.train.head import distinct
 
     texts, codes = distinct([data.columns["anchor"], data.columns["positive"]])
     scores = data.scores
     assert scores is not None
+    if np.isnan(scores).any():
+        raise UserError(f"{data.origin}: neutral pairs have no score; judge by scored pairs, classes or a BEIR folder")
     ids = [str(row) for row in range(len(scores))]
 
     def measure(vectors: "Floats", seed: int) -> "PerQuery":

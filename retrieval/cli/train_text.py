@@ -161,6 +161,7 @@ def text(**flags: Any) -> None:
                 "kind": "text",
                 **asdict(config),
                 **used,
+                "epochs": None if config.steps else config.epochs,
                 "model": flags["model"],
                 "data": names,
                 "summary": summary,

@@ -11,6 +11,8 @@ TEXT_COLUMNS = ("text", "sentence", "body", "content")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "intent")
 SCORE_COLUMNS = ("score", "scores", "similarity", "similarity_score")  # of pairs
 PAIR_LABELS = ("label", "labels", "gold_label")  # scores where they are numbers; else they say which pairs are none
+NLI = {"entailment": 1.0, "contradiction": 0.0, "neutral": float("nan"), "-": float("nan")}  # "-": judges disagreed
+PREMISE = ("premise", "hypothesis")
 PAIR_COLUMNS = (
     ("anchor", "positive"),
     ("query", "positive"),
@@ -23,6 +25,7 @@ PAIR_COLUMNS = (
     ("sentence1", "sentence2"),
     ("sentence_1", "sentence_2"),
     ("text1", "text2"),
+    PREMISE,
 )
 ID_COLUMNS = ("id", "_id")
 NEGATIVES = 7  # of each row that are used unless asked otherwise
@@ -92,11 +95,17 @@ def _of_pairs(
     ]
     score, said = named("score", asked.score) or find(SCORE_COLUMNS), find(PAIR_LABELS)
     if score is None and said is not None:
-        if _is_number(first.get(said)):
+        value = as_text(first.get(said))
+        if value.strip().lower() in NLI or _is_number(value) and pair != PREMISE:
             score = said
+        elif asked.anchor is None and pair == PREMISE:
+            raise UserError(
+                f"{source}: its column {said!r} has {value!r} in the first row; write entailment, contradiction and neutral, of "
+                f"which the first are positives and the second hard negatives"
+            )
         elif asked.anchor is None:
             raise UserError(
-                f"{source}: its pairs have a column {said!r} ({as_text(first.get(said))!r} in the first row), so perhaps not all are "
+                f"{source}: its pairs have a column {said!r} ({value!r} in the first row), so perhaps not all are "
                 f"positives; keep the rows that are, or name --anchor and --positive to take all"
             )
     numbered = {f"negative_{number}": name for number, name in enumerate(negatives[: asked.negatives], 1)}

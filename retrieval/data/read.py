@@ -10,7 +10,7 @@ import numpy as np
 from retrieval.artifact import sha256_file, sha256_json
 from retrieval.errors import UserError
 
-from .columns import Asked, cells, wanted_columns
+from .columns import NLI, PAIR_LABELS, Asked, cells, wanted_columns
 from .documents import Nested, as_pairs, collection, is_collection, nested_columns, nested_row
 from .rows import FORMATS, Lines, line_rows
 from .tables import is_hub_name, is_table, table_rows
@@ -112,7 +112,7 @@ def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Numbered], field
         if "label" in wanted:
             labels.append(known.setdefault(found["label"], found["label"]))
         if "score" in wanted:
-            scores.append(_number(str(path), number, wanted["score"], found["score"]))
+            scores.append(_score(str(path), number, wanted["score"], found["score"]))
     columns = told.finish()
     ids = columns.pop("id", None)
     origin = _origin(path, len(next(iter(columns.values()))), wanted, fields, len(known))
@@ -135,7 +135,10 @@ def _refuse_repeated(path: Path, ids: Iterable[str] | None) -> None:
         seen.add(value)
 
 
-def _number(source: str, number: int, column: str, value: str) -> float:
+def _score(source: str, number: int, column: str, value: str) -> float:
+    """A number, or what a label of natural language inference stands for; NaN is neither positive nor negative."""
+    if column.strip().lower() in PAIR_LABELS and value.strip().lower() in NLI:
+        return NLI[value.strip().lower()]
     try:
         found = float(value)
     except ValueError:

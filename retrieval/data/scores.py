@@ -11,13 +11,14 @@ from .texts import Texts, taken
 
 
 def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
-    """The pairs that are scored `least` or more. Of scores 0 and 1 those of 1, and the others of an anchor are its hard negatives.
+    """The pairs that are scored `least` or more. Of scores 0 and 1 those of 1, and those of 0 of an anchor are its hard negatives;
+    NaN, a neutral pair, is left out.
 
     Raises UserError where other scores are given without `least`, or nothing is left.
     """
     scores = data.scores
     assert scores is not None
-    binary = bool(np.isin(scores, (0, 1)).all())
+    binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
     if least is None and not binary:
         raise UserError(
             f"{source}: pairs are scored from {scores.min():g} to {scores.max():g}; say from where on they are positives, by "
