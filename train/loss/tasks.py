@@ -97,6 +97,7 @@ def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides
     def column(view: int) -> Tensor:
         return among.index(view) * all_pairs + pair
 
+    same = here is everywhere and sides == among and extra is None  # then the candidates take no memory of their own
     own = torch.cat([column(v) for v in sides]) if set(sides) <= set(among) else None
     partners = [torch.stack([column(u) for u in among if u != v], 1) for v in sides]
 
@@ -105,21 +106,24 @@ def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides
         mine, all_of_it, more = getattr(here, name), getattr(everywhere, name), getattr(extra, name, None)
         if mine is None:
             return None
-        anchors = torch.cat([mine[v] if by_view else mine for v in sides])
+        anchors = _rows(mine, sides) if by_view else mine.repeat(len(sides))
+        if same:
+            return anchors, anchors
         candidates = [all_of_it[v] if by_view else all_of_it for v in among]
         if extra is not None:
             assert more is not None or name in ("labels", "items"), f"{name} of the extra candidates is needed"
             candidates.append(more if more is not None else mine.new_full((len(extra.rows),), UNKNOWN))
         return anchors, torch.cat(candidates)
 
-    candidates = [everywhere.views[v] for v in among] + ([extra.rows] if extra is not None else [])
+    anchors = _rows(here.views, sides)
+    candidates = [] if same else [_rows(everywhere.views, among), *([extra.rows] if extra is not None else [])]
     explicit = None
     if extra is not None and extra.pair is not None:
         nobody = torch.full((len(among) * all_pairs,), UNKNOWN, device=device)
         explicit = (pair.repeat(len(sides)), torch.cat([nobody, extra.pair]))
     return Task(
-        anchors=torch.cat([here.views[v] for v in sides]),
-        candidates=torch.cat(candidates),
+        anchors=anchors,
+        candidates=torch.cat(candidates) if candidates else anchors,
         number=torch.cat([side * all_pairs + pair for side in range(len(sides))]),
         total=len(sides) * all_pairs,
         own=own,
@@ -130,3 +134,8 @@ def _task(here: Known, everywhere: Known, first: int, extra: Extra | None, sides
         guide=both("guide", by_view=True),
         own_explicit=explicit,
     )
+
+
+def _rows(x: Tensor, views: list[int]) -> Tensor:
+    """Some views (V, B, …) one after the other; all of them without a copy."""
+    return x.flatten(0, 1) if views == list(range(len(x))) else torch.cat([x[v] for v in views])

@@ -282,10 +282,11 @@ class Tiles:
         """
         from .kernels import gradient_kernel
 
-        anchors, candidates = self.task.anchors.detach(), self.task.candidates.detach()
+        task, anchors, candidates = self.task, self.task.anchors.detach(), self.task.candidates.detach()
         # Half-precision rows have half-precision gradients; bfloat16, since most of them are far below float16's least.
         kind = torch.float32 if self.task.raw is None else torch.bfloat16
-        unit_anchors, unit_candidates = anchors.to(kind), candidates.to(kind)
+        unit_anchors = anchors.to(kind)
+        unit_candidates = unit_anchors if task.candidates is task.anchors else candidates.to(kind)
         to_anchors = torch.zeros_like(anchors)
         to_candidates = to_anchors if self.symmetric else torch.zeros_like(candidates)
         flags = self.flags() | {
