@@ -96,8 +96,10 @@ def test_the_last_step_is_judged_too(tiny, tmp_path):
 
 def test_few_texts_train_some_steps_unless_epochs_are_asked_for(tiny):
     plans = [plan_batches(PAIRS, TextConfig(), LOSS, "x")]
-    assert total_steps(plans, TextConfig()) == 1 and total_steps(plans, TextConfig(least_steps=100)) == 100
-    assert total_steps(plans, TextConfig(steps=7, least_steps=100)) == 7
+    assert total_steps(plans, TextConfig()) == 1 and total_steps(plans, TextConfig(step_bounds=(100, None))) == 100
+    assert total_steps(plans, TextConfig(steps=7, step_bounds=(100, None))) == 7
+    many = [plan_batches(PAIRS, TextConfig(epochs=500), LOSS, "x")]
+    assert total_steps(many, TextConfig(step_bounds=(20, 30))) == 30 < total_steps(many, TextConfig())
 
 
 def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):

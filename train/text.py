@@ -35,8 +35,8 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How to train. batch_size counts pairs; one of steps and epochs is set, and epochs make at least `least_steps`; lr None takes
-    the way's own default.
+    """How to train. batch_size counts pairs; one of steps and epochs is set, and epochs make as many steps as `step_bounds` allow, at
+    least and at most; lr None takes the way's own default.
 
     head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many texts are in the encoder at a
     time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
@@ -48,7 +48,7 @@ class TextConfig:
     lora: int | None = None
     steps: int | None = None
     epochs: float = 1.0
-    least_steps: int = 1
+    step_bounds: tuple[int, int | None] = (1, None)
     batch_size: int | None = None
     mini_batch_size: int | None = None
     accumulate: int = 1
@@ -124,8 +124,10 @@ def train_text(
 
 
 def total_steps(plans: Sequence[Plan], config: TextConfig) -> int:
-    """As many as asked, or as the epochs of all data sets take."""
-    return config.steps or max(config.least_steps, sum(plan.steps for plan in plans))
+    """As many as asked, or as the epochs of all data sets take, within the bounds."""
+    least, most = config.step_bounds
+    found = max(least, sum(plan.steps for plan in plans))
+    return config.steps or (found if most is None else min(found, most))
 
 
 def _sources(
@@ -292,7 +294,7 @@ def _train_head(
         plan.batches(),
         loss_config,
         labels=plan.labels,
-        steps=plan.steps,
+        steps=total_steps([plan], config),
         lr=learning_rate(config),
         dims=config.dims,
         progress=progress,

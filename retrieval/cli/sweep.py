@@ -9,7 +9,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .losses import HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
+from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import MOST, common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
@@ -114,11 +114,15 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
     train, held = parts(data, held_out, str(flags["data"]), flags["seed"])
     flags["value"] = flags["value"] or held.metric
-    default_steps, default_epochs = None if flags["whole"] else HEAD_STEPS, 1.0 if held.is_text else IMAGE_EPOCHS
-    flags["steps"], flags["epochs"] = length(flags, default_steps, default_epochs)
+    of_heads = not (flags["whole"] or flags["steps"] or flags["epochs"])  # whose number of steps is then ours to choose
+    passes = HEAD_PASSES if not flags["whole"] else 1.0 if held.is_text else IMAGE_EPOCHS
+    flags["steps"], flags["epochs"] = length(flags, passes)
     out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
-    for loss in losses:
-        plan_of(train, loss, flags, flags["seed"])  # refuses bad data before anything is encoded
+    plans = [
+        plan_of(train, loss, flags, flags["seed"]) for loss in losses
+    ]  # refuses bad data before anything is encoded
+    if of_heads:
+        flags["steps"] = min(max(plans[0].steps, HEAD_STEPS[0]), HEAD_STEPS[1])
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {held.count:,} to judge by{out}")
     if held.count < FEW:
         say(f"Note: {held.count:,} queries tell settings apart only roughly; give more data, or --held-out FILE")

@@ -52,7 +52,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     data = read_images(flags["data"], skip_bad=skip_bad)
     loss = fit_to_data(loss, flags, data.labels is not None)
     held_out = _held_out(flags["eval_data"])
-    steps, epochs = length(flags, None, IMAGE_EPOCHS)
+    steps, epochs = length(flags, IMAGE_EPOCHS)
     config = ImageConfig(
         steps=steps, epochs=epochs, batch_size=flags["batch_size"], lr=flags["lr"], seed=flags["seed"], augment=augment
     )

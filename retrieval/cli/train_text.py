@@ -14,7 +14,7 @@ from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
 from .columns import columns, training_data
-from .losses import HEAD_STEPS, fit_to_data, length, loss_config
+from .losses import HEAD_PASSES, HEAD_STEPS, fit_to_data, length, loss_config
 from .options import Number, existing, pick_device, quiet_libraries, together
 from .output import progress, say
 from .processes import count, is_first, join, leave, of_first
@@ -235,7 +235,7 @@ def _config(flags: dict[str, Any]) -> "TextConfig":
     from retrieval.train.batches import Drawing
     from retrieval.train.text import TextConfig
 
-    steps, epochs = length(flags, HEAD_STEPS if flags["head"] else None, 1.0)
+    steps, epochs = length(flags, HEAD_PASSES if flags["head"] else 1.0)
     same: tuple[str, ...] = (
         "head",
         "last_layers",
@@ -249,9 +249,9 @@ def _config(flags: dict[str, Any]) -> "TextConfig":
     )
     same += ("layer_decay", "dims", "compute", "compiled", "prompt", "query_prompt", "document_prompt", "seed")
     drawing = Drawing(how=flags["how"], per_class=flags["per_class"], tokens=flags["batch_tokens"])
-    least = 1 if flags["epochs"] else LEAST_STEPS
+    bounds = (1, None) if flags["epochs"] else HEAD_STEPS if flags["head"] else (LEAST_STEPS, None)
     return TextConfig(
-        steps=steps, epochs=epochs, least_steps=least, drawing=drawing, **{name: flags[name] for name in same}
+        steps=steps, epochs=epochs, step_bounds=bounds, drawing=drawing, **{name: flags[name] for name in same}
     )
 
 
