@@ -19,8 +19,8 @@ def collect_kernel(scores, floor, counts, values, rows, n, first, room, stride, 
     scores: (q, n) of rows first …, `stride` apart. floor: (q,). counts: (q,) how many there are, those without room too.
     values, rows: (q, room).
     """
-    query = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * READ + tl.arange(0, READ)
+    query = tl.program_id(1).to(tl.int64)  # columns may be more than a grid's second axis holds
+    columns = tl.program_id(0) * READ + tl.arange(0, READ)
     found = tl.load(scores + query * stride + columns, mask=columns < n, other=float("-inf")).to(tl.float32)
     above = (found > tl.load(floor + query)).to(tl.int32)
     number = tl.sum(above, 0)
@@ -76,7 +76,7 @@ class Collected:
     def _take(self, scores: Tensor, start: int) -> None:
         before = self._counts.clone()
         count, n = scores.shape
-        collect_kernel[(count, -(-n // READ))](
+        collect_kernel[(-(-n // READ), count)](
             scores,
             self.floor,
             self._counts,

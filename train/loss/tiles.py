@@ -30,6 +30,11 @@ from .weights import Exp, Uniform
 
 TILE_ROWS = 2**13  # anchors of a tile
 TILE_SCORES = 2**26  # logits of a tile: 256 MiB, and 128 MiB of gradients in bfloat16
+# Sides of a program's part of a tile, and its warps: measured on an H200, docs/log.md. ROWS: anchors of `losses_kernel`.
+ALONG = {"BA": 1, "BC": 512, "num_warps": 1, "enable_fp_fusion": False}  # logits of an anchor lie beside each other
+ACROSS = {"BA": 32, "BC": 64, "num_warps": 4, "enable_fp_fusion": False}  # of a candidate
+WRITTEN = {"BA": 2, "BC": 512, "num_warps": 4, "enable_fp_fusion": False}
+ROWS = 128
 
 
 def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
@@ -307,13 +312,6 @@ class Tiles:
             _add_product(to_anchors[rows], to_z, unit_candidates[columns])
             _add_product(to_candidates[columns], to_z.T, unit_anchors[rows])
         return to_anchors, None if self.symmetric else to_candidates
-
-
-# Sides of a program's part of a tile, and its warps: measured on an H200, docs/log.md. ROWS: anchors of `losses_kernel`.
-ALONG = {"BA": 1, "BC": 512, "num_warps": 1, "enable_fp_fusion": False}  # logits of an anchor lie beside each other
-ACROSS = {"BA": 32, "BC": 64, "num_warps": 4, "enable_fp_fusion": False}  # of a candidate
-WRITTEN = {"BA": 2, "BC": 512, "num_warps": 4, "enable_fp_fusion": False}
-ROWS = 128
 
 
 def _product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
