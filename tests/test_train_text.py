@@ -160,10 +160,14 @@ def test_a_head_sees_texts_with_their_prompts(tiny):
 
     columns = [["soup", "star"], ["star", "road"], ["", "soup"]]
     plain = load_encoder(str(tiny), "cpu")
-    frozen = freeze(plain.model, columns, lambda n: None)
+
+    def encode(texts, role):
+        return plain.encode(texts, role=role)
+
+    frozen = freeze(plain.model, columns, encode)
     assert len(frozen.vectors) == 3 and frozen.columns.tolist() == [[1, 2], [2, 0], [MISSING, 1]]
     plain.model.prompts |= {"query": "query: ", "document": "passage: "}
-    apart = freeze(plain.model, columns, lambda n: None)
+    apart = freeze(plain.model, columns, encode)
     for role, rows, column in (("query", [0, 1], columns[0]), ("document", [0, 1], columns[1])):
         at = apart.columns[0 if role == "query" else 1][rows]
         assert np.allclose(apart.vectors[at], plain.encode(column, role=role), atol=1e-5)

@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
 from retrieval.data import linked
-from retrieval.encode import Encoding, prompt_of
+from retrieval.encode import prompt_of
 from retrieval.store import Floats
 
 from .batches import Pairs, Rows
@@ -39,9 +39,15 @@ def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
     return different, np.array([number[text] for text in texts], np.int64).reshape(len(columns), -1)
 
 
-def freeze(model: SentenceTransformer, columns: Sequence[Sequence[str]], progress: Callable[[int], None]) -> Frozen:
-    """Columns of texts under the encoder as it is; equal texts are one item, unless it has one prompt for anchors and another for the
-    other columns. A single column is of documents, as `embed` takes them."""
+def freeze(
+    model: SentenceTransformer,
+    columns: Sequence[Sequence[str]],
+    encode: Callable[[list[str], str], Floats],
+    progress: Callable[[int], None] = lambda texts: None,
+) -> Frozen:
+    """Columns of texts under the encoder as it is, by `encode` (texts, role); equal texts are one item, unless it has one prompt for
+    anchors and another for the other columns. A single column is of documents, as `embed` takes them. `progress` is told the texts
+    that stood there before."""
     apart = len(columns) > 1 and prompt_of(model, "query") != prompt_of(model, "document")
     sides = [("query", columns[:1]), ("document", columns[1:])] if apart else [("document", columns)]
     vectors: list[Tensor] = []
@@ -50,8 +56,8 @@ def freeze(model: SentenceTransformer, columns: Sequence[Sequence[str]], progres
         texts, found = distinct(side)
         before = sum(map(len, vectors))
         codes.append(np.where(found == MISSING, MISSING, found + before))
-        vectors.append(torch.from_numpy(Encoding(model, role=role).encode(texts, progress)))
-        progress(found.size - len(texts))  # those that stood there before
+        vectors.append(torch.from_numpy(encode(texts, role)))
+        progress(found.size - len(texts))
     return Frozen(torch.cat(vectors), np.concatenate(codes))
 
 

@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrieval.data import Texts
-from retrieval.encode import Encoding, Ints, prompt_of, tokenise, tokenises_apart
+from retrieval.encode import Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 from retrieval.neighbors import exact_neighbors
 
@@ -289,8 +289,11 @@ def _train_head(
     encoded: Progress,
     progress: Callable[[Curve], None],
 ) -> Curve:
+    def encode(texts: list[str], role: str) -> Floats:
+        return Encoding(model, role=role).encode(texts, encoded)
+
     head, curve = frozen.train_head(
-        frozen.freeze(model, list(data.columns.values()), encoded),
+        frozen.freeze(model, list(data.columns.values()), encode, encoded),
         plan.batches(),
         loss_config,
         labels=plan.labels,

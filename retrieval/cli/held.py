@@ -48,17 +48,17 @@ class Held:
 
     def encode(self, encoder: "Encoder", progress: Callable[[int], None] = lambda rows: None) -> "Floats":
         """The items' vectors (u, d), queries and documents with the prompts for them."""
-        import numpy as np
-
         from retrieval.embed import encode_all
+
+        return self.by_kind(lambda items, role: encode_all(encoder, items, role=role, progress=progress))
+
+    def by_kind(self, encode: "Callable[[Texts | Images, str], Floats]") -> "Floats":
+        """The items' vectors, `encode`d with their role, documents first."""
+        import numpy as np
 
         count, cut = len(self.items), self.documents
         spans = [(0, count, "document")] if cut is None else [(0, cut, "document"), (cut, count, "query")]
-        parts = [
-            encode_all(encoder, self.items.part(start, stop), role=role, progress=progress)
-            for start, stop, role in spans
-        ]
-        vectors: Floats = np.concatenate(parts)
+        vectors: Floats = np.concatenate([encode(self.items.part(start, stop), role) for start, stop, role in spans])
         return vectors
 
 

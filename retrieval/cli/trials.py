@@ -114,16 +114,19 @@ def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dic
     import torch
 
     from retrieval.data import Texts
-    from retrieval.train.head import LEARNING_RATE, Frozen, distinct, project, train_head
+    from retrieval.train.head import LEARNING_RATE, Frozen, freeze, project, train_head
 
-    items: Texts | Images = train
+    def embedded(items: "Texts | Images", role: str, part: str) -> "Floats":
+        return _embedded(encoder, items, folder / f"{part}-{role}", role)
+
     if isinstance(train, Texts):
-        texts, codes = distinct(list(train.columns.values()))
-        items = Texts({"text": texts}, None, None, train.origin)
+        columns = list(train.columns.values())
+        frozen = freeze(
+            encoder.model, columns, lambda texts, role: embedded(Texts({"text": texts}, None, None, ""), role, "train")
+        )
     else:
-        codes = np.arange(len(train))[None]
-    frozen = Frozen(torch.from_numpy(_embedded(encoder, items, folder / "train")), codes)
-    judged = torch.from_numpy(_embedded(encoder, held.items, folder / "held-out"))
+        frozen = Frozen(torch.from_numpy(embedded(train, "document", "train")), np.arange(len(train))[None])
+    judged = torch.from_numpy(held.by_kind(lambda items, role: embedded(items, role, "held-out")))
 
     def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
         plan = plan_of(train, loss, flags, seed)
@@ -136,19 +139,18 @@ def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dic
     return Trainer(run, judged.numpy)
 
 
-def _embedded(encoder: "Encoder", items: "Texts | Images", folder: Path) -> "Floats":
+def _embedded(encoder: "Encoder", items: "Texts | Images", folder: Path, role: str) -> "Floats":
     """A store under `folder`, or what stands there already from an interrupted sweep."""
     from retrieval.embed import embed
 
     folder.parent.mkdir(exist_ok=True)
     with progress("embed", len(items)) as bar:
-        return embed(encoder, items, folder, overwrite=True, progress=bar).embeddings()
+        return embed(encoder, items, folder, role=role, overwrite=True, progress=bar).embeddings()
 
 
 def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, flags: dict[str, Any]) -> Trainer:
     """Trials that train the whole encoder, each from its beginning."""
     from retrieval.data import Texts
-    from retrieval.embed import encode_all
     from retrieval.encoder import Encoder, load_encoder
     from retrieval.images import Images
     from retrieval.train.image import ImageConfig, longest_side, train_image
@@ -171,9 +173,9 @@ def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, fla
         else:
             config = ImageConfig(**settings, seed=seed)
             curve = train_image(encoder.model, train, config, loss, source=source, from_scratch=scratch)
-        return encode_all(encoder, held.items), curve
+        return held.encode(encoder), curve
 
-    return Trainer(run, lambda: encode_all(fresh(flags["seed"]), held.items))
+    return Trainer(run, lambda: held.encode(fresh(flags["seed"])))
 
 
 @dataclass
