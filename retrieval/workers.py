@@ -74,6 +74,7 @@ def _work(encoder: str, device: str, cpus: int, settings: dict[str, Any], job: A
 
         if device == "cpu":
             torch.set_num_threads(max(1, usable_cpus() // cpus))
+            os.environ["RAYON_NUM_THREADS"] = str(torch.get_num_threads())  # the tokenizer's
         encoding = Encoding(load_encoder(encoder, device).model, **settings)
         corpus = replace(job.source, encoding=encoding)
 
