@@ -1,6 +1,6 @@
 """The paper's experiment: a network from scratch on unlabelled CIFAR-10, hard negatives against NT-Xent and the debiased loss.
 
-    RETRIEVAL_DATA=… python benchmarks/paper.py --seeds 0 1 2 --output paper.jsonl       # a CUDA device, about 2 minutes a run
+    RETRIEVAL_DATA=… python benchmarks/paper.py --seeds 0 1 2 --output paper.jsonl       # a CUDA device; not yet run on one
     RETRIEVAL_DATA=… python benchmarks/paper.py --methods NT-Xent "HCL 1" --epochs 100
     python benchmarks/paper.py --table paper.jsonl more.jsonl                            # what is stored, no training
     RETRIEVAL_DATA=… python benchmarks/paper.py --small --limit 2000 --epochs 1          # does it run? a CPU will do

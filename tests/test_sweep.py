@@ -388,20 +388,3 @@ def test_data_without_anything_to_judge_by_are_refused(run_cli, texts, tmp_path)
     same = run_cli(*words, "--data", texts, "--held-out", tmp_path / "copy.csv", code=2).output
     assert "every text of it is in the training data" in same
     assert re.search("no such file", run_cli(*words, "--data", Path("absent.csv"), code=2).output)
-
-
-@pytest.mark.slow
-def test_heads_are_swept_with_the_encoders_prompts(tiny, tmp_path):
-    """As they are trained and judged."""
-    from tiny_training import PAIRS
-
-    from retrieval.cli.held import by_pairs
-    from retrieval.cli.trials import by_heads
-    from retrieval.encoder import load_encoder
-
-    encoder, held = load_encoder(str(tiny), "cpu"), by_pairs(PAIRS)
-    plain = by_heads(encoder, PAIRS, held, {"lr": None}, tmp_path / "plain").untrained()
-    encoder.model.prompts |= {"query": "query: ", "document": "passage: "}
-    prompted = by_heads(encoder, PAIRS, held, {"lr": None}, tmp_path / "prompted").untrained()
-    np.testing.assert_allclose(prompted, held.encode(encoder), atol=1e-6)
-    assert np.abs(prompted - plain).max() > 1e-3

@@ -174,6 +174,19 @@ def test_a_head_sees_texts_with_their_prompts(tiny):
     assert apart.columns[2][0] == MISSING and len(apart.vectors) == 5
 
 
+def test_heads_are_swept_with_the_encoders_prompts(tiny, tmp_path):
+    """As they are trained and judged."""
+    from retrieval.cli.held import by_pairs
+    from retrieval.cli.trials import by_heads
+
+    encoder, held = load_encoder(str(tiny), "cpu"), by_pairs(PAIRS)
+    plain = by_heads(encoder, PAIRS, held, {"lr": None}, tmp_path / "plain").untrained()
+    encoder.model.prompts |= {"query": "query: ", "document": "passage: "}
+    prompted = by_heads(encoder, PAIRS, held, {"lr": None}, tmp_path / "prompted").untrained()
+    np.testing.assert_allclose(prompted, held.encode(encoder), atol=1e-6)
+    assert np.abs(prompted - plain).max() > 1e-3
+
+
 def test_weights_between_old_and_new(command, run_cli, tmp_path, tiny):
     run_cli(*command, "--output", tmp_path / "new")
     run_cli(*command, "--output", tmp_path / "half", "--interpolate", 0.25)

@@ -92,7 +92,10 @@ class Base:
         table = torch.empty(len(self), dim, dtype=torch.bfloat16, device=self.device)
         parts = []
         for start, block in self._cut(READ // dim + 1, "bfloat16", 0):
-            table[start : start + len(block.table)] = block.table
+            there = table[start : start + len(block.table)]
+            block.table = there.copy_(
+                block.table
+            )  # the part's own goes at once, or all of them would double the memory
             parts.append(block)
         return Block.joined(parts, table)
 

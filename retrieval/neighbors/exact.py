@@ -82,12 +82,13 @@ def neighbor_tiles(
     ready = base if isinstance(base, Base) else Base(base, metric, device)
     available = len(ready) - (self_rows is not None)
     assert 0 < k <= available, f"k = {k} of {available}"
-    step = max(1, HELD // (k + spare(k, "bfloat16")))
+    tried = precisions or suited(ready, k)
+    step = max(1, HELD // (k + spare(k, tried[0])))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         itself = None if self_rows is None else torch.from_numpy(self_rows[rows]).to(ready.device)
         search = Search(take(queries, rows).to(ready.device), ready, k, itself)
-        yield search.run(precisions or suited(ready, k))
+        yield search.run(tried)
 
 
 def spare(k: int, precision: Precision) -> int:
