@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .blocks import Setting, Summed
+from .blocks import Leaves, Setting, Summed, log_negatives
 from .mix import Recipe
 from .tasks import Task
 from .weights import Exp, Uniform
@@ -141,10 +141,9 @@ def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
     some = sums.negatives > 0
     one = torch.ones_like(sums.top)
     weighed, weights = torch.where(some, sums.weighed, one), torch.where(some, sums.weights, one)
-    number = (
-        sums.negatives.clamp(min=1) if not setting.config.published_count else one * (len(tiles.task.candidates) - 2)
-    )
-    log_r = torch.where(some, sums.top + (number * weighed / weights).log(), -torch.inf)
+    none = sums.top.new_zeros(len(sums.top), 0)
+    leaves = Leaves(sums.top + sums.weighed.log(), weights.log() if setting.beta else none, none, none, none)
+    log_r, _ = log_negatives(leaves, sums.top, sums.negatives, setting, len(tiles.task.candidates))
     found = tiles.positives(log_r)
     share = 1 / found.number
     if entry == "coupled":
