@@ -14,6 +14,7 @@ from retrieval.encoder import Encoder, fingerprint, load_encoder
 from retrieval.errors import UserError
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.images import Images
+from retrieval.pixels import pixels_of
 from retrieval.samples import digits, docs_as_texts, library_docs
 from retrieval.train.augment import LIGHT, PRESETS, SIMCLR, augment, crop_and_flip
 from retrieval.train.batches import as_codes, balanced_batches
@@ -23,7 +24,7 @@ from retrieval.train.image import ImageConfig, train_image
 from retrieval.train.loss import LossConfig, contrastive_loss
 from retrieval.train.run import save_run
 from retrieval.train.text import TextConfig, train_text
-from retrieval.train.vision import input_side, pixels_of, small_network
+from retrieval.train.vision import input_side, small_network
 
 TOPICS = {"money": "my card was charged a fee", "food": "the soup needs more salt", "sky": "the stars shine at night"}
 

@@ -23,6 +23,7 @@ HOMES = {
         "retrieval/encode.py",
         "retrieval/heads.py",
         "retrieval/openvino.py",
+        "retrieval/pixels.py",
         "train/",
     ],
     "transformers": ["train/", "retrieval/cli/options.py"],

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from retrieval.errors import UserError
 from retrieval.images import Images
+from retrieval.pixels import Pixels, pixels_of
 
 from .augment import PRESETS, augment
 from .batches import Plan
 from .batches import plan as plan_pairs
 from .curve import Curve, looked_at, record
 from .loss import ContrastiveLoss, LossConfig
-from .vision import Pixels, pixels_of
 
 SCRATCH_LEARNING_RATE = 4e-3
 FINE_TUNING_LEARNING_RATE = 3e-5

@@ -5,17 +5,14 @@ enlarges small pictures: the folder opens with plain `SentenceTransformer` and e
 """
 
 import tempfile
-from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
-from torch import Tensor, nn
+from torch import nn
 from transformers import ResNetConfig, ResNetModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from retrieval.errors import UserError
 
 DIM = 128
 WIDTHS = (32, 64, 128)  # channels of the three stages
@@ -47,27 +44,3 @@ def small_network(side: int, device: str | None, seed: int) -> SentenceTransform
 def input_side(side: int) -> int:
     """The network's input: tiny pictures × 4, small ones × 2, larger ones no larger than 128 (measured in docs/log.md)."""
     return side * 4 if side <= 16 else min(128, side * 2)
-
-
-class Pixels(NamedTuple):
-    """What an encoder's processor makes of a picture: size (height, width), and mean and std (1, 3, 1, 1) of [0, 1] values."""
-
-    size: tuple[int, int]
-    mean: Tensor
-    std: Tensor
-
-
-def pixels_of(model: SentenceTransformer) -> Pixels:
-    """Read the processor's settings, so that training sees pictures as the saved encoder will."""
-    processor: Any = getattr(model[0], "processor", None)
-    processor = getattr(processor, "image_processor", processor)
-    if "image" not in model.modalities or not hasattr(processor, "image_mean"):
-        raise UserError(
-            "--model: this encoder takes no images that transformers can prepare; give one, or --model small"
-        )
-    box = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    edge = box.get("shortest_edge")
-    size = (edge, edge) if edge else (box["height"], box["width"])
-    device = model.device
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return Pixels(size, mean, std)

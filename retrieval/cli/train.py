@@ -45,8 +45,9 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     from retrieval.artifact import refuse_to_clobber
     from retrieval.encoder import RUN_KIND, Encoder, load_encoder
     from retrieval.images import read_images
+    from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, longest_side, plan_batches, train_image, used
-    from retrieval.train.vision import pixels_of, small_network
+    from retrieval.train.vision import small_network
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     data = read_images(flags["data"], skip_bad=skip_bad)
