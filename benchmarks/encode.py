@@ -38,7 +38,7 @@ from retrieval.embed import cost_of, embed
 from retrieval.encode import Encoding, usable_cpus
 from retrieval.encoder import MINILM, Encoder, load_encoder
 from retrieval.images import Images, read_images
-from retrieval.train.vision import small_network
+from retrieval.train.vision import network
 
 DATA = Path(os.environ.get("RETRIEVAL_DATA", "."))
 Ways = dict[str, Callable[[], Any]]
@@ -190,7 +190,7 @@ def enlarge(folder: Path, count: int) -> None:
 
 
 def images_part(asked: argparse.Namespace) -> None:
-    encoder = Encoder(small_network(32, asked.device, 0).eval(), "small")
+    encoder = Encoder(network("small", 32, asked.device, 0).eval(), "small")
     model, ours = encoder.model, Encoding(encoder.model)
     for what, make_files, count in (("32 × 32", jpegs, 4000), ("480 × 360", enlarge, 1000)):
         count //= asked.divide

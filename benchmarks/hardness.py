@@ -38,7 +38,7 @@ from retrieval.train.head import Frozen, distinct, project, train_head
 from retrieval.train.image import ImageConfig, train_image
 from retrieval.train.loss import LossConfig, named
 from retrieval.train.text import TextConfig, plan_batches
-from retrieval.train.vision import small_network
+from retrieval.train.vision import network
 
 RESULTS = Path(__file__).parent / "results"
 PAIRS = 128
@@ -99,9 +99,9 @@ def picture_task(train: Images, test: Images, steps: int) -> Task:
 
     def judge(loss: LossConfig, seed: int, final: bool) -> dict[str, float]:
         data = train if final else train.take(fit)
-        encoder = Encoder(small_network(28, "cpu", seed), "small")
-        config = ImageConfig(steps=steps, batch_size=PAIRS, seed=seed)
-        train_image(encoder.model, data, config, loss, source="train", from_scratch=True)
+        encoder = Encoder(network("small", 28, "cpu", seed), "small")
+        config = ImageConfig(steps=steps, batch_size=PAIRS, seed=seed, scratch=True)
+        train_image(encoder.model, data, config, loss, source="train")
         judged = test if final else train.take(held)
         return neighbour_metrics(encode_all(encoder, judged), judged.labels or [])
 

@@ -10,11 +10,15 @@ from retrieval.errors import UserError
 
 
 class Pixels(NamedTuple):
-    """What an encoder's processor makes of a picture: size (height, width), and mean and std (1, 3, 1, 1) of [0, 1] values."""
+    """What an encoder's processor makes of a picture: size (height, width), and mean and std (1, 3, 1, 1) of [0, 1] values.
+
+    keeps_proportions: the picture is brought to that size by cutting off, not by squeezing it.
+    """
 
     size: tuple[int, int]
     mean: Tensor
     std: Tensor
+    keeps_proportions: bool
 
 
 def pixels_of(model: SentenceTransformer) -> Pixels:
@@ -30,4 +34,4 @@ def pixels_of(model: SentenceTransformer) -> Pixels:
     size = (edge, edge) if edge else (box["height"], box["width"])
     device = model.device
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return Pixels(size, mean, std)
+    return Pixels(size, mean, std, keeps_proportions="shortest_edge" in processor.size)

@@ -177,9 +177,9 @@ def openvino_types():
 def test_openvino_takes_pictures(pictures):
     pytest.importorskip("openvino")
     from retrieval.images import read_images
-    from retrieval.train.vision import small_network
+    from retrieval.train.vision import network
 
-    data, model = read_images(pictures).part(0, 30), small_network(8, "cpu", 0).eval()
+    data, model = read_images(pictures).part(0, 30), network("small", 8, "cpu", 0).eval()
     got, want = (
         encoding.run(encoding.prepare_pictures(data))
         for encoding in (Encoding(model, backend="openvino", batch_size=7), Encoding(model, batch_size=7))
@@ -350,10 +350,10 @@ def test_a_picture_is_called_as_its_folder_calls_it(pictures, tmp_path, monkeypa
 
 def test_pictures_are_decoded_ahead_and_kept_in_order(pictures, tmp_path):
     from retrieval.images import read_images
-    from retrieval.train.vision import small_network
+    from retrieval.train.vision import network
 
     data = read_images(pictures)
-    encoder = Encoder(small_network(8, "cpu", 0).eval(), "small")
+    encoder = Encoder(network("small", 8, "cpu", 0).eval(), "small")
     store = embed(encoder, data, tmp_path / "s", batch_size=7, shard_rows=50)
     want = encoder.model.encode([data[row] for row in range(len(data))], normalize_embeddings=True)
     assert np.abs(store.load().embeddings - want).max() < 1e-5 and store.load().ids == data.ids

@@ -24,7 +24,7 @@ from retrieval.train.image import ImageConfig, train_image
 from retrieval.train.loss import LossConfig, contrastive_loss
 from retrieval.train.run import save_run
 from retrieval.train.text import TextConfig, train_text
-from retrieval.train.vision import input_side, small_network
+from retrieval.train.vision import input_side, network
 
 TOPICS = {"money": "my card was charged a fee", "food": "the soup needs more salt", "sky": "the stars shine at night"}
 
@@ -127,9 +127,9 @@ def test_what_is_no_encoder_is_refused(tmp_path):
 def test_the_small_network_trains_and_opens_plainly(tmp_path):
     data = digits()
     train = Images(data.source[:600], data.labels[:600], "")
-    encoder = Encoder(small_network(8, "cpu", 0), "small")
+    encoder = Encoder(network("small", 8, "cpu", 0), "small")
     curve = train_image(
-        encoder.model, train, ImageConfig(steps=12, batch_size=32), LossConfig(), source="x", from_scratch=True
+        encoder.model, train, ImageConfig(steps=12, batch_size=32, scratch=True), LossConfig(), source="x"
     )
     assert curve[-1]["loss"] < curve[0]["loss"]
     mark = save_run(tmp_path / "run", encoder, curve, {}, None)
@@ -143,7 +143,7 @@ def test_the_small_network_trains_and_opens_plainly(tmp_path):
 
 def test_training_sees_pictures_as_the_saved_encoder_will():
     """The batched path, without random changes, gives what the processor gives for the same picture."""
-    model = small_network(8, "cpu", 0).eval()
+    model = network("small", 8, "cpu", 0).eval()
     pixels = pixels_of(model)
     data = digits()
     still = PRESETS["light"].__class__(scale=(1.0, 1.0), ratio=1.0, flip=0, jitter=0, grey=0, blur=0)
@@ -155,9 +155,9 @@ def test_training_sees_pictures_as_the_saved_encoder_will():
 
 def test_unlabelled_pictures_train_on_two_views():
     data = Images(digits().source[:64], None, "")
-    model = small_network(8, "cpu", 0)
+    model = network("small", 8, "cpu", 0)
     loss = LossConfig(label_mask=False, temperature=0.5)
-    curve = train_image(model, data, ImageConfig(steps=3, batch_size=16), loss, source="x", from_scratch=True)
+    curve = train_image(model, data, ImageConfig(steps=3, batch_size=16, scratch=True), loss, source="x")
     assert len(curve) == 3
 
 

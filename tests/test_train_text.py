@@ -16,7 +16,7 @@ from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches, total_steps
+from retrieval.train.text import TextConfig, _sources, plan_batches
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -96,10 +96,10 @@ def test_the_last_step_is_judged_too(tiny, tmp_path):
 
 def test_few_texts_train_some_steps_unless_epochs_are_asked_for(tiny):
     plans = [plan_batches(PAIRS, TextConfig(), LOSS, "x")]
-    assert total_steps(plans, TextConfig()) == 1 and total_steps(plans, TextConfig(step_bounds=(100, None))) == 100
-    assert total_steps(plans, TextConfig(steps=7, step_bounds=(100, None))) == 7
+    assert TextConfig().total_steps(plans) == 1 and TextConfig(step_bounds=(100, None)).total_steps(plans) == 100
+    assert TextConfig(steps=7, step_bounds=(100, None)).total_steps(plans) == 7
     many = [plan_batches(PAIRS, TextConfig(epochs=500), LOSS, "x")]
-    assert total_steps(many, TextConfig(step_bounds=(20, 30))) == 30 < total_steps(many, TextConfig())
+    assert TextConfig(step_bounds=(20, 30)).total_steps(many) == 30 < TextConfig().total_steps(many)
 
 
 def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
@@ -120,7 +120,7 @@ def test_accumulated_batches_are_their_mean(tiny):
     plan = plan_batches(PAIRS, TextConfig(**{**SETTINGS, "accumulate": 2}), LOSS, "x")
     assert plan.steps == 6
     sources = _sources(encoder.model, [PAIRS], [plan], None, TextConfig(**SETTINGS))
-    assert len(list(Shares(sources, total_steps([plan], TextConfig(**SETTINGS)) * 2))) == 12
+    assert len(list(Shares(sources, TextConfig(**SETTINGS).total_steps([plan]) * 2))) == 12
 
 
 def test_bfloat16_keeps_float32_weights(tiny):
@@ -156,7 +156,8 @@ def test_prompts_are_trained_with_and_kept(tiny, tmp_path):
 
 
 def test_a_head_sees_texts_with_their_prompts(tiny):
-    from retrieval.train.head import MISSING, freeze
+    from retrieval.train.batches import MISSING
+    from retrieval.train.head import freeze
 
     columns = [["soup", "star"], ["star", "road"], ["", "soup"]]
     plain = load_encoder(str(tiny), "cpu")

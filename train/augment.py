@@ -27,12 +27,14 @@ class Augmentation:
 SIMCLR = Augmentation()
 # For labelled pictures, whose pairs differ already; no mirror image, since letters and digits have none.
 LIGHT = Augmentation(scale=(0.6, 1.0), ratio=1.15, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
-PRESETS = {"simclr": SIMCLR, "light": LIGHT}
+# For labelled photographs: what metric learning usually does.
+PHOTO = Augmentation(scale=(0.4, 1.0), jitter=0.0, grey=0.0, blur=0.0)
+PRESETS = {"simclr": SIMCLR, "light": LIGHT, "photo": PHOTO}
 
 
-def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
-    """uint8 (B, C, H, W) → float (B, 3, *size) in [0, 1]."""
-    x = crop_and_flip(pictures.float() / 255, size, how).expand(-1, 3, -1, -1)
+def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation, proportions: Tensor | None = None) -> Tensor:
+    """uint8 (B, C, H, W) → float (B, 3, *size) in [0, 1]. proportions: as in `crop_and_flip`."""
+    x = crop_and_flip(pictures.float() / 255, size, how, proportions).expand(-1, 3, -1, -1)
     if how.jitter:
         x = _sometimes(how.jitter, x, colour_jitter(x))
     if how.grey and pictures.shape[1] == 3:
@@ -42,12 +44,18 @@ def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation) -> Tenso
     return x
 
 
-def crop_and_flip(x: Tensor, size: tuple[int, int], how: Augmentation) -> Tensor:
-    """A random crop of each picture, mirrored with probability `flip`, resized bilinearly: (B, C, H, W) → (B, C, *size)."""
+def crop_and_flip(x: Tensor, size: tuple[int, int], how: Augmentation, proportions: Tensor | None = None) -> Tensor:
+    """A random crop of each picture, mirrored with probability `flip`, resized bilinearly: (B, C, H, W) → (B, C, *size).
+
+    proportions: (B,) width over height that each picture had before it was squeezed into H × W; crops have theirs in it. Where a
+    crop would be wider or higher than the picture it is as wide or high.
+    """
     batch, device = len(x), x.device
     area = torch.empty(batch, device=device).uniform_(*how.scale)
     bound = math.log(how.ratio)
     ratio = torch.empty(batch, device=device).uniform_(-bound, bound).exp()
+    if proportions is not None:
+        ratio = ratio * (size[1] / size[0]) / proportions  # from true proportions to those of the squeezed picture
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     # In grid coordinates the picture is [-1, 1]; the crop's centre moves as far as its sides allow.
     shift_x = (torch.rand(batch, device=device) * 2 - 1) * (1 - width)

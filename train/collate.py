@@ -1,5 +1,7 @@
-"""Rows of training data as an encoder reads them: tokenised, texts of one length together, so that little is padding."""
+"""Rows of training data as an encoder reads them: texts tokenised, those of one length together, so that little is padding; pictures
+as they are held, or decoded."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,24 +24,27 @@ from retrieval.encode import (
     pad,
     tokenise,
     tokenises_apart,
+    usable_cpus,
 )
 
-from .batches import Pairs, Plan, Rows
+from .batches import MISSING, Pairs, Plan, Rows
+from .pictures import Pictures
 
 Batch = dict[str, Any]
+Column = Sequence[str] | Rows
 WORKERS = 2  # processes that tokenise while a GPU runs; a CPU has no cores to spare
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that is trained on: texts by row of anchors, positives, negatives…, of which a row may lack some (""); what stands
-    before anchors and before the others; (2, n) codes of the anchors' and the positives' texts; its batches, and the share of all
-    batches that are its.
+    """A data set that is trained on: by row its anchors, positives, negatives…, each column of texts, of which a row may lack some
+    (""), or of rows of the collator's pictures; what stands before anchors and before other texts; (2, n) codes of the anchors
+    and the positives; its batches, and the share of all batches that are its.
 
     first_class: what its classes count from, so that no two data sets share one.
     """
 
-    columns: Sequence[Sequence[str]]
+    columns: Sequence[Column]
     prompts: tuple[str | None, str | None]
     codes: Rows
     plan: Plan
@@ -49,50 +54,105 @@ class Source:
 
 @dataclass(frozen=True)
 class Collator:
-    """A process's share of a batch → {"chunks": features of some of its texts each, "batch": what the loss is told of them}.
+    """A process's share of a batch → {"chunks": features of some of its items each, "batch": what the loss is told of them}.
 
-    A chunk has at most `most` texts, where that is given.
-    batch: order (texts,), where in the chunks, one after the other, each column's texts stand, column after column; items, classes;
+    A chunk has at most `most` items, where that is given; of pictures else all, or with `apart` those of one column (whose batch
+    statistics are then its own).
+    batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; items, classes;
     negative_items and negative_pairs where there are negatives: all as `contrastive_loss` has them.
     """
 
     model: SentenceTransformer
     sources: Sequence[Source]
     most: int | None = None
+    pictures: Pictures | None = None
+    apart: bool = False
 
     def __call__(self, share: "Share") -> Batch:
         (anchors, positives), items, known = share.pairs, share.items, share.known
         source = self.sources[share.source]
-        negatives = [taken(column, anchors) for column in source.columns[2:]]
-        texts = [taken(source.columns[0], anchors), taken(source.columns[1], positives)]
-        texts += [[text for text in column if text] for column in negatives]
-        chunks, order = self._chunks(texts, source.prompts)
+        negatives = [_taken(column, anchors) for column in source.columns[2:]]
+        columns = [_taken(source.columns[0], anchors), _taken(source.columns[1], positives)]
+        columns += [_there(column) for column in negatives]
+        chunks, order = self._chunks(columns, source.prompts)
         batch = {"order": order, "items": items.flatten()}
         if source.plan.labels is not None:
             batch["classes"] = source.plan.labels[anchors] + source.first_class
         if negatives:
-            own = [pair for column in negatives for pair, text in enumerate(column) if text]
-            codes = text_codes(text for column in texts[2:] for text in column)
+            own = [pair for column in negatives for pair, item in enumerate(column) if _is_there(item)]
+            codes = np.concatenate([self.codes(column) for column in columns[2:]])
             batch["negative_items"] = np.array([known.get(code, code) for code in codes.tolist()], np.int64)
             batch["negative_pairs"] = np.array(own, np.int64)
         return {"chunks": chunks, "batch": {name: torch.from_numpy(value) for name, value in batch.items()}}
 
-    def _chunks(self, texts: list[list[str]], prompts: tuple[str | None, str | None]) -> tuple[list[Features], Ints]:
-        told = [(column, prompts[min(at, 1)]) for at, column in enumerate(texts) if column]
-        if not tokenises_apart(self.model):
-            whole = [self.model.preprocess(column, prompt=prompt) for column, prompt in told]
-            return whole, np.arange(sum(map(len, texts)))
-        return self._by_length([tokenise(self.model, column, prompt) for column, prompt in told])
+    def codes(self, column: Column) -> Rows:
+        """(n,) equal for equal items."""
+        if not isinstance(column, np.ndarray):
+            return text_codes(column)
+        assert self.pictures is not None
+        return self.pictures.codes[column]
 
-    def _by_length(self, columns: list[Tokens]) -> tuple[list[Features], Ints]:
+    def on_device(self, chunk: Features) -> Features:
+        """A chunk as the encoder takes it, from what the loader gave and the trainer brought to the device."""
+        if "rows" in chunk or "squares" in chunk:
+            assert self.pictures is not None
+            return self.pictures.views(chunk)
+        return chunk
+
+    @property
+    def workers(self) -> int:
+        """How many processes prepare batches: a CPU has no cores to spare, and of held pictures there is nothing to prepare."""
+        if self.model.device.type != "cuda":
+            return 0
+        if self.pictures is not None and self.pictures.held is None:
+            return usable_cpus()
+        texts = any(not isinstance(column, np.ndarray) for source in self.sources for column in source.columns)
+        return WORKERS if texts else 0
+
+    def _chunks(self, columns: list[Column], prompts: tuple[str | None, str | None]) -> tuple[list[Features], Ints]:
+        """The columns' items in chunks, texts first, and the order (items,) in which they stand there."""
+        places = np.split(np.arange(sum(map(len, columns))), np.cumsum([len(column) for column in columns])[:-1])
+        kinds = [isinstance(column, np.ndarray) for column in columns]
+        texts = [(list(c), prompts[min(at, 1)]) for at, c in enumerate(columns) if not kinds[at] and len(c)]
+        rows = [c for c in columns if isinstance(c, np.ndarray) and len(c)]
+        found: list[tuple[list[Features], list[Ints]]] = []
+        for is_picture, (chunks, cuts) in ((False, self._of_texts(texts)), (True, self._of_pictures(rows))):
+            here = [place for place, kind in zip(places, kinds, strict=True) if kind == is_picture]
+            if here:
+                where = np.concatenate(here)
+                found.append((chunks, [where[cut] for cut in cuts]))
+        order = np.argsort(np.concatenate([cut for _, cuts in found for cut in cuts]))
+        return [chunk for chunks, _ in found for chunk in chunks], order
+
+    def _of_pictures(self, columns: list[Rows]) -> tuple[list[Features], list[Ints]]:
+        if not columns:
+            return [], []
+        assert self.pictures is not None
+        rows = np.concatenate(columns)
+        ends = np.cumsum([len(column) for column in columns]) if self.apart else np.array([len(rows)])
+        parts = [np.arange(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        cuts = [
+            part[at : at + (self.most or len(part))]
+            for part in parts
+            for at in range(0, len(part), self.most or len(part))
+        ]
+        return [self.pictures.features(rows[cut]) for cut in cuts], cuts
+
+    def _of_texts(self, told: list[tuple[list[str], str | None]]) -> tuple[list[Features], list[Ints]]:
+        if not told:
+            return [], []
+        if not tokenises_apart(self.model):
+            starts = np.cumsum([0, *(len(column) for column, _ in told)])
+            whole = [self.model.preprocess(column, prompt=prompt) for column, prompt in told]
+            return whole, [np.arange(start, end) for start, end in itertools.pairwise(starts)]
+        columns = [tokenise(self.model, column, prompt) for column, prompt in told]
         tokens = Tokens(
             np.concatenate([column.lengths for column in columns]),
             {name: np.concatenate([column.by_token[name] for column in columns]) for name in columns[0].by_token},
             columns[0].rest,
         )
         cut = self._cut(tokens.lengths)
-        order = np.argsort(np.concatenate(cut))
-        return [pad(tokens, part, self.model.tokenizer) for part in cut], order
+        return [pad(tokens, part, self.model.tokenizer) for part in cut], cut
 
     def _cut(self, lengths: Ints) -> list[Ints]:
         """The texts of a batch in chunks, longest first."""
@@ -100,6 +160,19 @@ class Collator:
             longest_first = np.argsort(-lengths, kind="stable")
             return [longest_first[start : start + self.most] for start in range(0, len(lengths), self.most)]
         return batches_by_length(lengths, *(CPU_TOKENS if self.model.device.type == "cpu" else GPU_TOKENS))
+
+
+def _taken(column: Column, rows: Rows) -> Column:
+    return column[rows] if isinstance(column, np.ndarray) else taken(column, rows)
+
+
+def _is_there(item: Any) -> bool:
+    """Whether a cell holds a text, or a row of a picture."""
+    return bool(item) if isinstance(item, str) else item != MISSING
+
+
+def _there(column: Column) -> Column:
+    return column[column != MISSING] if isinstance(column, np.ndarray) else [text for text in column if text]
 
 
 class Share(NamedTuple):
@@ -168,7 +241,7 @@ def loader(collator: Collator, shares: Shares) -> "DataLoader[Any]":
         _Shares(sum(len(source.columns[0]) for source in collator.sources)),
         batch_sampler=shares,  # type: ignore[arg-type]
         collate_fn=collator,  # type: ignore[arg-type]
-        num_workers=WORKERS if on_gpu else 0,
+        num_workers=collator.workers,
         worker_init_fn=_one_thread,
         pin_memory=on_gpu,
         generator=torch.Generator(),

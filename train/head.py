@@ -13,13 +13,12 @@ from retrieval.data import linked
 from retrieval.encode import prompt_of
 from retrieval.store import Floats
 
-from .batches import Pairs, Rows
+from .batches import MISSING, Pairs, Rows
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
 from .matryoshka import nested
 
 LEARNING_RATE = 1e-3
-MISSING = -1
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,53 @@
-"""Fine-tuning image encoders: pictures in memory as bytes, augmented in batches on the training device."""
+"""Fine-tuning image encoders: the whole encoder, a part of it, or a linear head over a frozen one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
 
+from retrieval.embed import encode_all
+from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images
-from retrieval.pixels import Pixels, pixels_of
+from retrieval.pixels import pixels_of
 
-from .augment import PRESETS, augment
-from .batches import Plan
+from . import head as frozen
+from .augment import PRESETS
+from .batches import Plan, Rows, as_codes, near_rows
 from .batches import plan as plan_pairs
-from .curve import Curve, looked_at, record
-from .loss import ContrastiveLoss, LossConfig
-
-SCRATCH_LEARNING_RATE = 4e-3
-FINE_TUNING_LEARNING_RATE = 3e-5
-MEMORY_LIMIT = 8 << 30  # bytes of pictures held in memory
+from .collate import Collator, Source
+from .curve import Curve
+from .fit import fit
+from .loss import LossConfig
+from .pictures import codes_of, pictures_of
+from .projection import add_projection, remove_projection, without_projection
+from .settings import Settings
+from .whole import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """How to train. batch_size counts pairs; one of steps and epochs is set; lr and augment None take the defaults.
+class ImageConfig(Settings):
+    """How to train on pictures.
 
-    augment: "simclr", the default without labels, or "light", the default with them.
+    scratch: the encoder's weights are random, which asks for larger steps. augment: "simclr", the default without labels, "light",
+    the default with them, or "photo". apart: anchors and positives go through the network one after the other, each with batch
+    statistics of its own, as in the paper's code; else together. projection: train through a head of that many dimensions that
+    is taken off in the end, so that what is kept is the vector before it (the paper's way).
     """
 
-    steps: int | None = None
-    epochs: float = 1.0
-    batch_size: int | None = None
-    lr: float | None = None
-    seed: int = 0
+    schedule: str = "cosine"
+    warmup: float = 0.2
+    scratch: bool = False
     augment: str | None = None
+    apart: bool = False
+    projection: int | None = None
+
+    @property
+    def whole_rate(self) -> float:
+        return 4e-3 if self.scratch else 3e-5
 
 
 def train_image(
@@ -47,70 +57,66 @@ def train_image(
     loss_config: LossConfig,
     *,
     source: str,
-    from_scratch: bool,
+    plan: Plan | None = None,
+    encoded: Callable[[int], None] = lambda pictures: None,
     progress: Callable[[Curve], None] = lambda curve: None,
+    scratch: Path | None = None,
+    watch: Watch | None = None,
+    report_to: str = "none",
 ) -> Curve:
-    """Train `model` in place and return its curve: AdamW, one cycle of the learning rate, both views in one forward pass."""
+    """Train `model` in place and return its curve. `encoded` and `progress` are told pictures encoded and steps done.
+
+    plan: the batches, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
+    """
     pixels = pixels_of(model)
-    plan = plan_batches(data, config, loss_config, source)
-    pictures = in_memory(data, max(pixels.size), source).to(model.device)
-    labels = torch.from_numpy(plan.labels) if plan.labels is not None else None
-    how = PRESETS[_augmentation(config, plan)]
-    lr = _learning_rate(config, from_scratch)
-    loss_of = ContrastiveLoss(loss_config).to(model.device)
-    optimizer = torch.optim.AdamW([*model.parameters(), *loss_of.parameters()], lr=lr, weight_decay=1e-4)
-    total = max(2, plan.steps)
-    warm_up = 0.2 if total != 5 else 0.3  # a first phase of exactly one step is divided by its length less one
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warm_up)
-    curve: Curve = []
+    plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
-    model.train().to(memory_format=torch.channels_last)
-    for anchors, positives in islice(plan.batches(), plan.steps):
-        rows = torch.from_numpy(np.concatenate([anchors, positives]))
-        anchor, positive = _embed(model, augment(pictures[rows], pixels.size, how), pixels).chunk(2)
-        classes = labels[rows[: len(anchors)]].to(model.device) if labels is not None else None
-        items = rows.to(model.device) if labels is not None else None  # the same picture drawn twice is no negative
-        loss_of.progress = len(curve) / plan.steps
-        loss_of.diagnose = looked_at(len(curve), anchor.device)
-        loss = loss_of(anchor, positive, labels=classes, items=items)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        record(curve, loss, loss_of.diagnostics)
-        progress(curve)
-    model.eval()
+    if config.head:
+        return _train_head(model, data, plan, config, loss_config, encoded, progress)
+    rows = np.arange(len(data))
+    pictures = pictures_of(data, pixels, PRESETS[augmentation(config, plan)])
+    sources = [Source([rows, rows], (None, None), np.stack([pictures.codes] * 2), plan)]
+    if config.projection:
+        add_projection(model, config.projection)
+        if watch:
+            judge = watch.judge
+            watch = replace(watch, judge=lambda trained, step: judge(without_projection(trained), step))
+    model.to(memory_format=torch.channels_last)
+    collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart)
+    curve = fit(
+        model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
+    )
+    if config.projection:
+        remove_projection(model)
     return curve
 
 
-def _learning_rate(config: ImageConfig, from_scratch: bool) -> float:
-    return config.lr or (SCRATCH_LEARNING_RATE if from_scratch else FINE_TUNING_LEARNING_RATE)
-
-
-def _augmentation(config: ImageConfig, plan: Plan) -> str:
+def augmentation(config: ImageConfig, plan: Plan) -> str:
     return config.augment or ("light" if plan.labels is not None else "simclr")
 
 
-def used(plan: Plan, config: ImageConfig, from_scratch: bool) -> dict[str, object]:
-    """What the settings left open came out as."""
-    found = {"lr": _learning_rate(config, from_scratch), "augment": _augmentation(config, plan)}
-    return {"steps": plan.steps, "batch_size": plan.pairs, **found}
-
-
-def _embed(model: SentenceTransformer, views: Tensor, pixels: Pixels) -> Tensor:
-    """float (B, 3, S, S) in [0, 1] → (B, d)."""
-    values = ((views - pixels.mean) / pixels.std).contiguous(memory_format=torch.channels_last)
-    embedding: Tensor = model({"pixel_values": values, "modality": "image"})["sentence_embedding"]
-    return embedding
-
-
-def plan_batches(data: Images, config: ImageConfig, loss_config: LossConfig, source: str) -> Plan:
+def plan_batches(
+    data: Images,
+    config: ImageConfig,
+    loss_config: LossConfig,
+    source: str,
+    model: SentenceTransformer | None = None,
+    encoded: Callable[[int], None] = lambda pictures: None,
+) -> Plan:
     """Pairs of one class where there are labels, two views of one picture where there are none.
 
-    Raises UserError for data from which no pairs can be made.
+    model: needed to draw hard batches, not to check. Raises UserError for data, or settings, from which no pairs can be made.
     """
+    config.refuse_contradictions()
     if len(data) < 2:
         raise UserError(f"{source}: has one image; give at least two")
+    if config.head and data.labels is None:
+        raise UserError(
+            f"{source}: has no labels, and two views of a picture are for training the network itself; leave --head out"
+        )
+    if config.drawing.tokens:
+        raise UserError("--batch-tokens: is for texts; use --batch-size")
+    codes = codes_of(data)
     return plan_pairs(
         len(data),
         data.labels,
@@ -120,28 +126,37 @@ def plan_batches(data: Images, config: ImageConfig, loss_config: LossConfig, sou
         steps=config.steps,
         epochs=config.epochs,
         seed=config.seed,
+        accumulate=config.accumulate,
+        drawing=config.drawing,
+        identities=lambda: np.stack([codes] * 2),
+        near=None if model is None else lambda: _near(model, data, encoded),
     )
 
 
-def in_memory(data: Images, side: int, source: str) -> Tensor:
-    """All pictures as uint8 (n, 1 or 3, h, w): arrays as they are, files decoded and made squares of at most `side`."""
-    if not isinstance(data.source, list):
-        array = torch.from_numpy(np.ascontiguousarray(data.source))
-        return array[:, None] if array.ndim == 3 else array.permute(0, 3, 1, 2).contiguous()
-    needed = len(data) * 3 * side * side
-    if needed > MEMORY_LIMIT:
-        raise UserError(
-            f"{source}: {len(data):,} images of {side} × {side} need {needed / 2**30:.0f} GiB of memory; train on fewer"
-        )
-    pictures = torch.empty(len(data), 3, side, side, dtype=torch.uint8)
-    for row in range(len(data)):
-        square = data[row].resize((side, side), Image.Resampling.BILINEAR)
-        pictures[row] = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-    return pictures
+def _near(model: SentenceTransformer, data: Images, encoded: Callable[[int], None]) -> Rows:
+    vectors = encode_all(Encoder(model, ""), data, progress=encoded)
+    return near_rows(vectors, None if data.labels is None else as_codes(data.labels))
 
 
-def longest_side(data: Images) -> int:
-    """The longest side among the first hundred pictures, from which the small network takes its input size."""
-    if not isinstance(data.source, list):
-        return int(max(data.source.shape[1:3]))
-    return max(max(data[row].size) for row in range(min(100, len(data))))
+def _train_head(
+    model: SentenceTransformer,
+    data: Images,
+    plan: Plan,
+    config: ImageConfig,
+    loss_config: LossConfig,
+    encoded: Callable[[int], None],
+    progress: Callable[[Curve], None],
+) -> Curve:
+    vectors = torch.from_numpy(encode_all(Encoder(model, ""), data, progress=encoded))
+    head, curve = frozen.train_head(
+        frozen.Frozen(vectors, np.arange(len(data))[None]),
+        plan.batches(),
+        loss_config,
+        labels=plan.labels,
+        steps=config.total_steps([plan]),
+        lr=config.rate,
+        dims=config.dims,
+        progress=progress,
+    )
+    frozen.append_head(model, head)
+    return curve

@@ -1,7 +1,8 @@
-"""Vision networks in sentence-transformers' folder format, with no class of ours inside.
+"""Vision networks from scratch in sentence-transformers' folder format, with no class of ours inside: transformers' ResNets.
 
-The small one is transformers' ResNet with three basic stages. Its stem divides the side by four, so the saved processor
-enlarges small pictures: the folder opens with plain `SentenceTransformer` and encodes PIL images.
+Their stem divides the side by four, so the saved processor enlarges small pictures, by four where the network is a large one:
+then the first stage sees as many places as the picture has pixels, as with the stem that the literature gives ResNets for
+small pictures. The folder opens with plain `SentenceTransformer` and encodes PIL images.
 """
 
 import tempfile
@@ -14,17 +15,29 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-DIM = 128
-WIDTHS = (32, 64, 128)  # channels of the three stages
+DIM = 128  # of the small network's vectors, and its last stage
+SCRATCH = {  # transformers' configurations by name
+    "small": ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, DIM], depths=[1, 1, 1], layer_type="basic"),
+    "resnet18": ResNetConfig(
+        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
+    ),
+    "resnet50": ResNetConfig(
+        embedding_size=64, hidden_sizes=[256, 512, 1024, 2048], depths=[3, 4, 6, 3], layer_type="bottleneck"
+    ),
+}
+
+WIDTHS = {name: list(config.hidden_sizes or [])[-1] for name, config in SCRATCH.items()}
 
 
-def small_network(side: int, device: str | None, seed: int) -> SentenceTransformer:
-    """A ResNet of 0.3 million weights from scratch, for pictures whose longer side is `side`: image → unit vector of 128."""
+def network(name: str, side: int, device: str | None, seed: int) -> SentenceTransformer:
+    """A network of `SCRATCH` with random weights, for pictures whose longer side is `side`: image → unit vector.
+
+    Those of the small one (0.3 million weights) have 128 numbers and come from a linear layer of its own; those of the others are
+    the mean of the last stage, 512 and 2048.
+    """
     torch.manual_seed(seed)
-    size = input_side(side)
-    backbone = ResNetModel(
-        ResNetConfig(num_channels=3, embedding_size=32, hidden_sizes=list(WIDTHS), depths=[1, 1, 1], layer_type="basic")
-    )
+    size = input_side(side, name)
+    backbone = ResNetModel(SCRATCH[name])
     # CLIP's processor is the one that also turns grey and palette pictures into RGB by itself.
     processor = CLIPImageProcessorPil(
         size={"height": size, "width": size},
@@ -37,10 +50,14 @@ def small_network(side: int, device: str | None, seed: int) -> SentenceTransform
         backbone.save_pretrained(folder)
         processor.save_pretrained(folder)
         transformer = Transformer(folder)
-    head = Dense(WIDTHS[-1], DIM, activation_function=nn.Identity())
-    return SentenceTransformer(modules=[transformer, Pooling(WIDTHS[-1]), head, Normalize()], device=device)
+    width = WIDTHS[name]
+    head = [Dense(width, DIM, activation_function=nn.Identity())] if name == "small" else []
+    return SentenceTransformer(modules=[transformer, Pooling(width), *head, Normalize()], device=device)
 
 
-def input_side(side: int) -> int:
-    """The network's input: tiny pictures × 4, small ones × 2, larger ones no larger than 128 (measured in docs/log.md)."""
+def input_side(side: int, name: str = "small") -> int:
+    """The network's input. The small one's: tiny pictures × 4, small ones × 2, larger ones no larger than 128 (measured in
+    docs/log.md); the others' × 4, no larger than 224."""
+    if name != "small":
+        return min(224, side * 4)
     return side * 4 if side <= 16 else min(128, side * 2)

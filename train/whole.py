@@ -22,6 +22,7 @@ from transformers.trainer_callback import (
 )
 
 from retrieval.artifact import write_atomically
+from retrieval.encode import Features
 
 from . import adapt
 from .collate import Collator, Shares, loader
@@ -117,6 +118,8 @@ def train_whole(
     )
     model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
     stop = [EarlyStoppingCallback(watch.patience)] if watch and watch.patience else []
+    config: Any = getattr(model, "config", None)
+    silent = config is not None and not hasattr(config, "use_cache")
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -125,7 +128,10 @@ def train_whole(
         loss=loss,
         callbacks=[*stop, Timed()],
     )
+    if silent:
+        del config.use_cache  # the trainer sets it in every encoder, which then is not the one that is loaded again
     trainer.batches = lambda: loader(collator, Shares(collator.sources, how.steps * how.accumulate, how.seed, *world()))
+    trainer.on_device = collator.on_device
     trainer.watch = watch
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
@@ -144,13 +150,14 @@ class Trainer(SentenceTransformerTrainer):
 
     loss: SentenceLoss  # type: ignore[assignment]
     batches: Callable[[], Any]
+    on_device: Callable[[Features], Features]
     watch: Watch | None
 
     def get_train_dataloader(self) -> Any:
         return self.batches()
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:  # type: ignore[override]
-        return inputs["chunks"], inputs["batch"]
+        return [self.on_device(chunk) for chunk in inputs["chunks"]], inputs["batch"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         curve = self.loss.curve

@@ -83,21 +83,20 @@ def _digits(folder: Path, seed: int) -> "list[Section]":
     from retrieval.embed import encode_all
     from retrieval.encoder import Encoder
     from retrieval.samples import digits
-    from retrieval.train.image import ImageConfig, longest_side, train_image
+    from retrieval.train.image import ImageConfig, train_image
     from retrieval.train.loss import named
-    from retrieval.train.vision import small_network
+    from retrieval.train.pictures import longest_side
+    from retrieval.train.vision import network
 
     data = digits()
     train_rows, test_rows = _split(len(data), 2 / 3, seed)
     train, test = data.take(train_rows), data.take(test_rows)
     say(f"digits: {len(train):,} to train on, {len(test):,} to judge by; a ResNet from scratch")
-    encoder = Encoder(small_network(longest_side(train), pick_device(None), seed), "small")
+    encoder = Encoder(network("small", longest_side(train), pick_device(None), seed), "small")
     before = encode_all(encoder, test)
-    config, loss = ImageConfig(steps=DIGIT_STEPS, seed=seed), named("hcl")
+    config, loss = ImageConfig(steps=DIGIT_STEPS, seed=seed, scratch=True), named("hcl")
     with progress("train", DIGIT_STEPS) as bar:
-        curve = train_image(
-            encoder.model, train, config, loss, source="digits", from_scratch=True, progress=lambda c: _step(bar, c)
-        )
+        curve = train_image(encoder.model, train, config, loss, source="digits", progress=lambda c: _step(bar, c))
     note = f"A small ResNet from scratch, {DIGIT_STEPS} steps on {len(train):,} pictures; {len(test):,} others are searched."
     trained = _Trained(encoder, curve, before, "Handwritten digits", note)
     return _artifacts(folder, trained, test, slice(None), seed)

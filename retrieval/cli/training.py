@@ -1,55 +1,31 @@
-"""What both ways of training share: options, the progress line, before and after, and the end of a run."""
+"""What every way of training shares: the progress line, judging, before and after, and a run from its beginning to its end."""
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from retrieval.errors import UserError
 
 from .held import Held, before_and_after, told_changes
-from .losses import lasts, masks
-from .options import Number, common, existing, together, uses_device, writes
 from .output import Advance, emit, progress, say
-from .processes import is_first, of_first
+from .processes import is_first, leave, of_first
 
 if TYPE_CHECKING:
     from retrieval.artifact import Manifest
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
+    from retrieval.train.batches import Plan
     from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
+    from retrieval.train.settings import Settings
+    from retrieval.train.whole import Watch
 
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
-
-
-trains = together(  # what both ways of training share
-    click.option("--model", required=True, help="Encoder to start from."),
-    click.option(
-        "--loss",
-        default="hcl",
-        show_default=True,
-        help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
-    ),
-    click.option("--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
-    click.option("--beta", type=Number(), help="Hardness as the paper's β."),
-    click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
-    click.option(
-        "--tau-plus",
-        type=Number(),
-        help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
-    ),
-    click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
-    masks,
-    lasts,
-    click.option(
-        "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
-    ),
-    writes,
-    uses_device,
-    common,
-)
 
 
 def show(advance: Advance, curve: "Curve", batches: int) -> None:
@@ -108,6 +84,90 @@ def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Itera
             if not list((folder / "checkpoints").glob("checkpoint-*")):
                 shutil.rmtree(folder)  # nothing to go on from
             raise
+
+
+def carry_out(
+    flags: dict[str, Any],
+    encoder: "Encoder",
+    sets: dict[str, Held],
+    base: "Manifest",
+    config: "Settings",
+    loss: "LossConfig",
+    told: dict[str, Any],
+    trained: "Callable[[Path], tuple[Curve, list[Plan]]]",
+) -> None:
+    """Judge, train, judge again, and write the run. `trained` trains the encoder in place, with a folder for checkpoints.
+
+    base: what a killed call must have had in common, for its checkpoints to be gone on from. told: what else config.json is to say.
+    """
+    from retrieval.encoder import Encoder
+    from retrieval.train.adapt import interpolate
+
+    before = judge(encoder, sets, flags["seed"], config.dims)
+    share = flags["interpolate"]
+    old = {} if share is None else {name: value.clone() for name, value in encoder.model.state_dict().items()}
+    with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
+        curve, plans = trained(folder / "checkpoints")
+        if old:
+            interpolate(encoder.model, old, share)
+            say(f"weights: {share:g} of the trained and {1 - share:g} of the old")
+        fresh = Encoder(encoder.model, encoder.name)  # whose fingerprint is not that of before
+        metrics = changes(sets, before, judge(fresh, sets, flags["seed"], config.dims), flags["seed"])
+        if is_first():
+            saved = {**told, **asdict(config), **config.used(plans), "epochs": None if config.steps else config.epochs}
+            saved |= {"model": flags["model"], "loss": loss.name, "loss_settings": asdict(loss), "interpolate": share}
+            result = finish(folder, manifest, fresh, curve, saved, loss, metrics, flags)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "base.json").unlink()
+    leave()
+    if is_first():
+        tell(result, curve, flags["as_json"])
+
+
+@contextmanager
+def training(
+    config: "Settings", plans: "list[Plan]", scratch: Path, flags: dict[str, Any]
+) -> "Iterator[Callable[[Curve], None]]":
+    """The progress line of a training, which is told its curve; says where an interrupted one goes on."""
+    from retrieval.train.whole import last_checkpoint
+
+    steps = config.total_steps(plans)
+    if flags["eval_every"] and flags["eval_every"] > steps:
+        raise UserError(f"--eval-every {flags['eval_every']}: training has {steps} steps; give at most that")
+    if scratch.is_dir() and (found := last_checkpoint(scratch)):
+        say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")
+    _watch_by_tensorboard(flags["report_to"], scratch.parent)
+    batches = steps * config.accumulate
+    with progress("train", batches) as bar:
+        yield lambda curve: show(bar, curve, batches)
+
+
+def _watch_by_tensorboard(asked: str, folder: Path) -> None:
+    """Its events belong to the run. Raises UserError where what is reported to is not installed."""
+    if asked == "none":
+        return
+    if find_spec(asked) is None:
+        raise UserError(f"--report-to {asked}: is not installed; pip install {asked}")
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "run" / "tensorboard"))
+
+
+def watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":
+    from retrieval.encoder import Encoder
+    from retrieval.train.whole import Watch
+
+    if not flags["eval_every"]:
+        return None
+    held = sets["held-out"]
+    metric = flags["metric"] or held.metric
+
+    def judged(model: Any, step: int) -> dict[str, float]:
+        found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
+        if metric not in found:
+            raise UserError(f"--metric {metric}: is not among {', '.join(found)}")
+        say(f"step {step}: {metric} {found[metric]:.4f}")
+        return found
+
+    return Watch(judged, flags["eval_every"], metric, flags["patience"], say)
 
 
 def finish(

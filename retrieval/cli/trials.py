@@ -153,17 +153,18 @@ def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, fla
     from retrieval.data import Texts
     from retrieval.encoder import Encoder, load_encoder
     from retrieval.images import Images
-    from retrieval.train.image import ImageConfig, longest_side, train_image
+    from retrieval.train.image import ImageConfig, train_image
+    from retrieval.train.pictures import longest_side
     from retrieval.train.text import TextConfig, train_text
-    from retrieval.train.vision import small_network
+    from retrieval.train.vision import SCRATCH, network
 
     settings = {key: flags[key] for key in ("steps", "epochs", "batch_size", "lr")}
-    scratch = name == "small"
+    scratch = name in SCRATCH
 
     def fresh(seed: int) -> Encoder:
         if scratch:
             assert isinstance(train, Images)
-            return Encoder(small_network(longest_side(train), device, seed), name)
+            return Encoder(network(name, longest_side(train), device, seed), name)
         return load_encoder(name, device)
 
     def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
@@ -171,8 +172,8 @@ def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, fla
         if isinstance(train, Texts):
             curve = train_text(encoder.model, train, TextConfig(**settings, seed=seed), loss, source=source)
         else:
-            config = ImageConfig(**settings, seed=seed)
-            curve = train_image(encoder.model, train, config, loss, source=source, from_scratch=scratch)
+            config = ImageConfig(**settings, seed=seed, scratch=scratch)
+            curve = train_image(encoder.model, train, config, loss, source=source)
         return held.encode(encoder), curve
 
     return Trainer(run, lambda: held.encode(fresh(flags["seed"])))

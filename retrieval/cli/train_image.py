@@ -1,0 +1,164 @@
+"""`retrieval train image`."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.artifact import refuse_to_clobber
+from retrieval.errors import UserError
+
+from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
+from .options import pick_device, quiet_libraries
+from .output import progress, say
+from .processes import count, join
+from .train import train
+from .training import carry_out, training, watch
+from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
+
+if TYPE_CHECKING:
+    from retrieval.encoder import Encoder
+    from retrieval.images import Images
+    from retrieval.train.batches import Plan
+    from retrieval.train.curve import Curve
+    from retrieval.train.image import ImageConfig
+    from retrieval.train.loss import LossConfig
+
+    from .held import Held
+
+RUN_KIND = "run"
+
+
+@train.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
+@click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
+@click.option(
+    "--augment",
+    type=click.Choice(["simclr", "light", "photo"]),
+    help="light: crops; photo: smaller ones, mirrored; simclr: colours too.  [default: simclr without labels, light with them]",
+)
+@click.option("--apart", is_flag=True, help="Anchors and positives in two forward passes, as in the paper's code.")
+@click.option(
+    "--projection",
+    type=click.IntRange(min=2),
+    metavar="DIM",
+    help="Train through a head that is taken off in the end, as the paper does.",
+)
+@what_learns
+@batches
+@steps
+@judging
+@trains
+def image(augment: str | None, skip_bad: bool, apart: bool, projection: int | None, **flags: Any) -> None:
+    """Fine-tune an image encoder, or train one from scratch.
+
+    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a CSV of path,label, an .npz
+    with images and labels, or an IDX file. MODEL is a vision model that transformers loads, or `small`, `resnet18`, `resnet50`:
+    ResNets from scratch. The result opens with plain SentenceTransformer(OUTPUT) and encodes PIL images. The same command goes
+    on after a kill. Under torchrun all processes train together.
+
+    \b
+    Example:
+      retrieval train image --data photos/ --model small --output run
+    """
+    loss = loss_config(flags)
+    quiet_libraries()
+    from retrieval.images import read_images
+    from retrieval.pixels import pixels_of
+    from retrieval.train.image import ImageConfig, augmentation, plan_batches
+    from retrieval.train.pictures import longest_side
+    from retrieval.train.vision import SCRATCH
+
+    device = join(pick_device(flags["device"]))
+    refuse_flags(flags, device)
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    data = read_images(flags["data"], skip_bad=skip_bad)
+    loss = fit_to_data(loss, flags, data.labels is not None)
+    sets = {name: held for name in ("eval_data", "general_data") if (held := _held_out(flags, name))}
+    sets = {{"eval_data": "held-out", "general_data": "general"}[name]: held for name, held in sets.items()}
+    scratch = flags["model"] in SCRATCH
+    config = settings(
+        flags, ImageConfig, IMAGE_EPOCHS, 1, scratch=scratch, augment=augment, apart=apart, projection=projection
+    )
+    plan = plan_batches(data, config, loss, str(flags["data"]))
+    say(f"{flags['data']}: {data.origin}" + (f", {len(data.skipped):,} skipped" if data.skipped else ""))
+    encoder = _encoder(flags, device, longest_side(data) if scratch else 0)
+    pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
+    base = {
+        "data": data.fingerprint,
+        "encoder": encoder.fingerprint,
+        "config": asdict(config),
+        "loss": loss.name,
+        "processes": count(),
+        **{name: flags[name] for name in ("eval_every", "patience", "metric")},
+    }
+    told = {
+        "kind": "image",
+        "data": str(flags["data"]),
+        "skipped": len(data.skipped),
+        "augment": augmentation(config, plan),
+    }
+    carry_out(
+        flags, encoder, sets, base, config, loss, told, partial(_trained, encoder, data, config, loss, sets, flags)
+    )
+
+
+def _encoder(flags: dict[str, Any], device: str, side: int) -> "Encoder":
+    """An encoder that takes images; a network from scratch for pictures whose longer side is `side`."""
+    from retrieval.encoder import Encoder, load_encoder
+    from retrieval.train.vision import SCRATCH, network
+
+    if flags["model"] in SCRATCH:
+        if flags["head"]:
+            raise UserError("--head: a linear layer on random weights learns little; leave it out, or give an encoder")
+        return Encoder(network(flags["model"], side, device, flags["seed"]), flags["model"])
+    encoder = load_encoder(flags["model"], device)
+    if not encoder.takes("image"):
+        raise UserError(f"{flags['model']}: takes no images; choose an image encoder, or --model small")
+    return encoder
+
+
+def _trained(
+    encoder: "Encoder",
+    data: "Images",
+    config: "ImageConfig",
+    loss: "LossConfig",
+    sets: "dict[str, Held]",
+    flags: dict[str, Any],
+    scratch: Path,
+) -> "tuple[Curve, list[Plan]]":
+    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
+    from retrieval.train.image import plan_batches, train_image
+
+    with progress("encode", len(data) if config.head or config.drawing.how == "hard" else 0) as encoded:
+        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
+        with training(config, [plan], scratch, flags) as bar:
+            curve = train_image(
+                encoder.model,
+                data,
+                config,
+                loss,
+                source=str(flags["data"]),
+                plan=plan,
+                encoded=encoded,
+                progress=bar,
+                scratch=scratch,
+                watch=watch(flags, sets, encoder),
+                report_to=flags["report_to"],
+            )
+    return curve, [plan]
+
+
+def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
+    """What is judged before and after, of --eval-data or --general-data."""
+    from retrieval.images import read_images
+
+    from .held import by_classes
+
+    path = flags[name]
+    data = read_images(path) if path else None
+    if data is not None and data.labels is None:
+        raise UserError(f"{path}: --{name.replace('_', '-')} needs labels; give class folders or a column label")
+    return None if data is None else by_classes(data)

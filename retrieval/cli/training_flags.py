@@ -1,0 +1,128 @@
+"""Options of every way of training, and the settings that they make."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from retrieval.errors import UserError
+
+from .losses import HEAD_PASSES, HEAD_STEPS, lasts, length, masks
+from .options import Number, common, existing, together, uses_device, writes
+
+if TYPE_CHECKING:
+    from retrieval.train.settings import Settings
+
+T = TypeVar("T", bound="Settings")
+SAME = (  # settings that are called as their flags
+    *("head", "last_layers", "lora", "batch_size", "mini_batch_size", "accumulate", "lr", "schedule", "warmup"),
+    *("layer_decay", "dims", "compute", "compiled", "seed"),
+)
+
+
+class Dims(click.ParamType[tuple[int, ...]]):
+    """Numbers with commas between them."""
+
+    name = "dims"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            found = value if isinstance(value, tuple) else tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            return self.fail(f"{value!r} is not understood; write numbers such as 256,128,64.", param, ctx)
+        return tuple(sorted(set(found)))
+
+
+what_learns = together(
+    click.option("--head", is_flag=True, help="Freeze the encoder and train a linear head on it: seconds on a laptop."),
+    click.option("--last-layers", type=click.IntRange(min=1), help="Train only so many of the last layers."),
+    click.option(
+        "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train low-rank additions, merged in the end."
+    ),
+)
+batches = together(
+    click.option(
+        "--batches",
+        "how",
+        type=click.Choice(["auto", "random", "classes", "distinct", "hard"]),
+        default="auto",
+        show_default=True,
+        help="Which rows stand together: by class, with no text twice, or those near each other.",
+    ),
+    click.option(
+        "--per-class", type=click.IntRange(min=2), help="Rows of each class in a batch.  [default: as it comes]"
+    ),
+    click.option(
+        "--mini-batch-size",
+        type=click.IntRange(min=1),
+        help="Items in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, a third slower).",
+    ),
+    click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step."),
+)
+steps = together(
+    click.option("--schedule", type=click.Choice(["linear", "cosine", "constant"]), help="Of the learning rate after warm-up.  [default: linear; of images cosine]"),
+    click.option("--warmup", type=click.FloatRange(0, 1), help="Share of all steps.  [default: 0.1; of images 0.2]"),
+    click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Learning rate of each layer over that of the next."),
+    click.option("--compute", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True, help="Type of the forward and backward pass."),
+    click.option("--compile", "compiled", is_flag=True, help="Compile the encoder by torch.compile."),
+    click.option("--dims", type=Dims(), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
+)  # fmt: skip
+judging = together(
+    click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: of texts documentation that comes with Python]"),
+    click.option("--eval-every", type=click.IntRange(min=1), help="Judge by --eval-data every so many steps, and keep the best."),
+    click.option("--patience", type=click.IntRange(min=1), help="Stop when so many judgements in a row brought nothing better."),
+    click.option("--metric", help="What is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),
+    click.option("--interpolate", type=click.FloatRange(0, 1), metavar="SHARE", help="Weights in the end: so much of the trained, the rest of the old encoder."),
+    click.option("--report-to", type=click.Choice(["none", "tensorboard", "wandb", "mlflow"]), default="none", show_default=True, help="Where to log every step besides."),
+)  # fmt: skip
+trains = together(
+    click.option("--model", required=True, help="Encoder to start from."),
+    click.option(
+        "--loss",
+        default="hcl",
+        show_default=True,
+        help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
+    ),
+    click.option("--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
+    click.option("--beta", type=Number(), help="Hardness as the paper's β."),
+    click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
+    click.option(
+        "--tau-plus",
+        type=Number(),
+        help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
+    ),
+    click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
+    masks,
+    lasts,
+    click.option(
+        "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
+    ),
+    writes,
+    uses_device,
+    common,
+)
+
+
+def settings(flags: dict[str, Any], kind: type[T], epochs: float, least_steps: int, **own: Any) -> T:
+    """The settings of a `kind` of training: what the flags say, and where they say nothing its defaults. epochs, least_steps: how
+    long it lasts then, if the encoder itself is trained."""
+    from retrieval.train.batches import Drawing
+
+    steps, passes = length(flags, HEAD_PASSES if flags["head"] else epochs)
+    bounds = (1, None) if flags["epochs"] else HEAD_STEPS if flags["head"] else (least_steps, None)
+    given = {name: flags[name] for name in SAME if flags[name] is not None}
+    drawing = Drawing(how=flags["how"], per_class=flags["per_class"], tokens=flags.get("batch_tokens"))
+    return kind(steps=steps, epochs=passes, step_bounds=bounds, drawing=drawing, **given, **own)
+
+
+def refuse_flags(flags: dict[str, Any], device: str) -> None:
+    """Raises UserError for options that do not go together, before any file is read."""
+    if flags["compute"] == "float16" and not device.startswith("cuda"):
+        raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
+    for name in ("eval_every", "patience", "metric"):
+        if flags[name] is not None and not flags["eval_data"]:
+            raise UserError(f"--{name.replace('_', '-')}: there is nothing to judge by; give --eval-data")
+    if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
+        given = "--patience" if flags["patience"] else "--metric"
+        raise UserError(f"{given}: say how often to judge, by --eval-every STEPS")
+    if flags["eval_every"] and flags["head"]:
+        raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")

@@ -1,0 +1,57 @@
+"""Training an encoder in place: what learns is chosen, the trainer runs, and what is left is a plain encoder."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+
+from . import adapt
+from .collate import Collator
+from .curve import Curve
+from .loss import LossConfig
+from .sentence_loss import SentenceLoss
+from .settings import Settings
+from .whole import Watch, train_whole
+
+
+def fit(
+    model: SentenceTransformer,
+    collator: Collator,
+    settings: Settings,
+    loss_config: LossConfig,
+    *,
+    progress: Callable[[Curve], None] = lambda curve: None,
+    scratch: Path | None = None,
+    watch: Watch | None = None,
+    report_to: str = "none",
+) -> Curve:
+    """Train `model` on the collator's batches and return the curve. scratch, watch, report_to: as in `train_whole`."""
+    steps = settings.total_steps([source.plan for source in collator.sources])
+    if settings.last_layers:
+        adapt.train_last_layers(model, settings.last_layers)
+    if settings.lora:
+        adapt.add_lora(model, settings.lora)
+    loss = SentenceLoss(
+        model,
+        loss_config,
+        steps * settings.accumulate,
+        dims=settings.dims,
+        cached=settings.mini_batch_size is not None,
+        progress=progress,
+    )
+    with tempfile.TemporaryDirectory() as passing:
+        curve = train_whole(
+            model,
+            collator,
+            loss,
+            settings.optimisation(steps),
+            scratch or Path(passing),
+            watch=watch,
+            report_to=report_to,
+        )
+    if settings.lora:
+        adapt.merge_lora(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return curve

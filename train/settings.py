@@ -1,0 +1,88 @@
+"""How to train, whatever the items are: what learns, for how long, in which batches, at which rate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrieval.errors import UserError
+
+from .batches import Drawing, Plan
+from .head import LEARNING_RATE as HEAD_RATE
+from .whole import Optimisation
+
+LORA_RATE = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every way of training shares. batch_size counts pairs; one of steps and epochs is set, and epochs make as many steps as
+    `step_bounds` allow, at least and at most; lr None takes the way's own default.
+
+    head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many items are in the encoder at a
+    time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
+    all. drawing: which rows stand together.
+    """
+
+    head: bool = False
+    last_layers: int | None = None
+    lora: int | None = None
+    steps: int | None = None
+    epochs: float = 1.0
+    step_bounds: tuple[int, int | None] = (1, None)
+    batch_size: int | None = None
+    mini_batch_size: int | None = None
+    accumulate: int = 1
+    drawing: Drawing = Drawing()
+    lr: float | None = None
+    schedule: str = "linear"
+    warmup: float = 0.1
+    layer_decay: float = 1.0
+    dims: tuple[int, ...] = ()
+    compute: str = "float32"
+    compiled: bool = False
+    seed: int = 0
+
+    @property
+    def whole_rate(self) -> float:
+        """The learning rate of a whole encoder, where none is given."""
+        raise NotImplementedError
+
+    @property
+    def rate(self) -> float:
+        return self.lr or (HEAD_RATE if self.head else LORA_RATE if self.lora else self.whole_rate)
+
+    def total_steps(self, plans: Sequence[Plan]) -> int:
+        """As many as asked, or as the epochs of all data sets take, within the bounds."""
+        least, most = self.step_bounds
+        found = max(least, sum(plan.steps for plan in plans))
+        return self.steps or (found if most is None else min(found, most))
+
+    def optimisation(self, steps: int) -> Optimisation:
+        return Optimisation(
+            steps=steps,
+            accumulate=self.accumulate,
+            lr=self.rate,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            layer_decay=self.layer_decay,
+            compute=self.compute,
+            compiled=self.compiled,
+            seed=self.seed,
+        )
+
+    def used(self, plans: Sequence[Plan]) -> dict[str, object]:
+        """What the settings left open came out as; the batch size that of the first data set."""
+        return {"steps": self.total_steps(plans), "batch_size": plans[0].pairs, "lr": self.rate}
+
+    def refuse_contradictions(self) -> None:
+        """Raises UserError for settings that do not go together."""
+        if sum(map(bool, (self.head, self.last_layers, self.lora))) > 1:
+            raise UserError("--head, --last-layers, --lora: say in one way what learns, not in two")
+        if self.lora and self.layer_decay != 1:
+            raise UserError("--layer-decay: is not for --lora, whose additions all start at zero; leave it out")
+        if not self.head:
+            return
+        plain = type(self)(head=True)
+        for name in ("mini_batch_size", "accumulate", "layer_decay", "compute", "compiled", "schedule", "warmup"):
+            if getattr(self, name) != getattr(plain, name):
+                flag = {"compiled": "compile"}.get(name, name.replace("_", "-"))
+                raise UserError(f"--{flag}: is for training the encoder itself; leave it out, or leave --head out")
