@@ -27,13 +27,17 @@ def train() -> None:
 @click.option(
     "--augment", type=click.Choice(["simclr", "light"]), help="[default: simclr without labels, light with them]"
 )
+@click.option(
+    "--split", default="train", show_default=True, help="Of a data set with several; of --eval-data it is test."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @trains
-def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
+def image(augment: str | None, split: str, skip_bad: bool, **flags: Any) -> None:
     """Fine-tune an image encoder, or train a small one from scratch.
 
-    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a CSV of path,label, an .npz
-    with images and labels, or an IDX file. MODEL is `small` (a ResNet from scratch), or a vision model that transformers
+    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a table of path,label (CSV, TSV,
+    JSONL, Parquet), a Hugging Face data set (saved, or owner/name), tar shards as WebDataset has them, an .npz with images and
+    labels, or an IDX file. MODEL is `small` (a ResNet from scratch), or a vision model that transformers
     loads. The result opens with plain SentenceTransformer(OUTPUT) and encodes PIL images.
 
     \b
@@ -50,7 +54,7 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
     from retrieval.train.vision import small_network
 
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    data = read_images(flags["data"], skip_bad=skip_bad)
+    data = read_images(flags["data"], skip_bad=skip_bad, split=split)
     loss = fit_to_data(loss, flags, data.labels is not None)
     held_out = _held_out(flags["eval_data"])
     steps, epochs = length(flags, IMAGE_EPOCHS)
@@ -96,9 +100,9 @@ def image(augment: str | None, skip_bad: bool, **flags: Any) -> None:
 def _held_out(path: Path | None) -> "Held | None":
     from retrieval.images import read_images
 
-    from .held import by_classes
+    from .held import SPLIT, by_classes
 
-    data = read_images(path) if path else None
+    data = read_images(path, split=SPLIT) if path else None
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --eval-data needs labels; give class folders or a column label")
     return None if data is None else by_classes(data)
