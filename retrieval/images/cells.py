@@ -83,7 +83,8 @@ def class_names(file: Path) -> dict[str, list[str]]:
     """What the numbers in some columns stand for, as data sets keep it in what they write."""
     told = (schema(file).metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(told).get("info", {}).get("features", {})
-    return {name: kind["names"] for name, kind in features.items() if isinstance(kind, dict) and "names" in kind}
+    classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    return {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
 
 
 def rows(file: Path, names: list[str]) -> Iterator[dict[str, Any]]:
