@@ -149,6 +149,8 @@ def _texts(value: Any) -> list[str]:
 
 def _of_table(table: Table, asked: Asked) -> Pairs:
     path = table.path
+    if not table.names:
+        raise UserError(f"{path}: is empty; give a header such as image,caption and a row a pair")
     anchor, positive = _sides(table, asked)
     for flag, name in (("anchor", anchor), ("positive", positive), *(("negative", name) for name in asked.negative)):
         if name not in table.names:
@@ -203,13 +205,13 @@ def _kinds(table: Table, names: Sequence[str]) -> list[bool]:
         first = {name: first.get(name) or row[name] for name in names}
         if all(first.values()):
             break
+    if not first:
+        raise UserError(f"{table.path}: is empty; give a row a pair")
     kinds = [
         name.strip().lower() in (*PATH_COLUMNS, "image1", "image2", "image_1", "image_2")
         or looks_like_pictures(first[name])
         for name in names
     ]
-    if not first:
-        raise UserError(f"{table.path}: is empty; give a row a pair")
     if not any(kinds[:2]):
         raise UserError(f"{table.path}: {names[0]} and {names[1]} are texts both; train on them by train text")
     return kinds
@@ -230,12 +232,12 @@ def _each(
     for at in range(repeats):
         values = [row[name][at] if name in lists else row[name] for name in names]
         yield [
-            _value(table, number, name, value, is_picture, at >= 2)
-            for at, (name, value, is_picture) in enumerate(zip(names, values, kinds, strict=True))
+            _value(table, number, name, value, is_picture, may_lack=place >= 2)
+            for place, (name, value, is_picture) in enumerate(zip(names, values, kinds, strict=True))
         ]
 
 
-def _value(table: Table, number: int, name: str, value: Any, is_picture: bool, may_lack: bool) -> Picture | str:
+def _value(table: Table, number: int, name: str, value: Any, is_picture: bool, *, may_lack: bool) -> Picture | str:
     if is_picture:
         return picture_of(table, number, name, value, missing=False)
     if looks_like_pictures(value):
