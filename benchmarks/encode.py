@@ -33,9 +33,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import BertConfig, BertModel
 
 from retrieval.cli.options import quiet_libraries
+from retrieval.cpus import usable_cpus
 from retrieval.data import Texts
 from retrieval.embed import cost_of, embed
-from retrieval.encode import Encoding, usable_cpus
+from retrieval.encode import Encoding
 from retrieval.encoder import MINILM, Encoder, load_encoder
 from retrieval.images import Images, read_images
 from retrieval.train.vision import network

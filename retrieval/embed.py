@@ -18,6 +18,7 @@ from retrieval.errors import UserError
 from retrieval.heads import Headed, head_over
 from retrieval.images import Images
 from retrieval.neighbors import exact_neighbors
+from retrieval.pixels import least_side
 from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
 from retrieval.store.journal import Entry, rows_left
 from retrieval.store.writer import write_in_turn, write_rows
@@ -115,8 +116,9 @@ def embed(
     never cross shards, so the result is bit for bit that of an unbroken call.
     """
     prompt = prompt_of(encoder.model, role)
+    drawn = _drawn(encoder, data)
     mark = sha256_json(
-        [encoder.fingerprint, compute, backend, *([prompt] if prompt else [])]
+        [encoder.fingerprint, compute, backend, *([prompt] if prompt else []), *([drawn] if drawn else [])]
     )  # before the encoder changes its type
     settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size, "role": role}
     modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
@@ -131,7 +133,7 @@ def embed(
         notes["computed"] = data.manifest.get("computed", [])
     else:
         how, encoding = _prepared(encoder, data, settings, shard_rows)
-        notes["computed"] = [how | ({"prompt": prompt} if prompt else {})]
+        notes["computed"] = [how | ({"prompt": prompt} if prompt else {}) | drawn]
         source = Corpus(data, mark, encoding)
 
     def run(job: Job) -> None:
@@ -148,6 +150,14 @@ def embed(
     if add or replace:
         return append(output, source, kind, settings=batch_size, notes=notes, replace=replace, run=run)
     return create(output, source, kind, settings=batch_size, notes=notes, overwrite=overwrite, run=run)
+
+
+def _drawn(encoder: Encoder, data: Data | Store) -> dict[str, Any]:
+    """How large JPEGs are decoded at least, if some may be."""
+    if not (isinstance(data, Images) and isinstance(data.source, list)):
+        return {}
+    at_least = least_side(encoder.model)
+    return {} if at_least is None else {"jpeg_at_least": at_least}
 
 
 def _prepared(

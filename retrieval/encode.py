@@ -5,12 +5,11 @@ padding; pictures are decoded by threads. On a GPU batches are pinned and copied
 tokenised meanwhile, and nothing waits for a block's results before the next block's batches are given to the GPU.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,10 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from retrieval.cpus import usable_cpus
 from retrieval.errors import UserError
+from retrieval.images import Cell, Images, Span
+from retrieval.pixels import least_side
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -110,11 +112,21 @@ class Encoding:
         return Prepared(batches, inverse, [len(batch) * int(lengths[batch[0]]) for batch, _ in batches])
 
     def prepare_pictures(self, pictures: Any) -> Prepared:
-        """Batch pictures, which are taken by row number, and so decoded, when their turn is near."""
+        """Batch pictures, which are taken by row number, and so decoded, when their turn is near: JPEGs at no more than
+        `at_least` has a use for."""
+        if isinstance(pictures[0] if isinstance(pictures, list) else None, Path | Span | Cell):
+            pictures = Images(list(pictures), None, "")
+        if isinstance(pictures, Images):
+            pictures = replace(pictures, at_least=self.at_least)
         rows = np.arange(len(pictures))
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         makers: Batches = [(batch, partial(self._pictures, pictures, batch)) for batch in batches]
         return Prepared(makers, rows, [len(batch) for batch in batches])
+
+    @cached_property
+    def at_least(self) -> int | None:
+        """How large JPEGs are decoded at least."""
+        return least_side(self.model)
 
     def _pictures(self, pictures: Any, batch: Ints) -> Features:
         return self.model.preprocess([pictures[row] for row in batch.tolist()])
@@ -376,13 +388,3 @@ def pad(tokens: Tokens, batch: Ints, tokenizer: Any) -> Features:
         for name, values in tokens.by_token.items()
     }
     return padded | tokens.rest
-
-
-def usable_cpus() -> int:
-    """The cores that this process may use: of the machine, its affinity, its container's share."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(found, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such share, or "max"
-        return found

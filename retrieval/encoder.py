@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from retrieval.artifact import MANIFEST, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
+from retrieval.images import Picture
 
 MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
@@ -65,8 +66,10 @@ class Encoder:
     def fingerprint(self) -> str:
         return fingerprint(self.model)
 
-    def encode(self, items: Sequence[str] | Sequence[Image.Image], *, role: str | None = None) -> NDArray[np.float32]:
-        """Unit vectors (n, dim) float32 of texts or RGB pictures, in the order given. role: as in `Encoding`."""
+    def encode(
+        self, items: Sequence[str] | Sequence[Image.Image] | Sequence[Picture], *, role: str | None = None
+    ) -> NDArray[np.float32]:
+        """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`."""
         self.require("text" if isinstance(items[0], str) else "image")
         return Encoding(self.model, role=role).encode(items)
 

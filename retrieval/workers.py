@@ -68,8 +68,9 @@ def _work(encoder: str, device: str, cpus: int, settings: dict[str, Any], job: A
     try:
         import torch
 
+        from retrieval.cpus import usable_cpus
         from retrieval.embed import overlapped
-        from retrieval.encode import Encoding, usable_cpus
+        from retrieval.encode import Encoding
         from retrieval.encoder import load_encoder
 
         if device == "cpu":

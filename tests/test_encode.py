@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from retrieval.artifact import staging_folder
+from retrieval.cpus import usable_cpus
 from retrieval.data import Texts, read_texts, scan_texts
 from retrieval.embed import embed, encode_all
-from retrieval.encode import Encoding, ahead_of, as_tokens, batches_by_length, pad, usable_cpus
+from retrieval.encode import Encoding, ahead_of, as_tokens, batches_by_length, pad
 from retrieval.encoder import MINILM, Encoder
 from retrieval.errors import UserError, is_disk_full
 from retrieval.images import Images

@@ -17,7 +17,7 @@ HOMES = {
     "faiss": ["index/backend.py"],
     "h5py": ["retrieval/store/shard.py", "retrieval/formats/hdf5.py"],
     "openvino": ["retrieval/openvino.py"],
-    "pyarrow": ["retrieval/formats/tables.py", "retrieval/data/"],
+    "pyarrow": ["retrieval/formats/tables.py", "retrieval/data/", "retrieval/images/cells.py"],
     "sentence_transformers": [
         "retrieval/encoder.py",
         "retrieval/encode.py",

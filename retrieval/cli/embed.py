@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What texts are, for encoders with prompts for each.",
 )
+@click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store
 @writes
@@ -84,6 +85,7 @@ def embed(
     batch_size: int,
     shard_rows: int | None,
     role: str,
+    split: str,
     add: bool,
     replace: bool,
     skip_bad: bool,
@@ -104,9 +106,9 @@ def embed(
     """
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber, stated_kind
+    from retrieval.cpus import usable_cpus
     from retrieval.embed import embed as embed_data
     from retrieval.embed import forget_if_empty, left_behind
-    from retrieval.encode import usable_cpus
     from retrieval.encoder import load_encoder
     from retrieval.store import KIND, SHARD_ROWS, open_store
 
@@ -118,7 +120,7 @@ def embed(
     elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
         refuse_to_clobber(output, KIND, overwrite)
     shard_rows = shard_rows or SHARD_ROWS
-    data = _read(path, skip_bad, shard_rows)
+    data = _read(path, split, skip_bad, shard_rows)
     devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
     _use_cpus(usable_cpus())
     encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")
@@ -165,15 +167,15 @@ def embed(
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
 
 
-def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Images | Store":
+def _read(path: Path, split: str, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Images | Store":
     from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
     from retrieval.data.documents import is_collection
-    from retrieval.data.tables import is_table
+    from retrieval.data.tables import is_hub_name
     from retrieval.images import is_image_data, read_images
     from retrieval.store import KIND, open_store
 
-    if not path.exists():
+    if not path.exists() and not is_hub_name(path):
         raise UserError(f"{path}: no such file or folder; give texts or images")
     if stated_kind(path) == KIND:
         store = open_store(path)
@@ -181,8 +183,8 @@ def _read(path: Path, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Im
         return store
     if path.is_dir() and is_collection(path):
         raise UserError(f"{path}: is a collection; embed its corpus.jsonl, or its queries.jsonl --as query")
-    pictures = is_image_data(path) and not is_table(path)
-    data = read_images(path, skip_bad=skip_bad) if pictures else scan_texts(path, shard_rows)
+    pictures = is_image_data(path, split)
+    data = read_images(path, skip_bad=skip_bad, split=split) if pictures else scan_texts(path, shard_rows, split)
     say(f"{path}: {data.origin}" + ("" if data.has_ids else "; no ids (column id), so rows are numbered"))
     return data
 

@@ -134,7 +134,7 @@ def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
 
 def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
     """What was embedded, from where it was, or from where it is now said to be."""
-    from retrieval.images import Images, read_images
+    from retrieval.images import Images, picture_at, read_images
 
     if given is not None and "text" in rows.payload:
         raise UserError(f"--images {given}: {path} is of texts; leave it out")
@@ -145,13 +145,14 @@ def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
         if missing is not None:
             raise UserError(f"--images {given}: has no picture {missing!r}, which {path} has")
         return images.take(place[str(i)] for i in rows.ids)
-    paths = [Path(each) for each in rows.payload.get("path", ())]
-    if not paths:
+    found = [picture_at(each) for each in rows.payload.get("path", ())]
+    if not found:
         return None
-    if not all(each.exists() for each in paths):
+    pictures = [picture for picture in found if picture is not None]
+    if len(pictures) < len(found):
         say(f"Note: the pictures of {path} are not where they were; say where they are by --images")
         return None
-    return Images(paths, None, "")
+    return Images(pictures, None, "")
 
 
 def _of_artifact(name: str, path: Path, check: bool) -> "Section":

@@ -12,6 +12,7 @@ from .options import checks, common, existing, pick_device, quiet_libraries, ref
 from .output import emit
 
 if TYPE_CHECKING:
+    from retrieval.images import Picture
     from retrieval.index.bundle import Index
     from retrieval.index.filters import Mask
     from retrieval.index.search import Found, Hit
@@ -23,7 +24,11 @@ ENDINGS = (".run", ".trec", ".jsonl", ".npy")
 @click.argument("index", type=existing("folder"))
 @click.option("--query", "queries", multiple=True, help="A text to search for; may be given several times.")
 @click.option(
-    "--image", "pictures", multiple=True, type=click.Path(path_type=Path), help="An image file to search for; likewise."
+    "--image",
+    "pictures",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A picture to search for: a file, or one in a tar (a.tar/1.jpg); likewise.",
 )
 @click.option("--store", type=existing("folder"), help="An embedding store whose every row is a query.")
 @click.option("--encoder", "name", help="The encoder that made the index.  [default: as the index recorded it]")
@@ -227,17 +232,27 @@ def _encoded_queries(
 ) -> tuple[list[str], Any]:
     quiet_libraries()
     from retrieval.encoder import load_encoder
-    from retrieval.images import decode
     from retrieval.index.bundle import require_same_encoder
     from retrieval.store import refuse_bad_vectors
 
-    items: list[Any] = list(queries) or [decode(path) for path in pictures]
+    items: list[Any] = list(queries) or [_picture(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
     encoder = load_encoder(name or _recorded_encoder(opened), pick_device(device))
     require_same_encoder(opened.manifest, encoder.fingerprint, encoder.name)
     vectors = encoder.encode(items, role="query")
     refuse_bad_vectors(vectors, names)
     return names, vectors
+
+
+def _picture(path: Path) -> "Picture":
+    """A picture by its path, by its tar and name there, or as a store of pictures tells it; one that decodes."""
+    from retrieval.images import decode, picture_at
+
+    found = picture_at(str(path))
+    if found is None:
+        raise UserError(f"{path}: no such file; give a picture, or a tar and the name of one in it (shard.tar/1.jpg)")
+    decode(found)
+    return found
 
 
 def _recorded_encoder(opened: "Index") -> str:

@@ -44,11 +44,11 @@ def _numbered(path: Path, split: str) -> Iterator[Numbered]:
     return ((number, row) for _, number, row in line_rows(Lines(_existing(path))))
 
 
-def scan_texts(path: Path, block: int) -> TextFile | Texts:
+def scan_texts(path: Path, block: int, split: str = "train") -> TextFile | Texts:
     """Read through a file of lines without keeping it. Raises UserError as `read_texts` does, but for repeated ids. What is not of
     lines is read as `read_texts` does."""
     if is_table(path) or is_hub_name(path) or (path.exists() and is_collection(path)):
-        return read_texts(path)
+        return read_texts(path, split=split)
     found, fingerprint = stamp(_existing(path)), sha256_file(path)
     rows = line_rows(Lines(path))
     first = _first(path, rows)

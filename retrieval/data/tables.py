@@ -42,15 +42,23 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
-def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:
-    import datasets
+def arrow_files(path: Path, split: str) -> list[Path]:
+    """The files in which a dataset's rows stand, in order. Raises UserError where not all of their rows are asked for."""
+    import pyarrow as pa
 
-    loaded = _loaded(path, split)
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(loaded)})")
-        loaded = loaded[split]
-    classes = {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
+    loaded, _ = _split(path, split)
+    files = [Path(each["filename"]) for each in loaded.cache_files]
+    count = 0
+    for file in files:
+        with pa.memory_map(str(file)) as source:
+            count += pa.ipc.open_stream(source).read_all().num_rows
+    if not files or count != len(loaded):
+        raise UserError(f"{path}: --split {split} is only a part of its files; name a whole split, or save that part")
+    return files
+
+
+def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:
+    loaded, classes = _split(path, split)
     for start in range(0, len(loaded), ROWS):
         block = loaded[start : start + ROWS]
         for values in zip(*block.values(), strict=True):
@@ -59,6 +67,18 @@ def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:
                 number = row[name]
                 row[name] = None if number is None or number < 0 else told[number]
             yield row
+
+
+def _split(path: Path, split: str) -> tuple[Any, dict[str, list[str]]]:
+    """The dataset, and what the numbers in some of its columns stand for."""
+    import datasets
+
+    loaded = _loaded(path, split)
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(loaded)})")
+        loaded = loaded[split]
+    return loaded, {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
 def _loaded(path: Path, split: str) -> Any:

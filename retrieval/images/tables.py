@@ -1,0 +1,133 @@
+"""Tables of pictures: a path in each row (CSV, TSV, JSONL), or the picture itself (Parquet, Hugging Face's data sets)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
+from retrieval.data.columns import as_text
+from retrieval.data.rows import line_rows
+from retrieval.data.tables import arrow_files, is_hub_name, is_table
+from retrieval.errors import UserError
+
+from . import cells
+from .folders import is_picture_name
+from .items import Images, described
+from .picture import Cell, Picture
+
+LINES = (".csv", ".tsv", ".jsonl", ".ndjson")
+PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path", "img")
+Row = tuple[int, dict[str, Any]]  # the number of its line, or of the row, and its cells
+
+
+@dataclass(frozen=True)
+class Table:
+    """names: of all columns. holding: those with pictures' bytes. files: Arrow or Parquet, none where rows are lines of text."""
+
+    path: Path
+    names: list[str]
+    holding: frozenset[str] = frozenset()
+    files: tuple[Path, ...] = ()
+
+    def find(self, choices: Sequence[str]) -> str | None:
+        """The first of those columns that the table has, as it writes it."""
+        return next((name for choice in choices for name in self.names if name.strip().lower() == choice), None)
+
+    def rows(self, names: Sequence[str]) -> Iterator[Row]:
+        """Those columns of each row. A picture's bytes are told by their place, and classes by their names."""
+        if not self.files:
+            for _, number, row in line_rows(Lines(self.path)):
+                yield number, {name: row.get(name) for name in names}
+        number = 0
+        for file in self.files:
+            classes = {name: told for name, told in cells.class_names(file).items() if name in names}
+            for at, row in enumerate(cells.rows(file, list(names))):
+                for name in self.holding.intersection(names):
+                    row[name] = Cell(file, name, at) if row[name] is True else row[name]
+                for name, told in classes.items():
+                    row[name] = _class(row[name], told)
+                number += 1
+                yield number, row
+
+
+def _class(number: Any, names: list[str]) -> Any:
+    """A class by its name; data sets write −1 where it is not known."""
+    if not isinstance(number, int):
+        return number
+    return names[number] if 0 <= number < len(names) else None
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a path can be a table: by its ending, or as a data set in a folder or on the hub."""
+    return (path.exists() and (path.suffix.lower() in LINES or is_table(path))) or is_hub_name(path)
+
+
+def open_table(path: Path, split: str) -> Table:
+    """Look at a table's columns, none where it is empty. Raises UserError where it cannot be read."""
+    if path.suffix.lower() in LINES:
+        first = next(line_rows(Lines(path)), None)
+        return Table(path, [] if first is None else list(first[2]))
+    files = [path] if path.is_file() else arrow_files(path, split)
+    kinds = cells.schema(files[0])
+    holding = frozenset(field.name for field in kinds if cells.holds_pictures(field.type))
+    return Table(path, list(kinds.names), holding, tuple(files))
+
+
+def picture_column(table: Table) -> str | None:
+    """The column of the pictures: one that holds them, else one that is called as their paths are."""
+    named = table.find(PATH_COLUMNS)
+    if table.holding and named not in table.holding:
+        return next(name for name in table.names if name in table.holding)
+    return named
+
+
+def read_table(table: Table, *, missing: bool) -> Images:
+    """Rows of a picture and perhaps a label and an id. missing: also of pictures that are not there."""
+    path, column = table.path, picture_column(table)
+    if not table.names:
+        raise UserError(f"{path}: is empty; give a header path,label and a row an image")
+    if column is None:
+        raise UserError(f"{path}: no column path or image (found: {', '.join(table.names)}); name one so in the header")
+    label, name = table.find(LABEL_COLUMNS), table.find(ID_COLUMNS)
+    source: list[Picture] = []
+    labels: list[str] = []
+    ids: list[str] = []
+    for number, row in table.rows([each for each in (column, label, name) if each]):
+        source.append(picture_of(table, number, column, row[column], missing=missing))
+        if label:
+            labels.append(text_of(table, number, label, row[label]))
+        if name:
+            ids.append(text_of(table, number, name, row[name]))
+        elif column not in table.holding:
+            ids.append(row[column])
+    if not source:
+        raise UserError(f"{path}: is empty; give a row an image")
+    told = labels if label else None
+    return Images(source, told, described(len(source), told), ids=ids or None)
+
+
+def text_of(table: Table, number: int, column: str, value: Any) -> str:
+    """A cell that must not be empty."""
+    text = as_text(value)
+    if not text.strip():
+        raise UserError(f"{table.path}: line {number} lacks its {column}; complete or remove it")
+    return text
+
+
+def picture_of(table: Table, number: int, column: str, value: Any, *, missing: bool) -> Picture:
+    """The picture of a cell; paths begin at the table's folder. Raises UserError where there is none."""
+    if isinstance(value, Cell):
+        return value
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{table.path}: line {number}: its {column} is no path ({value!r:.40}); give a path")
+    text = text_of(table, number, column, value)
+    file = (table.files[0] if table.files else table.path).parent / text
+    if not missing and not file.is_file():
+        raise UserError(f"{table.path}: line {number}: {text}: no such file; correct the path, or remove the row")
+    return file
+
+
+def looks_like_pictures(value: Any) -> bool:
+    """Whether a cell is a picture: its bytes, or a path that ends like one."""
+    return isinstance(value, Cell) or (isinstance(value, str) and "\n" not in value and is_picture_name(value))

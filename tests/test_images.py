@@ -1,0 +1,461 @@
+"""Reading pictures of every kind that people have: the same pixels and labels from each, and one line for what is broken."""
+
+import csv
+import gzip
+import json
+import os
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from some_pictures import LABELS, as_bytes, noise, tar, write
+
+from retrieval.errors import UserError
+from retrieval.images import decode, is_image_data, picture_at, read_images
+from retrieval.images.picture import content
+from retrieval.images.shards import members
+
+
+def picture(path, mode="RGB", size=(6, 4), colour=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+def test_class_folders_and_flat_folders(tmp_path):
+    for name in ("cat/1.png", "cat/2.png", "dog/1.jpg"):
+        picture(tmp_path / "set" / name)
+    images = read_images(tmp_path / "set")
+    assert images.labels == ["cat", "cat", "dog"] and images[0].mode == "RGB" and len(images.ids) == 3
+    assert read_images(tmp_path / "set" / "cat").labels is None
+    picture(tmp_path / "set" / "loose.png")
+    with pytest.raises(UserError, match="loose"):
+        read_images(tmp_path / "set")
+
+
+def test_a_csv_of_paths(tmp_path):
+    picture(tmp_path / "pics" / "a.png")
+    path = write(tmp_path / "a.csv", "path,label\npics/a.png,x\n")
+    images = read_images(path)
+    assert is_image_data(path) and images.labels == ["x"] and images[0].size == (6, 4)
+    with pytest.raises(UserError, match="line 2 lacks its label"):
+        read_images(write(tmp_path / "b.csv", "path,label\npics/a.png,\n"))
+
+
+def test_arrays(tmp_path):
+    grey = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    np.savez(tmp_path / "a.npz", images=grey, labels=np.array([1, 0]))
+    images = read_images(tmp_path / "a.npz")
+    assert images.labels == ["1", "0"] and images[1].size == (4, 3)
+    idx = b"\0\0\x08\x03" + struct.pack(">3I", 2, 3, 4) + grey.tobytes()
+    with gzip.open(tmp_path / "t-images-idx3-ubyte.gz", "wb") as file:
+        file.write(idx)
+    write(tmp_path / "t-labels-idx1-ubyte", "")
+    assert read_images(tmp_path / "t-images-idx3-ubyte.gz").labels is None
+    with gzip.open(tmp_path / "t-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(b"\0\0\x08\x01" + struct.pack(">I", 2) + bytes([7, 8]))
+    images = read_images(tmp_path / "t-images-idx3-ubyte.gz")
+    assert images.labels == ["7", "8"] and (images.source == grey).all()
+
+
+@pytest.mark.parametrize(
+    "arrays,word",
+    [
+        ({"images": np.zeros((2, 3, 3), np.float32)}, "float32"),
+        ({"images": np.zeros((2, 3, 3), np.uint8), "labels": np.zeros(3)}, "labels of shape"),
+        ({"pixels": np.zeros((2, 3, 3), np.uint8)}, "no array 'images'"),
+        ({"images": np.zeros((0, 3, 3), np.uint8)}, "is empty"),
+        ({"images": np.array([{}])}, "not an .npz"),
+    ],
+)
+def test_bad_arrays_are_refused(tmp_path, arrays, word):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=word):
+        read_images(tmp_path / "a.npz")
+
+
+def test_bad_pictures_are_named_or_skipped(tmp_path):
+    picture(tmp_path / "s" / "x" / "good.png")
+    bad = write(tmp_path / "s" / "x" / "bad.png", b"not a picture")
+    whole = picture(tmp_path / "s" / "x" / "cut.png", size=(64, 64)).read_bytes()
+    write(tmp_path / "s" / "x" / "cut.png", whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="bad.png: does not decode"):
+        decode(bad)
+    images = read_images(tmp_path / "s", skip_bad=True)
+    assert len(images) == 1 and [p.name for p in images.skipped] == ["bad.png", "cut.png"]
+    with pytest.raises(UserError, match="none of the 1"):
+        only = tmp_path / "only" / "x"
+        only.mkdir(parents=True)
+        write(only / "bad.png", b"")
+        read_images(tmp_path / "only", skip_bad=True)
+
+
+def as_folder(folder, pictures):
+    for row, (one, label) in enumerate(zip(pictures, LABELS, strict=True)):
+        write(folder / label / f"{row}.png", as_bytes(one))
+    return folder
+
+
+def as_files(folder, pictures):
+    for row, one in enumerate(pictures):
+        write(folder / f"{row}.png", as_bytes(one))
+    return [f"{row}.png" for row in range(len(pictures))]
+
+
+def as_lines(ending):
+    def made(folder, pictures):
+        names = as_files(folder, pictures)
+        path = folder / f"a{ending}"
+        with open(path, "w", newline="") as file:
+            if ending == ".jsonl":
+                file.writelines(json.dumps({"image": n, "label": w}) + "\n" for n, w in zip(names, LABELS, strict=True))
+            else:
+                writer = csv.writer(file, delimiter="," if ending == ".csv" else "\t")
+                writer.writerows([["Filename", "category"], *zip(names, LABELS, strict=True)])
+        return path
+
+    return made
+
+
+def as_parquet(rows_of):
+    def made(folder, pictures):
+        path = folder / "a.parquet"
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"picture": rows_of(folder, pictures), "label": LABELS}), path, row_group_size=3)
+        return path
+
+    return made
+
+
+def data_set(pictures):
+    import datasets
+
+    names = ["eel", "dog", "cat"]
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    rows = {"image": pictures, "label": [names.index(label) for label in LABELS]}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+
+
+def as_saved(folder, pictures):
+    data_set(pictures).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_saved_splits(folder, pictures):
+    import datasets
+
+    whole = data_set(pictures)
+    datasets.DatasetDict({"other": whole.select([1]), "train": whole}).save_to_disk(
+        folder / "saved", num_shards={"other": 1, "train": 3}
+    )
+    return folder / "saved"
+
+
+def as_hub_parquet(folder, pictures):
+    folder.mkdir(parents=True, exist_ok=True)
+    data_set(pictures).to_parquet(folder / "a.parquet", batch_size=2)
+    return folder / "a.parquet"
+
+
+def shard(rows, pictures, ending):
+    told = {"cls": lambda label: label, "json": lambda label: json.dumps({"label": label, "width": 9})}[ending]
+    members = {}
+    for row in rows:
+        members |= {f"{row:04}.png": as_bytes(pictures[row]), f"{row:04}.{ending}": told(LABELS[row]).encode()}
+    return members
+
+
+def as_tar(ending):
+    return lambda folder, pictures: tar(folder / "a.tar", shard(range(7), pictures, ending))
+
+
+def as_shards(folder, pictures):
+    tar(folder / "s" / "0.tar", shard(range(3), pictures, "cls"))
+    tar(folder / "s" / "1.tar", shard(range(3, 7), pictures, "cls"))
+    return folder / "s"
+
+
+def as_packed_folder(folder, pictures):
+    names = [f"./all/{label}/{row}.png" for row, label in enumerate(LABELS)]
+    return tar(folder / "a.tar", {name: as_bytes(one) for name, one in zip(names, pictures, strict=True)})
+
+
+def as_npz(folder, pictures):
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "a.npz", images=np.stack([np.asarray(one) for one in pictures]), labels=np.array(LABELS))
+    return folder / "a.npz"
+
+
+def with_paths(folder, pictures):
+    return [{"bytes": None, "path": name} for name in as_files(folder, pictures)]
+
+
+FORMATS = {
+    "class folders": as_folder,
+    "csv": as_lines(".csv"),
+    "tsv": as_lines(".tsv"),
+    "jsonl": as_lines(".jsonl"),
+    "parquet of bytes": as_parquet(lambda folder, pictures: [as_bytes(one) for one in pictures]),
+    "parquet of both": as_parquet(lambda folder, pictures: [{"bytes": as_bytes(p), "path": "x.png"} for p in pictures]),
+    "parquet of paths": as_parquet(with_paths),
+    "saved data set": as_saved,
+    "saved splits": as_saved_splits,
+    "data set as Parquet": as_hub_parquet,
+    "tar with cls": as_tar("cls"),
+    "tar with json": as_tar("json"),
+    "tar shards": as_shards,
+    "tar of folders": as_packed_folder,
+    "npz": as_npz,
+}
+
+
+@pytest.mark.parametrize("made", FORMATS.values(), ids=FORMATS)
+def test_every_format_gives_the_same_pixels_and_labels(tmp_path, made):
+    pictures = noise()
+    path = made(tmp_path / "data", pictures)
+    assert is_image_data(path)
+    images = read_images(path)
+    by_label = sorted(range(7), key=lambda row: LABELS[row]) if made is as_folder else range(7)
+    assert images.labels == [LABELS[row] for row in by_label] and "7 images, 3 classes" in images.origin
+    for row, want in enumerate(by_label):
+        assert (np.asarray(images[row]) == np.asarray(pictures[want])).all()
+    again = pickle.loads(pickle.dumps(images))  # as a process for another device is given them
+    assert (np.asarray(again[6]) == np.asarray(images[6])).all() and again.fingerprint == images.fingerprint
+    some = images.take([5, 0])
+    assert some.labels == [images.labels[5], images.labels[0]] and (np.asarray(some[1]) == np.asarray(images[0])).all()
+    if isinstance(images.source, list):
+        assert [picture_at(str(each)) for each in images.source] == images.source
+        assert len(set(map(str, images.source))) == 7
+    assert images.ids is None or len(set(images.ids)) == 7
+
+
+@pytest.mark.parametrize("made", [as_folder, as_hub_parquet, as_shards], ids=lambda made: made.__name__)
+def test_the_fingerprint_is_of_the_content(tmp_path, made):
+    path = made(tmp_path / "data", noise())
+    was = read_images(path).fingerprint
+    assert read_images(path).fingerprint == was
+    moved = path.parent / f"moved{path.suffix}"
+    path.rename(moved)
+    assert read_images(moved).fingerprint == was
+    for file in sorted(p for p in (moved, *moved.rglob("*")) if p.is_file())[-1:]:
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert read_images(moved).fingerprint != was
+
+
+name = st.text(st.characters(codec="utf-8", exclude_characters="/\n\0"), min_size=1, max_size=120)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(name, st.binary(max_size=1500), max_size=6),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_members_are_those_of_tarfile(tmp_path_factory, files, kind):
+    names = {(f"../{key}/x" if row % 2 else f"a{key}"): value for row, (key, value) in enumerate(files.items())}
+    path = tar(tmp_path_factory.mktemp("tar") / "a.tar", names, format=kind)
+    with tarfile.open(path) as archive:
+        want = {each.name: archive.extractfile(each).read() for each in archive.getmembers()}
+    assert {key: content(span) for key, span in members(path).items()} == want
+
+
+def test_a_tar_that_is_cut_off_is_never_read_as_a_shorter_one(tmp_path):
+    whole = tar(tmp_path / "a.tar", {f"{row}.png": as_bytes(one) for row, one in enumerate(noise(3))}).read_bytes()
+    cut, count = tmp_path / "cut.tar", 0
+    for stop in range(0, len(whole), 128):
+        write(cut, whole[:stop])
+        os.utime(cut, ns=(stop, stop))
+        try:
+            assert len(read_images(cut)) == 3 and not any(whole[stop:])
+        except UserError as error:
+            count += 1
+            assert "cut.tar" in str(error) and "\n" not in str(error)
+    assert count > 10
+
+
+def test_a_tar_with_a_damaged_header_is_refused(tmp_path):
+    path = tar(tmp_path / "a.tar", {f"{row}.png": as_bytes(one) for row, one in enumerate(noise(3))})
+    broken = bytearray(path.read_bytes())
+    broken[members(path)["1.png"].start - 300] ^= 255
+    with pytest.raises(UserError, match="cut off or damaged at byte 1,?[0-9]+"):
+        read_images(write(tmp_path / "b.tar", bytes(broken)))
+
+
+def test_names_in_a_tar_are_no_paths(tmp_path):
+    """Not when it is read, and not when a picture is opened again from what a store says of it."""
+    write(tmp_path / "x.png", as_bytes(Image.new("RGB", (2, 2), "red")))
+    inside = as_bytes(Image.new("RGB", (3, 3), "blue"))
+    path = tar(tmp_path / "data" / "a.tar", {"../x.png": inside, f"{tmp_path}/x.png": inside})
+    images = read_images(path)
+    assert [images[row].size for row in range(2)] == [(3, 3)] * 2
+    assert [decode(picture_at(str(each))).size for each in images.source] == [(3, 3)] * 2
+    assert picture_at(f"{path}/../y.png") is None
+
+
+def packed(path, *names, links=(), **others):
+    content = as_bytes(noise(1)[0])
+    tar(path, {each: content for each in names} | {key: value for key, value in others.items()})
+    with tarfile.open(path, "a") as archive:
+        for each in links:
+            told = tarfile.TarInfo(each)
+            told.type, told.linkname = tarfile.SYMTYPE, "1.png"
+            archive.addfile(told)
+    return path
+
+
+def twice(path):
+    with tarfile.open(path, "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("1.png"))
+    return path
+
+
+def put_together(path):
+    one = packed(path, "1.png").read_bytes()
+    return write(path, one + one)
+
+
+def compressed(path):
+    with tarfile.open(path.with_name("a.tar.gz"), "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("1.png"))
+    return path.with_name("a.tar.gz")
+
+
+@pytest.mark.parametrize(
+    "made,words",
+    [
+        (lambda p: packed(p, "1.png", links=["2.png"]), ["2.png is a link", "--dereference"]),
+        (twice, ["1.png stands in it more than once"]),
+        (put_together, ["goes on after its end"]),
+        (compressed, ["a.tar.gz: is compressed", "tar xf"]),
+        (lambda p: write(p, b"no tar" * 200), ["not a whole tar"]),
+        (lambda p: write(p, b""), ["not a whole tar"]),
+        (lambda p: packed(p, **{"1.txt": b"x"}), ["holds no images"]),
+        (lambda p: packed(p, "a/1.png", "2.png"), ["loose images such as 2.png"]),
+        (lambda p: packed(p, "1.png", "2.png", **{"1.cls": b"x"}), ["a.tar/2.png: has no label beside it"]),
+        (lambda p: packed(p, "1.png", "1.jpg", **{"1.cls": b"x"}), ["1.png and 1.jpg share"]),
+        (lambda p: packed(p, "1.png", **{"1.json": b"{"}), ["1.json: is not JSON"]),
+        (lambda p: packed(p, "1.png", **{"1.json": b"[]"}), ["1.json: is no JSON object"]),
+        (lambda p: packed(p, "1.png", **{"1.cls": b"\xff"}), ["1.cls: is not UTF-8"]),
+        (lambda p: packed(p, "1.png", "2.png", **{"1.cls": b"a  b", "2.cls": b"a b"}), ["look the same"]),
+    ],
+)
+def test_bad_tars_are_refused(tmp_path, made, words):
+    path = made(tmp_path / "a.tar")
+    with pytest.raises(UserError) as caught:
+        read_images(path)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "table,words",
+    [
+        ({"path": ["a.png", None]}, ["line 2 lacks its path"]),
+        ({"path": ["a.png", "a.png"], "label": ["x", None]}, ["line 2 lacks its label"]),
+        ({"image": [{"bytes": None, "path": None}]}, ["line 1 lacks its image"]),
+        ({"image": [7]}, ["line 1: its image is no path (7)"]),
+        ({"path": ["b.png"]}, ["line 1: b.png: no such file"]),
+        ({"picture": ["a.png"]}, ["no column path or image (found: picture)"]),
+        ({"path": pa.array([], pa.string())}, ["is empty"]),
+    ],
+)
+def test_rows_that_lack_something_are_refused_by_number(tmp_path, table, words):
+    picture(tmp_path / "a.png")
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(UserError) as caught:
+        read_images(tmp_path / "a.parquet")
+    for word in (*words, "a.parquet"):
+        assert word in str(caught.value)
+
+
+def test_truncated_tables_and_cells(tmp_path):
+    path = as_hub_parquet(tmp_path, noise())
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match="b.parquet: is not whole Parquet"):
+        read_images(write(tmp_path / "b.parquet", whole[:-100]))
+    saved = as_saved(tmp_path, noise())
+    arrow = next(saved.glob("*.arrow"))
+    write(arrow, arrow.read_bytes()[:-600])
+    with pytest.raises(UserError, match="saved: cannot load this dataset"):
+        read_images(saved)
+
+
+def test_a_missing_split_and_a_missing_set(tmp_path, monkeypatch):
+    path = as_saved_splits(tmp_path, noise())
+    assert len(read_images(path, split="other")) == 1
+    with pytest.raises(UserError, match=r"no split 'test'; choose --split \(found: other, train\)"):
+        read_images(path, split="test")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nowhere.csv: no such file or folder"):
+        read_images(tmp_path / "nowhere.csv")
+
+
+def test_a_table_may_name_any_file_and_ids(tmp_path):
+    picture(tmp_path / "x.png", size=(5, 3))
+    path = write(tmp_path / "data" / "a.jsonl", '{"id": 7, "path": "../x.png", "label": 3}\n')
+    images = read_images(path)
+    assert (images.ids, images.labels, images[0].size) == (["7"], ["3"], (5, 3))
+
+
+def test_texts_beside_paths_are_texts(tmp_path):
+    assert not is_image_data(write(tmp_path / "a.csv", "path,text,label\nsrc/a.py,one,x\n"))
+    assert is_image_data(write(tmp_path / "b.csv", "path,text,label\na.png,one,x\n"))
+    assert not is_image_data(write(tmp_path / "c.csv", "text,label\none,x\n"))
+    assert not is_image_data(write(tmp_path / "d.csv", ""))
+
+
+@pytest.mark.parametrize(
+    "made", [as_lines(".csv"), as_parquet(lambda f, p: [b"x", *map(as_bytes, p[1:])]), as_packed_folder]
+)
+def test_bad_pictures_are_skipped_in_every_source(tmp_path, made):
+    path = made(tmp_path / "data", noise())
+    if path.suffix == ".csv":
+        write(tmp_path / "data" / "0.png", b"x")
+        (tmp_path / "data" / "6.png").unlink()
+    if path.suffix == ".tar":
+        broken = bytearray(path.read_bytes())
+        start = read_images(path).source[0].start
+        broken[start : start + 4] = b"none"
+        write(path, bytes(broken))
+    images = read_images(path, skip_bad=True)
+    gone = [0, 6] if path.suffix == ".csv" else [0]
+    assert images.labels == [label for row, label in enumerate(LABELS) if row not in gone]
+    assert len(images.skipped) == len(gone) and str(path.parent) in str(images.skipped[0])
+
+
+def test_emoji_in_one_tar(real_data):
+    path = real_data / "noto-emoji" / "noto-emoji.tar"
+    images = read_images(path)
+    counts = {label: images.labels.count(label) for label in set(images.labels)}
+    assert counts == {"v2024": 3583, "v2017-blob": 2165, "v2014": 873}
+    with tarfile.open(path) as archive:
+        for row in (0, 3000, 6620):
+            with Image.open(archive.extractfile(images.ids[row])) as want:
+                clear = np.asarray(want.convert("RGBA"), float)
+            solid = clear[..., 3:] / 255
+            assert np.abs(np.asarray(images[row]) - (clear[..., :3] * solid + 255 * (1 - solid))).max() <= 1
+
+
+@pytest.mark.slow
+def test_a_packed_data_set_as_it_comes_and_unpacked(real_data, tmp_path):
+    packed = real_data / "cifar10" / "cifar10_jpg.tar.gz"
+    with pytest.raises(UserError, match="is compressed"):
+        read_images(packed)
+    path = tmp_path / "cifar10.tar"
+    with gzip.open(packed) as source, open(path, "wb") as target:
+        while block := source.read(1 << 24):
+            target.write(block)
+    images = read_images(path)
+    with tarfile.open(path) as archive:
+        names = [each.name for each in archive.getmembers() if each.isfile() and each.name.endswith(".jpg")]
+        assert len(images) == len(names) == 60000
+        with Image.open(archive.extractfile(names[-1])) as want:
+            assert (np.asarray(images[59999]) == np.asarray(want.convert("RGB"))).all()
