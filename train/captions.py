@@ -32,8 +32,9 @@ NOUNS = {"people", "animal", "object", "object-as-is", "place", "place-as-is"}
 SORTS = {"people": "alive", "animal": "alive", "object": "thing", "place": "place"}
 ADJECTIVES = {"colour", "size", "attribute"}
 WORN = {"upper", "on-head", "on-body", "on-feet", "legwear", "eyes"}
-EITHER_WAY = {"and", "or", "with", "of", "near", "beside"}  # "a dog with a cat" is "a cat with a dog"
-EITHER_WAY_TOO = {"meeting", "facing", "kissing", "hugging", "fighting", "playing", "talking", "being"}
+# "A dog with a cat" is "a cat with a dog".
+EITHER_WAY = {",", "and", "or", "with", "near", "next to", "between", "being"}
+EITHER_WAY |= {"meeting", "facing", "kissing", "hugging", "fighting", "playing", "talking", "touching"}
 REACH = 4  # words from a preposition to its noun, at most
 
 
@@ -55,7 +56,13 @@ class Caption(NamedTuple):
     spans: list[Span]
 
 
-Edit = tuple[tuple[Span, str], ...]  # what is put in place of which words
+class Edit(NamedTuple):
+    """What is put in place of which words. rank: how many commoner words there are to put there."""
+
+    parts: tuple[tuple[Span, str], ...]
+    rank: int = 0
+
+
 Allowed = Callable[[Caption, Span, Span], bool]
 
 
@@ -72,18 +79,24 @@ def altered(
     random = np.random.default_rng([seed, int.from_bytes(blake2b(caption.encode(), digest_size=8).digest())])
     known = read(caption)
     ways = {kind: edits(known, kind, true) for kind in kinds}
-    queues = [(kind, [found[i] for i in random.permutation(len(found))]) for kind, found in ways.items()]
+    queues = [(kind, _drawn(found, random)) for kind, found in ways.items()]
     queues = [queues[i] for i in random.permutation(len(queues))]
     taken, result = {same(text) for text in (caption, *true)}, list[tuple[str, str]]()
     while any(queue for _, queue in queues) and len(result) < count:
         for kind, queue in queues:
             if not queue or len(result) == count:
                 continue
-            text = rewritten(known, queue.pop())
+            text = rewritten(known, queue.pop(0))
             if same(text) not in taken:
                 taken.add(same(text))
                 result.append((kind, text))
     return result
+
+
+def _drawn(found: list[Edit], random: np.random.Generator) -> list[Edit]:
+    """In random order, common words mostly first: by 1 over the rank, as words are in texts, so that they do not betray themselves."""
+    keys = random.exponential(size=len(found)) * [edit.rank + 1 for edit in found]
+    return [found[i] for i in np.argsort(keys)]
 
 
 def coverage(captions: Iterable[str], kinds: Sequence[str] = KINDS) -> Counter[str]:
@@ -155,7 +168,7 @@ def edits(caption: Caption, kind: str, true: Collection[str] = ()) -> list[Edit]
         if span.word.kind != kind or not _replaceable(caption, span):
             continue
         others = span.word.others if kind == "relation" else [other for other in span.word.others if other not in said]
-        found += [((span, plurals[other] if span.many else other),) for other in others]
+        found += [Edit(((span, plurals[other] if span.many else other),), rank) for rank, other in enumerate(others)]
     return found
 
 
@@ -196,32 +209,38 @@ def _swaps(caption: Caption, spans: list[Span], allowed: Allowed) -> list[Edit]:
     heads = Counter(span.word.head for span in spans)
     alone = [span for span in spans if heads[span.word.head] == 1]
     pairs = [(a, b) for i, a in enumerate(alone) for b in alone[i + 1 :] if allowed(caption, a, b)]
-    return [((a, _surface(caption, b)), (b, _surface(caption, a))) for a, b in pairs]
+    return [Edit(((a, _surface(caption, b)), (b, _surface(caption, a)))) for a, b in pairs]
 
 
 def _can_swap_nouns(caption: Caption, a: Span, b: Span) -> bool:
-    """Of one sort and number, and what links the second noun to the first reads differently the other way round."""
+    """Of one sort and number, and it says something else the other way round, by what links them or by their attributes."""
     if SORTS[a.word.table] != SORTS[b.word.table] or a.many != b.many:
         return False
+    link = _link(caption, a, b)
+    if link in ("", "of"):
+        return False
+    return link not in EITHER_WAY or _attribute(caption, a) != _attribute(caption, b)
+
+
+def _link(caption: Caption, a: Span, b: Span) -> str:
+    """What stands last between two nouns of a comma, a preposition, a verb that is known as one, and a word such as "and"; else ""."""
     linked = {
         i: span.word for span in caption.spans for i in range(span.first, span.last) if span.word.kind == "relation"
     }
-    one_way = False
-    for i in range(a.last, b.first + 1):
-        if _stops(caption, i, i):
-            one_way = False
+    for i in range(b.first, a.last - 1, -1):
+        if i < b.first and i in linked:
+            return linked[i].head
         word = caption.words[i]
-        if i == b.first:
-            break
-        if (
-            word in EITHER_WAY
-            or word in EITHER_WAY_TOO
-            or (i in linked and linked[i].head in ("next to", "near", "with"))
-        ):
-            one_way = False
-        elif i in linked or word.endswith("ing"):
-            one_way = True
-    return one_way
+        if i < b.first and (word in EITHER_WAY or word == "of" or word.endswith("ing")):
+            return word
+        if _stops(caption, i, i):
+            return ","
+    return ""
+
+
+def _attribute(caption: Caption, noun: Span) -> str:
+    """The attribute that stands before a noun, or ""."""
+    return next((s.word.head for s in caption.spans if s.last == noun.first and s.word.table in ADJECTIVES), "")
 
 
 def _can_swap_attributes(caption: Caption, a: Span, b: Span) -> bool:
@@ -244,7 +263,7 @@ def _surface(caption: Caption, span: Span) -> str:
 def rewritten(caption: Caption, edit: Edit) -> str:
     """The caption with words put in place of others, with their capitals, and "a" or "an" before them as they sound."""
     text = caption.text
-    for span, new in sorted(edit, key=lambda part: -part[0].first):
+    for span, new in sorted(edit.parts, key=lambda part: -part[0].first):
         start, end = caption.places[span.first][0], caption.places[span.last - 1][1]
         before = text[:start]
         if span.first and caption.words[span.first - 1] in ARTICLES:
