@@ -24,6 +24,7 @@ def plain_loss(
     within=True,
     rule=None,
     published_count=False,
+    own_negatives=False,
     bias=0.0,
 ):
     """weigh(cosines, own_explicit) → weights of all candidates. rule(similarities, own) → likely false negatives."""
@@ -59,6 +60,8 @@ def plain_loss(
                     pos.append(c)
                     continue
                 if items is not None and u is not None and items[v * pairs + i] == items[u * pairs + j]:
+                    continue
+                if own_negatives and u is None and j % pairs != i:
                     continue
                 if rule is not None:
                     own = next(k for k, (u2, j2) in enumerate(what) if j2 == i and u2 not in (v, None))

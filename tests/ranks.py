@@ -17,9 +17,12 @@ CASES = [
     "h-scl(memory=10)",
     "clip(learn_temperature=True)",
     "hcl(entry='joint')",
+    "clip(own_negatives=True)",
+    "hcl(own_negatives=True, memory=10)",
 ]
 PAIRS, IN, OUT, STEPS = 12, 6, 5, 3
 WITH_NEGATIVES = {"hcl(beta=1, detach=True)", "embedding-gemma", "simcse", "gist", "hcl(ess=8)"}
+WITH_NEGATIVES |= {name for name in CASES if "own_negatives" in name}
 
 
 def inputs(name):

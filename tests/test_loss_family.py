@@ -78,6 +78,22 @@ CASES = {
         "bias": -2.0,
         **LABELS,
     },
+    "clip(own_negatives=True)": {"weigh": ONE, "within": False, "own_negatives": True},
+    "hcl(beta=1.5, tau_plus=0.05, own_negatives=True)": {
+        "weigh": EXP(1.5),
+        "through": True,
+        "tau_plus": 0.05,
+        "own_negatives": True,
+    },
+    "h-scl(beta=1.0, detach=True, own_negatives=True)": {"weigh": EXP(1.0), "own_negatives": True, **LABELS},
+    "gte(own_negatives=True)": {"weigh": ONE, "entry": "joint", "own_negatives": True},
+    "embedding-gemma(own_negatives=True)": {
+        "weigh": additive(5.0, "hard"),
+        "normalised": False,
+        "own_negatives": True,
+        **FORWARD,
+    },
+    "siglip(own_negatives=True)": {"weigh": ONE, "entry": "sigmoid", "bias": -10.0, "own_negatives": True, **FORWARD},
     "positive-aware": {"weigh": ONE, "rule": lambda s, own: s > own - 0.05 * abs(own)},
     "qwen3-mask": {"weigh": ONE, "rule": lambda s, own: s > own + 0.1},
 }

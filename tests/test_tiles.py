@@ -170,6 +170,20 @@ def test_kernels_are_for_gpus_and_the_losses_they_know():
         assert not usable(other[0], setting, None)
 
 
+def test_kernels_leave_own_negatives_to_the_plain_way(monkeypatch):
+    """Only where there are such negatives: texts as anchors, which have none, stay with the kernels."""
+    from retrieval.train.loss import tiles
+
+    x, extra, _, _ = known()
+    monkeypatch.setattr(tiles, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    here = Known(normalize(x, dim=-1), None, None, None)
+    more = Extra(normalize(extra, dim=-1), pair=torch.tensor([0, 0, 5], device=DEVICE))
+    for name, answers in (("clip(own_negatives=True)", [False, True]), ("clip", [True, True])):
+        found = tasks(here, here, 0, more, named(name))
+        assert [usable(task, Setting(named(name), 0.07, 0.0, 0.0), None) for task in found] == answers
+
+
 def test_kernels_compile_for_a_gpu_that_is_not_here():
     """For Hopper, down to its machine code; in a process of its own, out of the interpreter."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

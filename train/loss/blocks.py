@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import LossConfig
 from .mix import Recipe, mixed_negatives
 from .rows import row_losses, softplus
-from .tasks import Task
+from .tasks import UNKNOWN, Task
 from .weights import Additive, Exp, Uniform
 
 BLOCK_SCORES = 2**20  # logits of a block: 4 MiB in float32, about what a core's cache holds
@@ -95,6 +95,10 @@ def _also_excluded(excluded: Tensor | None, task: Task, z: Tensor, at: slice, se
     if task.items is not None:
         same = task.items[0][at, None] == task.items[1]
         excluded = same if excluded is None else excluded.logical_or_(same)
+    if task.own_explicit is not None and setting.config.own_negatives:
+        mine, theirs = task.own_explicit
+        others = (mine[at, None] != theirs).logical_and_(theirs != UNKNOWN)
+        excluded = others if excluded is None else excluded.logical_or_(others)
     rule = setting.config.false_negatives
     if rule is not None:
         if rule.guide:

@@ -52,8 +52,9 @@ class LossConfig:
     anchors' side alone; within_side: items of the anchor's own side are negatives too (SimCLR). false_negatives: leave out
     likely ones. mix: synthetic negatives. memory: how many embeddings of past batches are further negatives (XBM,
     Wang et al., CVPR 2020). published_count: take N = 2B − 2 under a label mask too, as H-SCL's code does, not the true
-    number. bias: added to every logit, which only "sigmoid" feels. learn_temperature: t, and that bias, are trained from their
-    starting values. Numbers may be a `Schedule` over training.
+    number. own_negatives: explicit negatives are negatives of their own pair's anchors alone, as an altered caption is of its
+    picture, not of every anchor's. bias: added to every logit, which only "sigmoid" feels. learn_temperature: t, and that bias,
+    are trained from their starting values. Numbers may be a `Schedule` over training.
     """
 
     weights: Weights = field(default_factory=Exp)
@@ -68,6 +69,7 @@ class LossConfig:
     mix: Mix | None = None
     memory: int = 0
     published_count: bool = False
+    own_negatives: bool = False
     bias: Number = 0.0
     learn_temperature: bool = False
 
@@ -96,6 +98,10 @@ class LossConfig:
             )
         if self.bias and self.entry != "sigmoid":
             raise UserError(f"bias {self.bias}: has no effect but with entry sigmoid; leave it out")
+        if self.own_negatives and self.published_count:
+            raise UserError(
+                "own_negatives: published_count takes every candidate for a negative; leave one of them out"
+            )
         refuse_below("memory", self.memory, 0)
 
     @property

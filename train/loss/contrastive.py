@@ -51,13 +51,14 @@ def contrastive_loss(
     """The mean loss of B pairs under `config`, whose numbers are constants here (`schedule.at` resolves schedules).
 
     anchor: (B, d). positive: (B, d), or (M, B, d) for M positives of every anchor; all made unit here. negative: (K, d)
-    explicit negatives of every anchor; row k is pair negative_pairs[k]'s own, or where K is a multiple of B, pair k mod B's.
+    explicit negatives of every anchor, or with `own_negatives` of their own pair's; row k is pair negative_pairs[k]'s own, or where K
+    is a multiple of B, pair k mod B's.
     labels: (B,) class of each pair. items: ((1 + M)·B,) identity of each embedding, view after view; equal ones (the same text
     twice) are not negatives of each other; negative_items: (K,) likewise. guide: ((1 + M), B, g) and guide_negative (K, g), a guide encoder's embeddings.
     past: embeddings of past batches. temperature, bias: () learned ones, instead of the config's.
     In several processes (torch.distributed) the candidates are those of all of them, with gradients, and the mean over
     processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
-    Raises UserError where the config needs labels or a guide that are not given.
+    Raises UserError where the config needs labels, a guide or the negatives' pairs, and they are not given.
     """
     if anchor.shape != positive.shape[-2:]:
         raise UserError(
@@ -69,7 +70,7 @@ def contrastive_loss(
         views = _unit(given)
         here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide), _raw(given))
         everywhere, first, share = gather.everywhere(here)
-        own = None if negative is None else _own_pairs(negative, negative_pairs, len(anchor), first)
+        own = None if negative is None else _own_pairs(negative, negative_pairs, len(anchor), first, config)
         extra = _extra(negative, guide_negative, negative_items, own, past)
         found = tasks(here, everywhere, first, extra, config)
         (t, t_now), (b, b_now) = (
@@ -123,10 +124,14 @@ def _by_view(items: Tensor | None, views: int) -> Tensor | None:
     return None if items is None else items.view(views, -1)
 
 
-def _own_pairs(negative: Tensor, told: Tensor | None, pairs: int, first: int) -> Tensor:
+def _own_pairs(negative: Tensor, told: Tensor | None, pairs: int, first: int, config: LossConfig) -> Tensor:
     """(K,) the pair, numbered over all processes, whose own each explicit negative is, or UNKNOWN."""
     if told is not None:
         return told + first
+    if config.own_negatives and len(negative) % pairs:
+        raise UserError(
+            f"--loss {config.name}: {len(negative)} negatives of {pairs} pairs do not say whose they are; give negative_pairs"
+        )
     own = torch.arange(len(negative), device=negative.device) % pairs + first
     return own if len(negative) % pairs == 0 else torch.full_like(own, UNKNOWN)
 

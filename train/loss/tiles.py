@@ -46,6 +46,7 @@ def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
         and isinstance(config.weights, Exp | Uniform)
         and config.entry in ("coupled", "decoupled", "shared")
         and config.false_negatives is None
+        and not (config.own_negatives and task.own_explicit is not None)
         and recipe is None
         and find_spec("triton") is not None
     )
