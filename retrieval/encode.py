@@ -24,6 +24,7 @@ from retrieval.cpus import usable_cpus
 from retrieval.errors import UserError
 from retrieval.images import Cell, Images, Span
 from retrieval.pixels import least_side
+from retrieval.routes import reader
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -141,7 +142,7 @@ class Encoding:
                 for batch in batches_by_length(lengths, 4 * self.tokens, 4 * self.enough)
             ]
             return batches, lengths
-        tokens, tokenizer = tokenise(self.model, texts, prompt), self.model.tokenizer
+        tokens, tokenizer = tokenise(self.model, texts, prompt), reader(self.model, "text").tokenizer
         found = batches_by_length(tokens.lengths, self.tokens, self.enough)
         return [(batch, partial(pad, tokens, batch, tokenizer)) for batch in found], tokens.lengths
 
@@ -277,13 +278,13 @@ LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, wh
 
 def tokenises_apart(model: SentenceTransformer) -> bool:
     """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
-    module: Any = model[0]
+    module = reader(model, "text")
     config = getattr(module, "modality_config", {})
     return (
         "text" in config
         and "message" not in config
-        and getattr(model.tokenizer, "is_fast", False)
-        and model.tokenizer.pad_token_id is not None
+        and getattr(module.tokenizer, "is_fast", False)
+        and module.tokenizer.pad_token_id is not None
         and not module._can_flatten_inputs()
     )
 
@@ -296,12 +297,12 @@ def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -
     tokenizer's own threads do the rest.
     """
     apart = {"text": {"padding": False}, "common": {"return_tensors": None}}
-    module: Any = model[0]
+    module = reader(model, "text")
     preprocess = partial(module.preprocess, prompt=prompt, processing_kwargs=apart)
-    if not _asks_only_the_tokenizer(model):
+    if not _asks_only_the_tokenizer(module):
         return as_tokens(preprocess(texts))
     first = as_tokens(preprocess(texts[:1]))
-    backend: Any = model.tokenizer.backend_tokenizer
+    backend: Any = module.tokenizer.backend_tokenizer
     encoded = backend.encode_batch_fast([prompt + text for text in texts] if prompt else texts)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     count = int(lengths.sum())
@@ -313,15 +314,14 @@ def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -
     return Tokens(lengths, {name: read[name]() for name in first.by_token}, first.rest)
 
 
-def _asks_only_the_tokenizer(model: SentenceTransformer) -> bool:
+def _asks_only_the_tokenizer(module: Any) -> bool:
     """Whether all that preprocessing does to texts is a call of the Rust tokenizer: no other module's, processor's or
     tokenizer's way, and no settings of the call."""
-    module: Any = model[0]
-    tokenizer: Any = type(model.tokenizer)
+    tokenizer: Any = type(module.tokenizer)
     steps = type(module).preprocess, tokenizer.__call__, tokenizer._encode_plus
     return (
         list(module.modality_config) == ["text"]
-        and module.processor is model.tokenizer
+        and module.processor is module.tokenizer
         and not module.processing_kwargs
         and [step.__module__ for step in steps] == LIBRARY_STEPS
     )
@@ -343,7 +343,7 @@ def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
     """(n,) how many tokens the encoder would read of each text if it read them all; characters over four where that is not known."""
     if not tokenises_apart(model):
         return np.array([len(text) // 4 + 1 for text in texts])
-    backend = model.tokenizer.backend_tokenizer
+    backend = reader(model, "text").tokenizer.backend_tokenizer
     cut, filled = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()

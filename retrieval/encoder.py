@@ -215,6 +215,10 @@ def fingerprint(model: SentenceTransformer, modules: int | None = None) -> str:
 
 def _module_settings(module: Any) -> dict[str, Any]:
     kind = type(module).__name__
+    routes = getattr(module, "sub_modules", None)
+    if routes is not None:
+        inside = {name: [_module_settings(each) for each in route] for name, route in routes.items()}
+        return {"class": kind, "routes": inside, "mappings": {str(k): v for k, v in module.route_mappings.items()}, "default": module.default_route}  # fmt: skip
     config = getattr(module, "config", None)
     if config is None or not hasattr(config, "to_diff_dict"):
         return {"class": kind, **module.get_config_dict()}

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from retrieval.errors import UserError
+from retrieval.routes import reader
 
 SIDE = 1000  # of the picture that is shown; the white square is a fifth of it, in the middle
 
@@ -36,7 +37,7 @@ class Pixels(NamedTuple):
 def pixels_of(model: SentenceTransformer) -> Pixels:
     """Ask the encoder's processor, so that training sees pictures as the saved encoder will. Raises UserError for an encoder
     whose processor does something else than resize, crop and scale."""
-    processor: Any = getattr(image_module(model), "processor", None)
+    processor: Any = getattr(reader(model, "image"), "processor", None)
     processor = getattr(processor, "image_processor", processor)
     found = _asked(processor) if "image" in model.modalities and hasattr(processor, "image_mean") else None
     if found is None:
@@ -53,17 +54,6 @@ def least_side(model: SentenceTransformer) -> int | None:
         return 2 * pixels_of(model).shorter
     except UserError:
         return None
-
-
-def image_module(model: SentenceTransformer) -> Any:
-    """The module that prepares pictures: the first, or the first of the route that they take."""
-    first: Any = model[0]
-    routes = getattr(first, "sub_modules", None)
-    if routes is None:
-        return first
-    named = [first.route_mappings.get((None, "image")), "image", first.default_route, *routes]
-    modules = [routes[name][0] for name in named if name in routes]
-    return next((module for module in modules if "image" in getattr(module, "modalities", ())), first)
 
 
 def features_of(views: Tensor, pixels: Pixels) -> dict[str, Any]:
@@ -123,4 +113,6 @@ def _seen(processor: Any, width: int) -> Seen | None:
         return None
     lit = ((values - black) / (white - black)).mean(1)[0]
     # Resizing keeps the sum of what is white, to a fraction of a pixel.
-    return Seen((height, across), (lit[:, across // 2].sum().item(), lit[height // 2].sum().item()), black, white, patch)
+    return Seen(
+        (height, across), (lit[:, across // 2].sum().item(), lit[height // 2].sum().item()), black, white, patch
+    )

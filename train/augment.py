@@ -29,7 +29,9 @@ SIMCLR = Augmentation()
 LIGHT = Augmentation(scale=(0.6, 1.0), ratio=1.15, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
 # For labelled photographs: what metric learning usually does.
 PHOTO = Augmentation(scale=(0.4, 1.0), jitter=0.0, grey=0.0, blur=0.0)
-PRESETS = {"simclr": SIMCLR, "light": LIGHT, "photo": PHOTO}
+# For pictures with captions, which may say left and right, and name what stands at the edge (Radford et al., ICML 2021).
+CLIP = Augmentation(scale=(0.9, 1.0), flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
+PRESETS = {"simclr": SIMCLR, "light": LIGHT, "photo": PHOTO, "clip": CLIP}
 
 
 def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation, proportions: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch.utils.data import DataLoader, Dataset
 
+from retrieval.cpus import usable_cpus
 from retrieval.data import linked, text_codes
 from retrieval.data.texts import taken
 from retrieval.encode import (
@@ -24,8 +25,8 @@ from retrieval.encode import (
     pad,
     tokenise,
     tokenises_apart,
-    usable_cpus,
 )
+from retrieval.routes import reader
 
 from .batches import MISSING, Pairs, Plan, Rows
 from .pictures import Pictures
@@ -152,7 +153,8 @@ class Collator:
             columns[0].rest,
         )
         cut = self._cut(tokens.lengths)
-        return [pad(tokens, part, self.model.tokenizer) for part in cut], cut
+        tokenizer = reader(self.model, "text").tokenizer
+        return [pad(tokens, part, tokenizer) for part in cut], cut
 
     def _cut(self, lengths: Ints) -> list[Ints]:
         """The texts of a batch in chunks, longest first."""

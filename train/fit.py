@@ -45,7 +45,7 @@ def fit(
             model,
             collator,
             loss,
-            settings.optimisation(steps),
+            settings.optimisation(model, steps),
             scratch or Path(passing),
             watch=watch,
             report_to=report_to,

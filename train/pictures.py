@@ -1,17 +1,18 @@
 """Pictures as training reads them: squares of bytes, held on the device where they fit, augmented there in batches."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from retrieval.cpus import usable_cpus
 from retrieval.data import text_codes
-from retrieval.encode import Features, usable_cpus
+from retrieval.encode import Features
 from retrieval.images import Images
-from retrieval.pixels import Pixels
+from retrieval.pixels import Pixels, features_of
 
 from .augment import Augmentation, augment
 from .batches import Rows
@@ -51,8 +52,7 @@ class Pictures:
         with torch.autocast(features["squares"].device.type, enabled=False):
             proportions = features["proportions"] if self.pixels.keeps_proportions else None  # else squeezed is right
             views = augment(features["squares"], self.pixels.size, self.how, proportions)
-            values = (views - self.pixels.mean) / self.pixels.std
-        return {"pixel_values": values.contiguous(memory_format=torch.channels_last), "modality": "image"}
+            return features_of(views, self.pixels)
 
 
 def pictures_of(images: Images, pixels: Pixels, how: Augmentation) -> Pictures:
@@ -90,6 +90,9 @@ def decoded(images: Images, rows: Rows, size: tuple[int, int]) -> tuple[Tensor, 
     """
     found = torch.empty(len(rows), 3, *size, dtype=torch.uint8)
     proportions = torch.empty(len(rows))
+
+    shorter = 2 * min(size)
+    images = replace(images, at_least=shorter)
 
     def put(place: int) -> None:
         picture = images[int(rows[place])]

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sentence_transformers import SentenceTransformer
+
 from retrieval.errors import UserError
 
+from . import adapt
 from .batches import Drawing, Plan
 from .head import LEARNING_RATE as HEAD_RATE
 from .whole import Optimisation
@@ -56,14 +59,18 @@ class Settings:
         found = max(least, sum(plan.steps for plan in plans))
         return self.steps or (found if most is None else min(found, most))
 
-    def optimisation(self, steps: int) -> Optimisation:
+    def rates(self, model: SentenceTransformer) -> dict[str, float]:
+        """Learning rates of weights, by patterns of their names, that differ from `rate`."""
+        return adapt.learning_rates(model, self.rate, self.layer_decay) if self.layer_decay != 1 else {}
+
+    def optimisation(self, model: SentenceTransformer, steps: int) -> Optimisation:
         return Optimisation(
             steps=steps,
             accumulate=self.accumulate,
             lr=self.rate,
             schedule=self.schedule,
             warmup=self.warmup,
-            layer_decay=self.layer_decay,
+            rates=self.rates(model),
             compute=self.compute,
             compiled=self.compiled,
             seed=self.seed,

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from transformers.trainer_callback import (
 from retrieval.artifact import write_atomically
 from retrieval.encode import Features
 
-from . import adapt
 from .collate import Collator, Shares, loader
 from .curve import Curve
 from .loss.gather import world
@@ -40,7 +39,8 @@ Judge = Callable[[SentenceTransformer, int], dict[str, float]]
 class Optimisation:
     """How steps are taken, of so many batches each.
 
-    schedule: of the learning rate after `warmup`, a share of all steps. layer_decay: each layer's rate over that of the next.
+    schedule: of the learning rate after `warmup`, a share of all steps. rates: of weights by patterns of their
+    names (as sentence-transformers has them) that differ from lr.
     compute: the type of the forward and backward pass; weights stay float32.
     """
 
@@ -49,7 +49,7 @@ class Optimisation:
     lr: float
     schedule: str = "linear"
     warmup: float = 0.1
-    layer_decay: float = 1.0
+    rates: dict[str, float] = field(default_factory=dict)
     compute: str = "float32"
     compiled: bool = False
     seed: int = 0
@@ -99,7 +99,7 @@ def train_whole(
         per_device_train_batch_size=collator.sources[0].plan.pairs,
         gradient_accumulation_steps=how.accumulate,
         learning_rate=how.lr,
-        learning_rate_mapping=adapt.learning_rates(model, how.lr, how.layer_decay) if how.layer_decay != 1 else {},
+        learning_rate_mapping=how.rates,
         lr_scheduler_type=how.schedule,
         warmup_steps=round(how.warmup * how.steps),
         bf16=how.compute == "bfloat16",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
@@ -12,35 +12,45 @@ if TYPE_CHECKING:
     from retrieval.data import Texts
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
-    from retrieval.images import Images
+    from retrieval.images import Images, Pairs
     from retrieval.neighbors import Floats
 
 SPLIT = "test"  # of folders and data sets that have several
 DEEP = 100  # documents of each query that are ranked
 
 
-@dataclass(frozen=True)
-class Held:
-    """Distinct items, and what their vectors (u, d) say of an encoder, query by query.
-
-    metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
-    documents: where items are of two kinds, how many of them, the first, are documents; the rest are queries.
-    """
+class Part(NamedTuple):
+    """Items of one kind, and what they are: "document", or "query"."""
 
     items: "Texts | Images"
+    role: str = "document"
+
+
+@dataclass(frozen=True)
+class Held:
+    """Distinct items, part after part, and what their vectors (u, d) say of an encoder, query by query.
+
+    metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
+    """
+
+    parts: tuple[Part, ...]
     count: int
     measure: "Callable[[Floats, int], PerQuery]"
     metric: str
     shown: tuple[str, ...]
     mark: str
     left_out: int = 0
-    documents: int | None = None
 
     @property
     def is_text(self) -> bool:
         from retrieval.data import Texts
 
-        return isinstance(self.items, Texts)
+        return all(isinstance(part.items, Texts) for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """How many items there are to encode."""
+        return sum(len(part.items) for part in self.parts)
 
     def judge(self, encoder: "Encoder", seed: int) -> "PerQuery":
         """Every metric of every query."""
@@ -53,12 +63,10 @@ class Held:
         return self.by_kind(lambda items, role: encode_all(encoder, items, role=role, progress=progress))
 
     def by_kind(self, encode: "Callable[[Texts | Images, str], Floats]") -> "Floats":
-        """The items' vectors, `encode`d with their role, documents first."""
+        """The items' vectors, `encode`d with their role."""
         import numpy as np
 
-        count, cut = len(self.items), self.documents
-        spans = [(0, count, "document")] if cut is None else [(0, cut, "document"), (cut, count, "query")]
-        vectors: Floats = np.concatenate([encode(self.items.part(start, stop), role) for start, stop, role in spans])
+        vectors: Floats = np.concatenate([encode(*part) for part in self.parts])
         return vectors
 
 
@@ -95,7 +103,7 @@ def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
         return evaluate_clusters(vectors, labels, Settings(seeds=0, seed=seed), ids=ids).queries
 
     mark = sha256_json([items.fingerprint, labels])
-    return Held(items, len(items), measure, "map@r", ("r@1", "map@r", "knn@20"), mark, left_out)
+    return Held((Part(items),), len(items), measure, "map@r", ("r@1", "map@r", "knn@20"), mark, left_out)
 
 
 def by_pairs(data: "Texts", left_out: int = 0) -> Held:
@@ -110,7 +118,7 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     groups = np.array([str(group) for group in linked(*codes).tolist()])
     rows = [np.unique(side, return_index=True)[1] for side in codes]
     base, labels = (groups[each].tolist() for each in rows)
-    texts = [text for side, each in zip(sides, rows, strict=True) for text in taken(side, each.tolist())]
+    texts = [taken(side, each.tolist()) for side, each in zip(sides, rows, strict=True)]
     ids = [str(row) for row in rows[1].tolist()]
 
     def measure(vectors: "Floats", seed: int) -> "PerQuery":
@@ -119,9 +127,66 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
         found, asked = vectors[: len(base)], vectors[len(base) :]
         return evaluate_clusters(asked, labels, Settings(seeds=0, seed=seed), ids=ids, reference=(found, base)).queries
 
-    items = Texts({"text": texts}, None, None, data.origin)
-    mark = sha256_json([items.fingerprint, labels, base])
-    return Held(items, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out, len(base))
+    parts = [Texts({"text": side}, None, None, data.origin) for side in texts]
+    mark = sha256_json([*(part.fingerprint for part in parts), labels, base])
+    kinds = tuple(map(Part, parts, ("document", "query")))
+    return Held(kinds, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)
+
+
+def by_shown(data: "Pairs") -> Held:
+    """Each side of pairs with pictures asks for the other among all there are of its kind; where there are wrong captions, each
+    picture also asks which is right."""
+    import numpy as np
+
+    from retrieval.images import Images
+
+    names = ["anchor", "positive", *(name for name in data.columns if name.startswith("negative"))]
+    sides = [_distinct(data.columns[name]) for name in names]
+    anchors, positives = sides[0][1], sides[1][1]
+    cuts = np.cumsum([len(part.items) for part, _ in sides])
+    letters = ["i" if isinstance(data.columns[name], Images) else "t" for name in ("anchor", "positive")]
+    there, back = "2".join(letters), "2".join(reversed(letters))
+    directions = [(there, 0, 1), (back if back != there else f"{back}_back", 1, 0)]
+
+    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+        from retrieval.eval.pairs import found_by_rank, pair_ranks, right_over_wrong
+        from retrieval.eval.values import PerQuery
+
+        found = np.split(vectors, cuts[:-1])
+        codes = [anchors, positives]
+        values: dict[str, Any] = {}
+        for name, side, opposite in directions:
+            ranks = pair_ranks(found[side], found[opposite], codes[side], codes[opposite])
+            values |= found_by_rank(name, ranks[codes[side]])
+        if len(names) > 2 and letters == ["i", "t"]:
+            rows = [np.flatnonzero(each >= 0) for _, each in sides[2:]]
+            wrong = np.concatenate(
+                [each[codes[at]] for each, (_, codes), at in zip(found[2:], sides[2:], rows, strict=True)]
+            )
+            share = right_over_wrong(found[0][anchors], found[1][positives], wrong, np.concatenate(rows))
+            values["captions"] = np.where(np.isnan(share), 0.5, share)
+        return PerQuery([str(row) for row in range(len(data))], [str(code) for code in anchors.tolist()], values)
+
+    shown = tuple(f"{name}_{what}" for name, _, _ in directions for what in ("r@1", "mrr"))
+    parts = tuple(part for part, _ in sides)
+    mark = sha256_json([*(part.items.fingerprint for part in parts), *(codes.tolist() for _, codes in sides)])
+    captions = ("captions",) if len(names) > 2 and letters == ["i", "t"] else ()
+    return Held(parts, len(data), measure, f"{directions[1][0]}_mrr", shown + captions, mark)
+
+
+def _distinct(column: "Images | list[str]") -> "tuple[Part, Any]":
+    """The different items of a column, and which stands in each row (n,); −1 where a row lacks one."""
+    import numpy as np
+
+    from retrieval.data import Texts
+    from retrieval.images import Images
+
+    items: list[Any] = list(column.source) if isinstance(column, Images) else column
+    number = {item: row for row, item in enumerate(dict.fromkeys(item for item in items if item != ""))}
+    codes = np.array([number.get(item, -1) for item in items], np.int64)
+    if isinstance(column, Images):
+        return Part(Images(list(number), None, column.origin)), codes
+    return Part(Texts({"text": list(number)}, None, None, f"{len(items):,} pairs"), "query"), codes
 
 
 def by_scores(data: "Texts") -> Held:
@@ -146,7 +211,8 @@ def by_scores(data: "Texts") -> Held:
         return PerQuery(ids, None, {"spearman": correlation_parts(cosines, scores)})
 
     mark = sha256_json([texts, codes.tolist(), scores.tolist()])
-    return Held(Texts({"text": texts}, None, None, data.origin), len(scores), measure, "spearman", ("spearman",), mark)
+    parts = (Part(Texts({"text": texts}, None, None, data.origin)),)
+    return Held(parts, len(scores), measure, "spearman", ("spearman",), mark)
 
 
 def by_judgments(folder: Path, split: str) -> Held:
@@ -155,7 +221,8 @@ def by_judgments(folder: Path, split: str) -> Held:
     from retrieval.formats.trec import read_beir
 
     found = read_beir(folder, split)
-    items = Texts({"text": [*found.corpus, *found.queries]}, None, None, f"{len(found.corpus):,} documents")
+    origin = f"{len(found.corpus):,} documents"
+    parts = [Texts({"text": list(side)}, None, None, origin) for side in (found.corpus, found.queries)]
 
     def measure(vectors: "Floats", seed: int) -> "PerQuery":
         from retrieval.eval.relevance import evaluate_relevance
@@ -168,10 +235,9 @@ def by_judgments(folder: Path, split: str) -> Held:
         run = as_run(found.query_ids, found.corpus_ids, near.scores, near.ids, "cosine")
         return evaluate_relevance(found.qrels, run).queries
 
-    mark = sha256_json([items.fingerprint, found.qrels])
-    return Held(
-        items, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark, 0, len(found.corpus)
-    )
+    mark = sha256_json([*(part.fingerprint for part in parts), found.qrels])
+    kinds = tuple(map(Part, parts, ("document", "query")))
+    return Held(kinds, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark)
 
 
 def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: int) -> dict[str, Any]:
@@ -185,7 +251,7 @@ def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: in
     )
     return {
         "queries": held.count,
-        "of": held.items.origin,
+        "of": held.parts[0].items.origin,
         "metrics": {
             each.metric: {
                 "before": each.means[0],

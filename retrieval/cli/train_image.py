@@ -16,7 +16,7 @@ from .output import progress, say
 from .processes import count, join
 from .train import train
 from .training import carry_out, training, watch
-from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
+from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -33,6 +33,9 @@ RUN_KIND = "run"
 
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
+@click.option(
+    "--split", default="train", show_default=True, help="Of a data set with several; of --eval-data it is test."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @click.option(
     "--augment",
@@ -46,16 +49,18 @@ RUN_KIND = "run"
     metavar="DIM",
     help="Train through a head that is taken off in the end, as the paper does.",
 )
+@the_model
 @what_learns
 @batches
 @steps
 @judging
-@trains
-def image(augment: str | None, skip_bad: bool, apart: bool, projection: int | None, **flags: Any) -> None:
+@trains()
+def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projection: int | None, **flags: Any) -> None:
     """Fine-tune an image encoder, or train one from scratch.
 
-    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a CSV of path,label, an .npz
-    with images and labels, or an IDX file. MODEL is a vision model that transformers loads, or `small`, `resnet18`, `resnet50`:
+    DATA is a folder of class folders, an unlabelled folder (two augmented views make a pair), a table of path,label (CSV, TSV,
+    JSONL, Parquet), a Hugging Face data set (saved, or owner/name), tar shards as WebDataset has them, an .npz with images and
+    labels, or an IDX file. MODEL is a vision model that transformers loads, or `small`, `resnet18`, `resnet50`:
     ResNets from scratch. The result opens with plain SentenceTransformer(OUTPUT) and encodes PIL images. The same command goes
     on after a kill. Under torchrun all processes train together.
 
@@ -74,7 +79,7 @@ def image(augment: str | None, skip_bad: bool, apart: bool, projection: int | No
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    data = read_images(flags["data"], skip_bad=skip_bad)
+    data = read_images(flags["data"], skip_bad=skip_bad, split=split)
     loss = fit_to_data(loss, flags, data.labels is not None)
     sets = {name: held for name in ("eval_data", "general_data") if (held := _held_out(flags, name))}
     sets = {{"eval_data": "held-out", "general_data": "general"}[name]: held for name, held in sets.items()}
@@ -155,10 +160,10 @@ def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
     """What is judged before and after, of --eval-data or --general-data."""
     from retrieval.images import read_images
 
-    from .held import by_classes
+    from .held import SPLIT, by_classes
 
     path = flags[name]
-    data = read_images(path) if path else None
+    data = read_images(path, split=SPLIT) if path else None
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --{name.replace('_', '-')} needs labels; give class folders or a column label")
     return None if data is None else by_classes(data)

@@ -18,7 +18,7 @@ from .output import progress, say
 from .processes import count, join
 from .train import train
 from .training import carry_out, training, watch
-from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
+from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -51,12 +51,13 @@ of_texts = together(
 @train.command()
 @data_sets
 @columns
+@the_model
 @what_learns
 @batches
 @steps
 @of_texts
 @judging
-@trains
+@trains()
 def text(**flags: Any) -> None:
     """Fine-tune a text encoder.
 
@@ -188,7 +189,7 @@ def _describe(
         for line in (f"{name}: {each.origin}{views}", *told_summary(told)):
             say(line if line.startswith(("Warning", name)) else f"  {line}")
         if held_out is not None:
-            asked_for = held_out.items.texts[held_out.documents or 0 :]  # type: ignore[union-attr]
+            asked_for = held_out.parts[-1].items.texts  # type: ignore[union-attr]
             told["leaked"] = leaked(each, asked_for)
             if told["leaked"]:
                 say(f"Warning: {told['leaked']:,} of the {len(asked_for):,} queries of --eval-data stand in {name}")

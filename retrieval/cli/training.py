@@ -47,7 +47,7 @@ def judge(encoder: "Encoder", sets: dict[str, Held], seed: int, dims: tuple[int,
     def found() -> "dict[str, PerQuery]":
         tables = {}
         for name, held in sets.items():
-            with progress(f"judge, {name}", len(held.items)) as advance:
+            with progress(f"judge, {name}", held.size) as advance:
                 vectors = held.encode(encoder, advance)
             tables[name] = held.measure(vectors, seed)
             for d in dims if name == "held-out" else ():

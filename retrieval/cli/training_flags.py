@@ -1,5 +1,6 @@
 """Options of every way of training, and the settings that they make."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -7,7 +8,7 @@ import click
 from retrieval.errors import UserError
 
 from .losses import HEAD_PASSES, HEAD_STEPS, lasts, length, masks
-from .options import Number, common, existing, together, uses_device, writes
+from .options import F, Number, common, existing, together, uses_device, writes
 
 if TYPE_CHECKING:
     from retrieval.train.settings import Settings
@@ -74,32 +75,38 @@ judging = together(
     click.option("--interpolate", type=click.FloatRange(0, 1), metavar="SHARE", help="Weights in the end: so much of the trained, the rest of the old encoder."),
     click.option("--report-to", type=click.Choice(["none", "tensorboard", "wandb", "mlflow"]), default="none", show_default=True, help="Where to log every step besides."),
 )  # fmt: skip
-trains = together(
-    click.option("--model", required=True, help="Encoder to start from."),
-    click.option(
-        "--loss",
-        default="hcl",
-        show_default=True,
-        help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
-    ),
-    click.option("--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: 2]"),
-    click.option("--beta", type=Number(), help="Hardness as the paper's β."),
-    click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
-    click.option(
-        "--tau-plus",
-        type=Number(),
-        help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
-    ),
-    click.option("--temperature", type=Number(), help="Temperature t.  [default: 0.1]"),
-    masks,
-    lasts,
-    click.option(
-        "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
-    ),
-    writes,
-    uses_device,
-    common,
-)
+the_model = click.option("--model", required=True, help="Encoder to start from.")
+
+
+def trains(loss: str = "hcl") -> Callable[[F], F]:
+    """The options of a loss that is `loss` by default, of how long to train and what to judge by, and what all commands have."""
+    return together(
+        click.option(
+            "--loss",
+            default=loss,
+            show_default=True,
+            help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
+        ),
+        click.option(
+            "--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: of hcl 2]"
+        ),
+        click.option("--beta", type=Number(), help="Hardness as the paper's β."),
+        click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
+        click.option(
+            "--tau-plus",
+            type=Number(),
+            help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
+        ),
+        click.option("--temperature", type=Number(), help="Temperature t.  [default: the loss's own, of hcl 0.1]"),
+        masks,
+        lasts,
+        click.option(
+            "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
+        ),
+        writes,
+        uses_device,
+        common,
+    )
 
 
 def settings(flags: dict[str, Any], kind: type[T], epochs: float, least_steps: int, **own: Any) -> T:

@@ -1,0 +1,45 @@
+"""Pairs: does each side find the other among all that there are, and is a picture nearer its caption than a wrong one?"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.intervals import Doubles
+
+KS = (1, 5, 10)
+BLOCK = 1 << 24  # scores at a time
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+def pair_ranks(queries: Floats, documents: Floats, asked: Rows, relevant: Rows) -> Rows:
+    """Of unit vectors (q, d) and (m, d), of which query asked[i] and document relevant[i] belong together: the rank (q,), from 1 on,
+    of each query's best document among all, by cosine. Documents that are as near as it, and belong elsewhere, come first: an encoder
+    that gives all the same vector finds nothing. Every query needs a document.
+    """
+    order = np.argsort(asked, kind="stable")
+    starts = np.searchsorted(asked[order], np.arange(len(queries)))
+    ends = np.append(starts[1:], len(asked))
+    ranks = np.empty(len(queries), np.int64)
+    step = max(1, BLOCK // len(documents))
+    for first in range(0, len(queries), step):
+        scores = queries[first : first + step] @ documents.T
+        for row, line in enumerate(scores, first):
+            own = np.unique(relevant[order[starts[row] : ends[row]]])
+            best = line[own].max()
+            ranks[row] = 1 + np.count_nonzero(line >= best) - np.count_nonzero(line[own] >= best)
+    return ranks
+
+
+def found_by_rank(name: str, ranks: Rows) -> dict[str, Doubles]:
+    """What ranks (n,) are worth: recall at each of KS, here whether any relevant document is so near, and the reciprocal rank."""
+    found = {f"{name}_r@{k}": (ranks <= k).astype(np.float64) for k in KS}
+    return found | {f"{name}_mrr": 1.0 / ranks}
+
+
+def right_over_wrong(pictures: Floats, right: Floats, wrong: Floats, pair: Rows) -> Doubles:
+    """(n,) for each pair the share of its wrong captions (w, d), of pair `pair` (w,), that are farther from its picture than the
+    right one; equally near is no better than a guess, .5. NaN for a pair without one."""
+    margin = (pictures * right).sum(1)[pair] - (pictures[pair] * wrong).sum(1)
+    won = (margin > 0) + 0.5 * (margin == 0)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(pair, won, len(pictures)) / np.bincount(pair, minlength=len(pictures))

@@ -1,0 +1,224 @@
+"""`retrieval train pairs`."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from retrieval.artifact import refuse_to_clobber, sha256_json
+from retrieval.errors import UserError
+
+from .losses import fit_to_data, loss_config
+from .options import Number, pick_device, quiet_libraries, together
+from .output import progress, say
+from .processes import count, join
+from .train import train
+from .training import carry_out, training, watch
+from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
+
+if TYPE_CHECKING:
+    from retrieval.encoder import Encoder
+    from retrieval.images import Pairs
+    from retrieval.train.batches import Plan
+    from retrieval.train.curve import Curve
+    from retrieval.train.loss import LossConfig
+    from retrieval.train.pairs import PairConfig
+
+    from .held import Held
+
+RUN_KIND = "run"
+LEAST_STEPS = 100
+SCRATCH_RATE, LAYER_RATE = 1e-3, 1e-3
+KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
+
+columns = together(
+    click.option("--anchor", help="Column of pictures, or of the first picture of each pair."),
+    click.option("--positive", help="Column of captions, or of the second picture."),
+    click.option("--negative", multiple=True, help="Columns of wrong captions, or of pictures.  [default: negative…]"),
+    click.option("--split", default="train", show_default=True, help="Of data sets that have several."),
+)
+encoders = together(
+    click.option("--model", help="Encoder of both kinds to start from, such as CLIP or SigLIP, or of images alone."),
+    click.option(
+        "--image-model", help="Encoder of images that is joined with --text-model; or small, resnet18, resnet50."
+    ),
+    click.option("--text-model", help="Encoder of texts that is joined with --image-model."),
+    click.option(
+        "--dim", type=click.IntRange(min=2), help="Dimensions of joined encoders.  [default: of the narrower side]"
+    ),
+    click.option("--freeze", type=click.Choice(["image", "text"]), help="The side that stays as it is (LiT)."),
+    click.option("--image-lr", type=Number(positive=True), help="Learning rate of the image side, if another."),
+    click.option("--text-lr", type=Number(positive=True), help="Learning rate of the text side, if another."),
+)
+captions = together(
+    click.option("--hard-captions", type=click.IntRange(min=0), default=0, help="Of each caption so many with a word changed, as further negatives of its own picture."),
+    click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="What is changed in them.  [default: any]"),
+)  # fmt: skip
+
+
+@train.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
+@columns
+@encoders
+@captions
+@click.option("--apart", is_flag=True, help="Pictures of the two sides in two forward passes.")
+@what_learns
+@batches
+@steps
+@judging
+@trains("hn-nce")
+def pairs(**flags: Any) -> None:
+    """Fine-tune on pictures with captions, or on pairs of pictures.
+
+    DATA is a table with columns image,caption or image1,image2, perhaps negative…; tar shards or a folder in which texts stand
+    beside the pictures under the same names; or a Hugging Face data set. The default loss, hn-nce, is HCL in both directions,
+    without negatives of the anchor's own side. Wrong captions are negatives of their own picture only. The result opens with plain
+    SentenceTransformer(OUTPUT) and encodes pictures and texts.
+
+    \b
+    Example:
+      retrieval train pairs --data captions.csv --image-model small --text-model all-MiniLM-L6-v2 --output run
+    """
+    loss = loss_config(flags)
+    quiet_libraries()
+    from retrieval.images import read_pairs
+    from retrieval.train.pairs import PairConfig, hard_share, plan_batches, refuse_kinds, with_hard_captions
+
+    device = join(pick_device(flags["device"]))
+    refuse_flags(flags, device)
+    _refuse_encoders(flags)
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    asked = _asked(flags)
+    data = read_pairs(flags["data"], split=flags["split"], asked=asked)
+    loss = fit_to_data(loss, flags, labelled=False)
+    own = {"freeze": flags["freeze"], "hard": flags["hard_captions"], "apart": flags["apart"]}
+    own |= {"kinds": flags["kinds"]} if flags["kinds"] else {}
+    config = settings(flags, PairConfig, 1.0, LEAST_STEPS, **own, **_rates(flags))
+    plan_batches(data, config, loss, str(flags["data"]))
+    say(f"{flags['data']}: {data.origin}")
+    if config.hard:
+        share = hard_share(data, with_hard_captions(data, config))
+        say(f"  {share:.0%} of the captions have a word that can be changed")
+        if not share:
+            raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
+    loss = _own_negatives(loss, flags, bool(config.hard) or len(data.columns) > 2)
+    encoder = _encoder(flags, data, device)
+    refuse_kinds(encoder.model, data, str(flags["data"]))
+    base = {
+        "data": sha256_json([[c.fingerprint if not isinstance(c, list) else c for c in data.columns.values()]]),
+        "encoder": encoder.fingerprint,
+        "config": asdict(config),
+        "loss": loss.name,
+        "processes": count(),
+        **{name: flags[name] for name in ("eval_every", "patience", "metric")},
+    }
+    told = {"kind": "pairs", "data": str(flags["data"])}
+    told |= {name: flags[name] for name in ("image_model", "text_model")}
+    sets = _sets(flags, asked, config)
+    carry_out(
+        flags, encoder, sets, base, config, loss, told, partial(_trained, encoder, data, config, loss, sets, flags)
+    )
+
+
+def _refuse_encoders(flags: dict[str, Any]) -> None:
+    joined = [flags["image_model"], flags["text_model"]]
+    if bool(flags["model"]) == any(joined) or any(joined) and not all(joined):
+        raise UserError(
+            "--model, or --image-model and --text-model: give one encoder, or the two that are to be joined"
+        )
+    if flags["dim"] and flags["model"]:
+        raise UserError("--dim: is for --image-model and --text-model; leave it out")
+
+
+def _asked(flags: dict[str, Any]) -> Any:
+    from retrieval.data import Asked
+
+    return Asked(anchor=flags["anchor"], positive=flags["positive"], negative=flags["negative"])
+
+
+def _rates(flags: dict[str, Any]) -> dict[str, float | None]:
+    """Learning rates of the sides: what is asked, and larger steps for a network from scratch and a layer alone."""
+    from retrieval.train.vision import SCRATCH
+
+    default = SCRATCH_RATE if flags["image_model"] in SCRATCH and not flags["lr"] else None
+    return {"image_rate": flags["image_lr"] or default, "text_rate": flags["text_lr"]}
+
+
+def _own_negatives(loss: "LossConfig", flags: dict[str, Any], there_are: bool) -> "LossConfig":
+    """Wrong captions count for their own picture, unless the loss's name says otherwise."""
+    from retrieval.train.loss.names import open_settings, with_settings
+
+    if there_are and "own_negatives" in open_settings(flags["loss"]):
+        return with_settings(loss, {"own_negatives": True}, "--loss")
+    return loss
+
+
+def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
+    from retrieval.encoder import Encoder, load_encoder
+    from retrieval.images import Images
+    from retrieval.train.joined import join as joined
+    from retrieval.train.pictures import longest_side
+    from retrieval.train.vision import SCRATCH, network
+
+    def loaded(name: str) -> Encoder:
+        if name not in SCRATCH:
+            return load_encoder(name, device)
+        pictures = next(column for column in data.columns.values() if isinstance(column, Images))
+        return Encoder(network(name, longest_side(pictures), device, flags["seed"]), name)
+
+    if flags["model"]:
+        return loaded(flags["model"])
+    image, text = loaded(flags["image_model"]), loaded(flags["text_model"])
+    import torch
+
+    torch.manual_seed(flags["seed"])
+    return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
+
+
+def _sets(flags: dict[str, Any], asked: Any, config: "PairConfig") -> "dict[str, Held]":
+    """What is judged before and after, with changed captions where training has them."""
+    from retrieval.images import Images, read_pairs
+    from retrieval.train.pairs import with_hard_captions
+
+    from .held import by_shown
+
+    sets = {}
+    for name, flag in (("held-out", "eval_data"), ("general", "general_data")):
+        if flags[flag]:
+            judged = read_pairs(flags[flag], split="test", asked=asked)
+            texts = any(not isinstance(column, Images) for column in judged.columns.values())
+            sets[name] = by_shown(with_hard_captions(judged, config) if texts else judged)
+    return sets
+
+
+def _trained(
+    encoder: "Encoder",
+    data: "Pairs",
+    config: "PairConfig",
+    loss: "LossConfig",
+    sets: "dict[str, Held]",
+    flags: dict[str, Any],
+    scratch: Path,
+) -> "tuple[Curve, list[Plan]]":
+    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
+    from retrieval.train.pairs import plan_batches, train_pairs
+
+    with progress("encode", len(data) if config.drawing.how == "hard" else 0) as encoded:
+        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
+        with training(config, [plan], scratch, flags) as bar:
+            curve = train_pairs(
+                encoder.model,
+                data,
+                config,
+                loss,
+                source=str(flags["data"]),
+                plan=plan,
+                encoded=encoded,
+                progress=bar,
+                scratch=scratch,
+                watch=watch(flags, sets, encoder),
+                report_to=flags["report_to"],
+            )
+    return curve, [plan]

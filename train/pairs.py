@@ -1,0 +1,207 @@
+"""Training on pairs with pictures: pictures and their captions, or two pictures of one thing."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from retrieval.data import text_codes
+from retrieval.embed import encode_all
+from retrieval.encode import prompt_of
+from retrieval.encoder import Encoder
+from retrieval.errors import UserError
+from retrieval.images import Images, Pairs
+from retrieval.images.pairs import Column as Items
+from retrieval.pixels import pixels_of
+
+from .augment import PRESETS
+from .batches import Plan, Rows, near_rows
+from .batches import plan as plan_pairs
+from .captions import KINDS, altered
+from .collate import Collator, Column, Source
+from .curve import Curve
+from .fit import fit
+from .joined import SIDES, frozen, joining, side_of
+from .loss import LossConfig
+from .pictures import pictures_of
+from .settings import Settings
+from .whole import Watch
+
+LAYER_RATE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(Settings):
+    """How to train on pairs. augment: as in `ImageConfig`, by default "clip", which leaves left and right where they are.
+
+    freeze: "image" or "text", the side of an encoder that stays as it is. rates: of the sides' learning rates those that
+    differ from lr. hard: how many changed captions of each caption are further negatives of its picture, of these `kinds`.
+    """
+
+    schedule: str = "cosine"
+    augment: str = "clip"
+    apart: bool = False
+    freeze: str | None = None
+    image_rate: float | None = None
+    text_rate: float | None = None
+    hard: int = 0
+    kinds: tuple[str, ...] = KINDS
+
+    @property
+    def whole_rate(self) -> float:
+        return 2e-5
+
+    def rates(self, model: SentenceTransformer) -> dict[str, float]:
+        """Of a side its own; of the layers that join two encoders LAYER_RATE, since they begin at random."""
+        given: dict[str, float] = dict(super().rates(model))
+        for side, rate in zip(SIDES, (self.image_rate, self.text_rate), strict=True):
+            given |= {pattern(model, side_of(model, side)): rate} if rate else {}
+        layers = joining(model)
+        return given | ({pattern(model, layers): LAYER_RATE} if layers else {})  # the last that fits a name counts
+
+
+def pattern(model: SentenceTransformer, parts: Sequence[nn.Module]) -> str:
+    """What the names of some modules' weights are found by, as sentence-transformers' `learning_rate_mapping` has them."""
+    own = {id(parameter) for part in parts for parameter in part.parameters()}
+    names = [re.escape(name) for name, parameter in model.named_parameters() if id(parameter) in own]
+    return rf"^model\.(?:{'|'.join(names)})$"
+
+
+def train_pairs(
+    model: SentenceTransformer,
+    data: Pairs,
+    config: PairConfig,
+    loss_config: LossConfig,
+    *,
+    source: str,
+    plan: Plan | None = None,
+    encoded: Callable[[int], None] = lambda items: None,
+    progress: Callable[[Curve], None] = lambda curve: None,
+    scratch: Path | None = None,
+    watch: Watch | None = None,
+    report_to: str = "none",
+) -> Curve:
+    """Train `model` in place and return its curve. Arguments as in `train_image`."""
+    refuse_kinds(model, data, source)
+    plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
+    torch.manual_seed(config.seed)
+    images, columns = _numbered(with_hard_captions(data, config))
+    pictures = pictures_of(images, pixels_of(model), PRESETS[config.augment])
+    prompt = prompt_of(model)
+    collator = Collator(model, [], config.mini_batch_size, pictures, config.apart)
+    codes = np.stack([collator.codes(column) for column in columns[:2]])
+    collator = Collator(
+        model, [Source(columns, (prompt, prompt), codes, plan)], config.mini_batch_size, pictures, config.apart
+    )
+    with frozen(model, config.freeze):
+        return fit(
+            model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
+        )
+
+
+def refuse_kinds(model: SentenceTransformer, data: Pairs, source: str) -> None:
+    """Raises UserError for columns of a kind that the encoder does not take."""
+    for name, column in data.columns.items():
+        kind = "image" if isinstance(column, Images) else "text"
+        if kind not in model.modalities:
+            raise UserError(
+                f"{source}: its column {name} is of {kind}s, which the encoder does not take; choose one that does, or join two by "
+                f"--image-model and --text-model"
+            )
+
+
+def _numbered(data: Pairs) -> tuple[Images, list[Column]]:
+    """Every picture once, and the columns: texts as they are, pictures as their numbers."""
+    sides = [column for column in data.columns.values() if isinstance(column, Images)]
+    number = {picture: row for row, picture in enumerate(dict.fromkeys(p for side in sides for p in side.source))}
+    columns: list[Column] = [
+        np.array([number[picture] for picture in column.source], np.int64) if isinstance(column, Images) else column
+        for column in data.columns.values()
+    ]
+    return Images(list(number), None, data.origin), columns
+
+
+def plan_batches(
+    data: Pairs,
+    config: PairConfig,
+    loss_config: LossConfig,
+    source: str,
+    model: SentenceTransformer | None = None,
+    encoded: Callable[[int], None] = lambda items: None,
+) -> Plan:
+    """model: needed to draw hard batches, not to check. Raises UserError for data, or settings, from which no batches can be made."""
+    config.refuse_contradictions()
+    if config.head:
+        raise UserError("--head: is for texts and for labelled images; use --freeze image or --freeze text")
+    if config.freeze and config.mini_batch_size:
+        raise UserError("--mini-batch-size: caches gradients, of which a frozen side has none; leave one of them out")
+    if config.drawing.tokens:
+        raise UserError("--batch-tokens: is for texts; use --batch-size")
+    if len(data) < 2:
+        raise UserError(f"{source}: has one pair; give at least two")
+    return plan_pairs(
+        len(data),
+        None,
+        source,
+        masked=loss_config.label_mask,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        epochs=config.epochs,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        drawing=config.drawing,
+        identities=lambda: np.stack([identities(data.columns[name]) for name in ("anchor", "positive")]),
+        near=None if model is None else lambda: near_rows(_encoded(model, data.columns["anchor"], encoded), None),
+    )
+
+
+def identities(column: Items) -> Rows:
+    """(n,) equal for one picture, or one text."""
+    return text_codes(map(str, column.source) if isinstance(column, Images) else column)
+
+
+def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int], None]) -> Any:
+    from retrieval.data import Texts
+
+    items = column if isinstance(column, Images) else Texts({"text": column}, None, None, "")
+    return encode_all(Encoder(model, ""), items, progress=encoded)
+
+
+def with_hard_captions(data: Pairs, config: PairConfig) -> Pairs:
+    """The pairs, with `hard` columns more of captions that say something else than their picture shows.
+
+    A caption that gives fewer leaves "". No changed caption is one that the picture has. Raises UserError for pairs without captions.
+    """
+    if not config.hard:
+        return data
+    captions = next(
+        (column for column in (data.columns["positive"], data.columns["anchor"]) if isinstance(column, list)), None
+    )
+    if captions is None:
+        raise UserError("--hard-captions: these pairs are of pictures alone; leave it out")
+    shown = data.columns["anchor"] if captions is data.columns["positive"] else data.columns["positive"]
+    true: dict[int, set[str]] = {}
+    for code, caption in zip(identities(shown).tolist(), captions, strict=True):
+        true.setdefault(code, set()).add(caption)
+    found = [
+        [text for _, text in altered(caption, kinds=config.kinds, count=config.hard, seed=config.seed, true=true[code])]
+        for code, caption in zip(identities(shown).tolist(), captions, strict=True)
+    ]
+    there = len(data.columns) - 2
+    more: dict[str, Items] = {
+        f"negative_{there + at + 1}": [texts[at] if at < len(texts) else "" for texts in found]
+        for at in range(config.hard)
+    }
+    return Pairs(data.columns | more, data.origin, data.ids)
+
+
+def hard_share(data: Pairs, hard: Pairs) -> float:
+    """The share of captions that were given a changed one."""
+    first: Sequence[str] = hard.columns[f"negative_{len(data.columns) - 1}"]  # type: ignore[assignment]
+    return sum(map(bool, first)) / len(first)
