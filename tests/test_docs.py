@@ -40,6 +40,7 @@ def test_every_module_has_its_place_in_the_tree():
     for folder in (
         "retrieval",
         "retrieval/data",
+        "retrieval/images",
         "retrieval/store",
         "retrieval/formats",
         "retrieval/neighbors",

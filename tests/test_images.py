@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -396,6 +397,37 @@ def test_a_missing_split_and_a_missing_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nowhere.csv: no such file or folder"):
         read_images(tmp_path / "nowhere.csv")
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    """As the library gives one after it was downloaded: with files of its own, of which a part is refused."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    path, load, asked = as_hub_parquet(tmp_path, noise()), datasets.load_dataset, []
+
+    def downloaded(name, config, split):
+        asked.append((name, config))
+        return load("parquet", data_files=str(path), split=split, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **options: None)
+    monkeypatch.setattr(datasets, "load_dataset", downloaded)
+    images = read_images(Path("someone/animals:small"))
+    assert images.labels == LABELS and images[0].size == (9, 8) and set(asked) == {("someone/animals", "small")}
+    assert picture_at(str(images.source[3])) == images.source[3]
+    with pytest.raises(UserError, match="someone/animals: --split train.* is only a part of its files"):
+        read_images(Path("someone/animals"), split="train[:3]")
+
+
+def test_a_parquet_of_several_groups_some_of_whose_pictures_are_files(tmp_path):
+    picture(tmp_path / "x.png", size=(5, 3))
+    inside = {"bytes": as_bytes(noise(1)[0]), "path": "y.png"}
+    rows = [inside, inside, {"bytes": None, "path": "x.png"}, inside, inside]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet", row_group_size=2)
+    images = read_images(tmp_path / "a.parquet")
+    assert [images[row].size for row in range(5)] == [(9, 8), (9, 8), (5, 3), (9, 8), (9, 8)] and images.labels is None
+    pq.write_table(pa.table({"image": rows[:2]}), tmp_path / "b.parquet", write_statistics=False)
+    assert len(read_images(tmp_path / "b.parquet")) == 2
 
 
 def test_a_table_may_name_any_file_and_ids(tmp_path):

@@ -90,30 +90,44 @@ def class_names(file: Path) -> dict[str, list[str]]:
 def rows(file: Path, names: list[str]) -> Iterator[dict[str, Any]]:
     """Those columns of each row. A column of pictures' bytes says True where they are there, else the path that stands beside
     them, or nothing."""
-    wanted = {name: schema(file).field(name).type for name in names}
     try:
-        for batch in _batches(file, names):
-            columns = {name: _told(batch[name], kind) for name, kind in wanted.items()}
-            for values in zip(*columns.values(), strict=True):
-                yield dict(zip(columns, values, strict=True))
+        for count, block in _blocks(file, names):
+            for at in range(count):
+                yield {name: block[name][at] for name in names}
     except (pa.ArrowException, OSError) as error:
         raise _not_whole(file, error) from None
 
 
-def _batches(file: Path, names: list[str]) -> Iterator[Any]:
+def _blocks(file: Path, names: list[str]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+    """Rows at a time, and their columns. Pictures' bytes are not read where it is known without that none is missing."""
     if file.suffix == ".arrow":
-        yield from _mapped(file, file.stat().st_mtime_ns).select(names).to_batches()
-    else:
-        with pq.ParquetFile(file) as opened:
-            for group in range(opened.num_row_groups):
-                yield from opened.read_row_group(group, names).to_batches()
+        for batch in _mapped(file, file.stat().st_mtime_ns).select(names).to_batches():
+            yield len(batch), {name: _told(batch[name]) for name in names}
+        return
+    with pq.ParquetFile(file) as opened:
+        holding = [name for name in names if holds_pictures(opened.schema_arrow.field(name).type)]
+        for group in range(opened.num_row_groups):
+            told = opened.metadata.row_group(group)
+            block = {name: [True] * told.num_rows for name in holding if _is_full(told, name)}
+            table = opened.read_row_group(group, [name for name in names if name not in block])
+            for name in table.column_names:
+                block[name] = [value for chunk in table[name].chunks for value in _told(chunk)]
+            yield told.num_rows, block
 
 
-def _told(column: Any, kind: Any) -> list[Any]:
-    if not holds_pictures(kind):
+def _is_full(group: Any, name: str) -> bool:
+    """Whether a row group is known to have bytes in every row of a column that holds pictures."""
+    leaves = [group.column(at) for at in range(group.num_columns)]
+    found = [leaf.statistics for leaf in leaves if leaf.path_in_schema in (name, f"{name}.bytes")]
+    return bool(found) and all(told is not None and told.has_null_count and told.null_count == 0 for told in found)
+
+
+def _told(column: Any) -> list[Any]:
+    if not holds_pictures(column.type):
         return column.to_pylist()  # type: ignore[no-any-return]
-    if not pa.types.is_struct(kind):
+    if not pa.types.is_struct(column.type):
         return [held or None for held in column.is_valid().to_pylist()]
     held = pc.struct_field(column, "bytes").is_valid().to_pylist()
-    paths = pc.struct_field(column, "path").to_pylist() if kind.get_field_index("path") >= 0 else [None] * len(held)
+    has_path = column.type.get_field_index("path") >= 0
+    paths = pc.struct_field(column, "path").to_pylist() if has_path else [None] * len(held)
     return [has or path for has, path in zip(held, paths, strict=True)]
