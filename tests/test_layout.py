@@ -148,4 +148,5 @@ def test_the_wheel_and_the_sdist_hold_the_same_modules():
         source = {name.partition("/")[2] for name in archive.getnames()}
     ours = {path if path.startswith("retrieval/") else f"retrieval/{path}" for path, _ in modules()}
     assert {name for name in built if name.endswith(".py")} == ours
+    assert "retrieval/train/words.toml" in built
     assert {path for path, _ in modules()} <= source
