@@ -91,7 +91,7 @@ def train_pairs(
     refuse_kinds(model, data, source)
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
-    images, columns = _numbered(with_hard_captions(data, config))
+    images, columns = _numbered(with_hard_captions(data, config.hard, config.kinds, config.seed))
     pictures = pictures_of(images, pixels_of(model), PRESETS[config.augment])
     prompt = prompt_of(model)
     collator = Collator(model, [], config.mini_batch_size, pictures, config.apart)
@@ -173,12 +173,13 @@ def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int],
     return encode_all(Encoder(model, ""), items, progress=encoded)
 
 
-def with_hard_captions(data: Pairs, config: PairConfig) -> Pairs:
-    """The pairs, with `hard` columns more of captions that say something else than their picture shows.
+def with_hard_captions(data: Pairs, hard: int, kinds: Sequence[str] = (), seed: int = 0) -> Pairs:
+    """The pairs, with `hard` columns more of captions that say something else than their picture shows, changed in these kinds of
+    words, or any.
 
     A caption that gives fewer leaves "". No changed caption is one that the picture has. Raises UserError for pairs without captions.
     """
-    if not config.hard:
+    if not hard:
         return data
     captions = next(
         (column for column in (data.columns["positive"], data.columns["anchor"]) if isinstance(column, list)), None
@@ -190,13 +191,12 @@ def with_hard_captions(data: Pairs, config: PairConfig) -> Pairs:
     for code, caption in zip(identities(shown).tolist(), captions, strict=True):
         true.setdefault(code, set()).add(caption)
     found = [
-        [text for _, text in altered(caption, kinds=config.kinds, count=config.hard, seed=config.seed, true=true[code])]
+        [text for _, text in altered(caption, kinds=kinds or KINDS, count=hard, seed=seed, true=true[code])]
         for code, caption in zip(identities(shown).tolist(), captions, strict=True)
     ]
     there = len(data.columns) - 2
     more: dict[str, Items] = {
-        f"negative_{there + at + 1}": [texts[at] if at < len(texts) else "" for texts in found]
-        for at in range(config.hard)
+        f"negative_{there + at + 1}": [texts[at] if at < len(texts) else "" for texts in found] for at in range(hard)
     }
     return Pairs(data.columns | more, data.origin, data.ids)
 

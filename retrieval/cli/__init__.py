@@ -6,7 +6,7 @@ import click
 
 from retrieval import __version__
 
-from . import compare, index_changes, index_files, recall, relevance, train_image, train_pairs, train_text  # noqa: F401 - their commands join groups
+from . import compare, eval_pairs, index_changes, index_files, recall, relevance, train_image, train_pairs, train_text  # noqa: F401 - their commands join groups
 from .demo import demo
 from .doctor import doctor
 from .embed import embed

@@ -1,5 +1,6 @@
 """`retrieval train pairs`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from retrieval.artifact import refuse_to_clobber, sha256_json
 from retrieval.errors import UserError
 
 from .losses import fit_to_data, loss_config
-from .options import Number, pick_device, quiet_libraries, together
+from .options import F, Number, pick_device, quiet_libraries, together
 from .output import progress, say
 from .processes import count, join
 from .train import train
@@ -33,12 +34,19 @@ LEAST_STEPS = 100
 SCRATCH_RATE, LAYER_RATE = 1e-3, 1e-3
 KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
 
-columns = together(
-    click.option("--anchor", help="Column of pictures, or of the first picture of each pair."),
-    click.option("--positive", help="Column of captions, or of the second picture."),
-    click.option("--negative", multiple=True, help="Columns of wrong captions, or of pictures.  [default: negative…]"),
-    click.option("--split", default="train", show_default=True, help="Of data sets that have several."),
-)
+
+def pair_columns(split: str) -> Callable[[F], F]:
+    """Options of which columns belong together, and of which `split` is read where none is asked for."""
+    return together(
+        click.option("--anchor", help="Column of pictures, or of the first picture of each pair."),
+        click.option("--positive", help="Column of captions, or of the second picture."),
+        click.option(
+            "--negative", multiple=True, help="Columns of wrong captions, or of pictures.  [default: negative…]"
+        ),
+        click.option("--split", default=split, show_default=True, help="Of data sets that have several."),
+    )
+
+
 encoders = together(
     click.option("--model", help="Encoder of both kinds to start from, such as CLIP or SigLIP, or of images alone."),
     click.option(
@@ -60,7 +68,7 @@ captions = together(
 
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
-@columns
+@pair_columns("train")
 @encoders
 @captions
 @click.option("--apart", is_flag=True, help="Pictures of the two sides in two forward passes.")
@@ -90,7 +98,7 @@ def pairs(**flags: Any) -> None:
     refuse_flags(flags, device)
     _refuse_encoders(flags)
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    asked = _asked(flags)
+    asked = asked_columns(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked)
     loss = fit_to_data(loss, flags, labelled=False)
     own = {"freeze": flags["freeze"], "hard": flags["hard_captions"], "apart": flags["apart"]}
@@ -99,7 +107,7 @@ def pairs(**flags: Any) -> None:
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
     if config.hard:
-        share = hard_share(data, with_hard_captions(data, config))
+        share = hard_share(data, with_hard_captions(data, config.hard, config.kinds, config.seed))
         say(f"  {share:.0%} of the captions have a word that can be changed")
         if not share:
             raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
@@ -132,7 +140,7 @@ def _refuse_encoders(flags: dict[str, Any]) -> None:
         raise UserError("--dim: is for --image-model and --text-model; leave it out")
 
 
-def _asked(flags: dict[str, Any]) -> Any:
+def asked_columns(flags: dict[str, Any]) -> Any:
     from retrieval.data import Asked
 
     return Asked(anchor=flags["anchor"], positive=flags["positive"], negative=flags["negative"])
@@ -184,12 +192,12 @@ def _sets(flags: dict[str, Any], asked: Any, config: "PairConfig") -> "dict[str,
 
     from .held import by_shown
 
-    sets = {}
+    sets, hard = {}, config.hard
     for name, flag in (("held-out", "eval_data"), ("general", "general_data")):
         if flags[flag]:
             judged = read_pairs(flags[flag], split="test", asked=asked)
             texts = any(not isinstance(column, Images) for column in judged.columns.values())
-            sets[name] = by_shown(with_hard_captions(judged, config) if texts else judged)
+            sets[name] = by_shown(with_hard_captions(judged, hard if texts else 0, config.kinds, config.seed))
     return sets
 
 

@@ -1,0 +1,69 @@
+"""`retrieval eval pairs`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .evaluate import evaluate, keeps
+from .evaluated import refuse_evaluation, rough, write_evaluation
+from .options import common, pick_device, quiet_libraries, uses_device
+from .output import emit, progress, say
+from .train_pairs import asked_columns, captions, pair_columns
+
+WAYS = {"i2t": "picture → caption", "t2i": "caption → picture", "i2i": "first → second", "i2i_back": "second → first"}
+
+
+@evaluate.command()
+@click.option("--encoder", required=True, help="A run, an encoder folder, or a hub name.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Pairs, as for train pairs.")
+@pair_columns("test")
+@captions
+@keeps
+@uses_device
+@common
+def pairs(as_json: bool, **flags: Any) -> None:
+    """How well pictures find their captions, captions their pictures, or pictures each other, among all in DATA.
+
+    r@k: the share that finds one of its own among the nearest k; mrr: the mean of one over its rank. Where there are wrong
+    captions (columns negative…, or --hard-captions), `captions` is how often the right one is nearer the picture.
+
+    \b
+    Example:
+      retrieval eval pairs --encoder run --data captions.csv --hard-captions 3
+    """
+    quiet_libraries()
+    from retrieval.encoder import load_encoder
+    from retrieval.images import read_pairs
+    from retrieval.train.pairs import refuse_kinds, with_hard_captions
+
+    from .held import by_shown
+
+    refuse_evaluation(flags)
+    data = read_pairs(flags["data"], split=flags["split"], asked=asked_columns(flags))
+    data = with_hard_captions(data, flags["hard_captions"], flags["kinds"], flags["seed"])
+    say(f"{flags['data']}: {data.origin}")
+    encoder = load_encoder(flags["encoder"], pick_device(flags["device"]))
+    refuse_kinds(encoder.model, data, str(flags["data"]))
+    held = by_shown(data)
+    with progress("encode", held.size) as bar:
+        vectors = held.encode(encoder, bar)
+    found = held.measure(vectors, flags["seed"])
+    repeated = len(set(found.groups or ())) < len(found.ids)
+    intervals = found.intervals_by_group(flags["seed"]) if repeated else found.intervals(flags["seed"])
+    result = {
+        "metrics": found.means(),
+        "intervals": intervals,
+        "counts": {"pairs": len(found.ids), **{f"different_{part.role}s": len(part.items) for part in held.parts[:2]}},
+        "resampled": "pictures" if repeated else "pairs",
+        "hard_captions": flags["hard_captions"],
+        "encoder": encoder.fingerprint,
+    }
+    write_evaluation(flags, "pairs", result, {"": found})
+    lines = [f"{'':<30}{'mean':>8}   95 % interval, over {result['resampled']}"]
+    for name, value in found.means().items():
+        low, high = intervals[name]
+        way, _, what = name.rpartition("_")
+        told = f"{WAYS[way]}, {what}" if way in WAYS else "right caption over wrong"
+        lines.append(f"{told:<30}{value:>8.4f}   {low:.4f}–{high:.4f}")
+    emit(result, as_json, [*lines, "", f"{len(found.ids):,} pairs", *rough(len(found.ids))])
