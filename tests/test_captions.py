@@ -193,7 +193,7 @@ def test_spelling():
 
 
 def test_captions_of_sugarcrepe(real_data):
-    """Floors below what benchmarks/captions.py measured; the lists were not made from these captions."""
+    """Floors well below what benchmarks/captions.py measured."""
     floors = {
         "replace_obj": (["object", "place"], 0.9),
         "replace_att": (["colour", "size", "attribute"], 0.5),
