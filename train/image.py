@@ -108,6 +108,11 @@ def plan_batches(
     model: needed to draw hard batches, not to check. Raises UserError for data, or settings, from which no pairs can be made.
     """
     config.refuse_contradictions()
+    for name in ("projection", "apart") if config.head else ():
+        if getattr(config, name):
+            raise UserError(f"--{name}: is for training the encoder itself; leave it out, or leave --head out")
+    if config.dims and config.projection:
+        raise UserError("--dims: are of the encoder's own vectors, which --projection trains at one remove; choose one")
     if len(data) < 2:
         raise UserError(f"{source}: has one image; give at least two")
     if config.head and data.labels is None:

@@ -33,6 +33,7 @@ from .pictures import pictures_of
 from .settings import Settings
 from .whole import Watch
 
+SCRATCH_RATE = 4e-3
 LAYER_RATE = 1e-3
 
 
@@ -40,13 +41,14 @@ LAYER_RATE = 1e-3
 class PairConfig(Settings):
     """How to train on pairs. augment: as in `ImageConfig`, by default "clip", which leaves left and right where they are.
 
-    freeze: "image" or "text", the side of an encoder that stays as it is. rates: of the sides' learning rates those that
+    scratch: as in `ImageConfig`. freeze: "image" or "text", the side of an encoder that stays as it is. rates: of the sides' learning rates those that
     differ from lr. hard: how many changed captions of each caption are further negatives of its picture, of these `kinds`.
     """
 
     schedule: str = "cosine"
     augment: str = "clip"
     apart: bool = False
+    scratch: bool = False
     freeze: str | None = None
     image_rate: float | None = None
     text_rate: float | None = None
@@ -55,7 +57,7 @@ class PairConfig(Settings):
 
     @property
     def whole_rate(self) -> float:
-        return 2e-5
+        return SCRATCH_RATE if self.scratch else 2e-5
 
     def rates(self, model: SentenceTransformer) -> dict[str, float]:
         """Of a side its own; of the layers that join two encoders LAYER_RATE, since they begin at random."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RUN_KIND = "run"
 LEAST_STEPS = 100
-SCRATCH_RATE, LAYER_RATE = 1e-3, 1e-3
+SCRATCH_RATE = 1e-3  # of a network from scratch beside an encoder that is not
 KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
 
 
@@ -93,6 +93,7 @@ def pairs(**flags: Any) -> None:
     quiet_libraries()
     from retrieval.images import read_pairs
     from retrieval.train.pairs import PairConfig, hard_share, plan_batches, refuse_kinds, with_hard_captions
+    from retrieval.train.vision import SCRATCH
 
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
@@ -101,7 +102,12 @@ def pairs(**flags: Any) -> None:
     asked = asked_columns(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked)
     loss = fit_to_data(loss, flags, labelled=False)
-    own = {"freeze": flags["freeze"], "hard": flags["hard_captions"], "apart": flags["apart"]}
+    own = {
+        "scratch": flags["model"] in SCRATCH,
+        "freeze": flags["freeze"],
+        "hard": flags["hard_captions"],
+        "apart": flags["apart"],
+    }
     own |= {"kinds": flags["kinds"]} if flags["kinds"] else {}
     config = settings(flags, PairConfig, 1.0, LEAST_STEPS, **own, **_rates(flags))
     plan_batches(data, config, loss, str(flags["data"]))
