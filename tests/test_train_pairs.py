@@ -1,0 +1,315 @@
+"""Pairs with pictures: two encoders joined, what a batch holds, training, and how both directions are judged."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from some_pictures import as_bytes, write
+
+from retrieval.cli.held import by_shown
+from retrieval.encode import Encoding, tokenises_apart
+from retrieval.encoder import Encoder, fingerprint, load_encoder
+from retrieval.errors import UserError
+from retrieval.eval.pairs import pair_ranks, right_over_wrong
+from retrieval.images import Images, Pairs, read_pairs
+from retrieval.pixels import pixels_of
+from retrieval.samples import digits
+from retrieval.train.augment import PRESETS, Augmentation
+from retrieval.train.batches import Pairs as Drawn
+from retrieval.train.batches import Plan
+from retrieval.train.collate import Collator, Shares, Source
+from retrieval.train.joined import join, joining, side_of
+from retrieval.train.loss import named
+from retrieval.train.pairs import PairConfig, plan_batches, train_pairs, with_hard_captions
+from retrieval.train.pictures import pictures_of
+from retrieval.train.vision import network
+
+STILL = Augmentation(scale=(1.0, 1.0), ratio=1.0, flip=0, jitter=0, grey=0, blur=0)
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+LOSS = named("hn-nce(label_mask=False)")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Forty digits as files, each with a caption; two captions of the first two."""
+    root, data = tmp_path_factory.mktemp("captioned"), digits()
+    with open(root / "pairs.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for row in range(40):
+            write(root / f"{row}.png", as_bytes(Image.fromarray(data.source[row])))
+            word = WORDS[int(data.labels[row])]
+            for caption in [f"a small {word} left of dog {row}", *([f"the {word}"] if row < 2 else [])]:
+                writer.writerow([f"{row}.png", caption])
+    return root / "pairs.csv"
+
+
+@pytest.fixture(scope="module")
+def pairs(table):
+    return read_pairs(table)
+
+
+def joined(tiny, **options):
+    torch.manual_seed(0)
+    return join(network("small", 8, "cpu", 0), load_encoder(str(tiny), "cpu").model, **options)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, minilm):
+    """The folder of a CLIP with two small towers."""
+    from sentence_transformers.base.modules import Transformer
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
+    text = {**small, "vocab_size": len(vocabulary), "max_position_embeddings": 32, "eos_token_id": 1, "bos_token_id": 0}
+    config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder / "bare")
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder / "bare")
+    SentenceTransformer(modules=[Transformer(str(folder / "bare"))], device="cpu").save_pretrained(
+        str(folder / "encoder"), create_model_card=False
+    )
+    return folder / "encoder"
+
+
+def test_two_encoders_joined_are_a_plain_one(tiny, tmp_path):
+    model = joined(tiny, dim=24).eval()
+    assert {"image", "text"} <= set(model.modalities) and model.get_embedding_dimension() == 24
+    model.save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    plain = SentenceTransformer(str(tmp_path / "m"), device="cpu")
+    picture, texts = digits()[0], ["one", "two and three", "four"]
+    ours = Encoder(model, "")
+    assert tokenises_apart(model)
+    assert np.allclose(plain.encode(texts), ours.encode(texts), atol=1e-5)
+    assert np.allclose(plain.encode([picture]), ours.encode([picture]), atol=1e-5)
+    assert fingerprint(plain) == fingerprint(model)
+    with torch.no_grad():
+        joining(model)[0].linear.weight.add_(0.1)
+    assert fingerprint(plain) != fingerprint(model)
+
+
+def test_the_fingerprint_of_joined_encoders_knows_the_tokenizer_and_the_pixels(tiny):
+    one, other = joined(tiny), joined(tiny)
+    assert fingerprint(one) == fingerprint(other)
+    other[0].sub_modules["text"][0].max_seq_length = 7
+    assert fingerprint(one) != fingerprint(other)
+    other = joined(tiny)
+    other[0].sub_modules["image"][0].processor.image_mean = [0.4] * 3
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_a_frozen_side_keeps_its_width(tiny):
+    assert joined(tiny).get_embedding_dimension() == 32  # of the text side, the narrower
+    assert joined(tiny, frozen="image").get_embedding_dimension() == 128
+    assert len(joining(joined(tiny))) == 2 and len(joining(joined(tiny, frozen="text"))) == 1
+    with pytest.raises(UserError, match="the frozen side's vectors have 32 numbers"):
+        joined(tiny, frozen="text", dim=16)
+    with pytest.raises(UserError, match="--image-model: takes no images"):
+        text = load_encoder(str(tiny), "cpu").model
+        join(text, text)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("kind", ["joined", "clip"])
+def test_a_frozen_side_stays_as_it_is(kind, side, tiny, clip, pairs):
+    """Also its batch statistics, and no dropout is drawn in it."""
+    model = joined(tiny, frozen=side) if kind == "joined" else load_encoder(str(clip), "cpu").model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    frozen = {id(p) for part in side_of(model, side) for p in [*part.parameters(), *part.buffers()]}
+    names = {n for n, p in [*model.named_parameters(), *model.named_buffers()] if id(p) in frozen}
+    train_pairs(model, pairs, PairConfig(steps=3, batch_size=8, freeze=side, lr=1e-2), LOSS, source="x")
+    after = model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and names and not changed & names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_batch_holds_pictures_and_texts_in_their_places(tiny, pairs):
+    model = joined(tiny).eval()
+    images = pairs.columns["anchor"]
+    pictures = pictures_of(Images(images.source[:30], None, ""), pixels_of(model), STILL)
+    rows = np.array([4, 9, 7, 2])
+    captions = pairs.columns["positive"]
+    wrong = [f"not {row}" if row != 9 else "" for row in range(30)]
+    plan = Plan(lambda: iter([Drawn(rows, rows)]), 4, 1, None)
+    codes = np.stack([np.arange(30), 100 + np.arange(30)])
+    for columns in ([np.arange(30), captions[:30], wrong], [captions[:30], np.arange(30), wrong]):
+        sources = [Source(columns, (None, None), codes, plan)]
+        for most in (None, 3):
+            collator = Collator(model, sources, most, pictures)
+            made = collator(next(iter(Shares(sources, 1))))
+            chunks = [collator.on_device(chunk) for chunk in made["chunks"]]
+            with torch.inference_mode():
+                found = torch.cat([model(dict(chunk))["sentence_embedding"] for chunk in chunks])[
+                    made["batch"]["order"]
+                ]
+            shown = Encoding(model).encode([images[int(row)] for row in rows])
+            told = Encoding(model).encode([captions[row] for row in rows])
+            first, second = (shown, told) if isinstance(columns[0], np.ndarray) else (told, shown)
+            no = Encoding(model).encode([wrong[row] for row in rows if wrong[row]])
+            assert np.allclose(found, np.concatenate([first, second, no]), atol=3e-3)
+            assert made["batch"]["negative_pairs"].tolist() == [0, 2, 3]
+
+
+def test_one_picture_with_two_captions_is_one(tiny, pairs):
+    """Neither caption is a negative of the picture, nor of the other."""
+    model = joined(tiny)
+    config = PairConfig(steps=1, batch_size=len(pairs))
+    plan = plan_batches(pairs, config, LOSS, "x")
+    from retrieval.train.pairs import identities
+
+    codes = np.stack([identities(pairs.columns[name]) for name in ("anchor", "positive")])
+    share = next(iter(Shares([Source([], (None, None), codes, plan)], 1)))
+    first = [place for place, row in enumerate(share.pairs.anchors) if row in (0, 1)]  # rows 0 and 1 are picture 0
+    assert len(set(share.items[:, first].flatten().tolist())) == 1
+    assert len(set(share.items[0].tolist())) == 40
+    curve = train_pairs(model, pairs, config, LOSS, source="x")
+    assert curve[0]["negatives"] < len(pairs)
+
+
+@pytest.mark.parametrize("loss", ["hn-nce", "clip", "siglip", "hcl"])
+def test_training_brings_pictures_and_captions_together(loss, tiny, pairs, monkeypatch):
+    monkeypatch.setitem(PRESETS, "clip", STILL)
+    model = joined(tiny)
+    config = PairConfig(steps=12, batch_size=20, lr=3e-3, image_rate=3e-3)
+    loss = named(f"{loss}(label_mask=False)")
+    before = by_shown(pairs).judge(Encoder(model, ""), 0).means()
+    curve = train_pairs(model, pairs, config, loss, source="x")
+    after = by_shown(pairs).judge(Encoder(model, ""), 0).means()
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert after["t2i_mrr"] + after["i2t_mrr"] > before["t2i_mrr"] + before["i2t_mrr"]
+
+
+def test_each_side_has_its_own_rate(tiny):
+    model = joined(tiny)
+    rates = PairConfig(steps=1, image_rate=0.5, text_rate=0.25).rates(model)
+    import re
+
+    found = {}
+    for name, _ in model.named_parameters():
+        hits = [rate for key, rate in rates.items() if re.search(key, f"model.{name}")]
+        found[name] = hits[-1]
+    assert {rate for name, rate in found.items() if "sub_modules.image.0" in name} == {0.5}
+    assert {rate for name, rate in found.items() if "sub_modules.text.0" in name} == {0.25}
+    assert sorted(set(found.values())) == [1e-3, 0.25, 0.5]
+
+
+def test_hard_captions_are_new_columns(pairs):
+    more = with_hard_captions(pairs, 2, seed=3)
+    assert list(more.columns) == ["anchor", "positive", "negative_1", "negative_2"] and len(more) == len(pairs)
+    again = with_hard_captions(pairs.take(range(len(pairs) - 1, -1, -1)), 2, seed=3)
+    assert again.columns["negative_1"] == more.columns["negative_1"][::-1]  # whatever the order
+    assert with_hard_captions(pairs, 2, seed=4).columns != more.columns
+    told = dict(zip(map(str, pairs.columns["anchor"].source), pairs.columns["positive"], strict=True))
+    for row, picture in enumerate(map(str, pairs.columns["anchor"].source)):
+        assert more.columns["negative_1"][row] != told[picture]
+    assert all(more.columns["negative_1"][row] for row in range(2, len(pairs)))
+    assert with_hard_captions(pairs, 0) is pairs
+    only = Pairs({name: pairs.columns["anchor"] for name in ("anchor", "positive")}, "")
+    with pytest.raises(UserError, match="--hard-captions: these pairs are of pictures alone"):
+        with_hard_captions(only, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_are_those_of_a_sorted_list(data):
+    """With vectors of few values, so that many are equally near."""
+    q, m, d = (data.draw(st.integers(1, 6)) for _ in range(3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    queries, documents = (rng.integers(-1, 2, (n, d)).astype(np.float32) for n in (q, m))
+    asked = np.concatenate([np.arange(q), rng.integers(0, q, 3)])
+    relevant = rng.integers(0, m, len(asked))
+    found = pair_ranks(queries, documents, asked, relevant)
+    for row in range(q):
+        own = set(relevant[asked == row].tolist())
+        scores = documents @ queries[row]
+        best = max(scores[list(own)])
+        ahead = [at for at in range(m) if at not in own and scores[at] >= best]
+        assert found[row] == 1 + len(ahead)
+
+
+def test_an_encoder_that_says_the_same_of_all_finds_nothing():
+    same = np.ones((9, 4), np.float32) / 2
+    rows = np.arange(9)
+    assert pair_ranks(same, same, rows, rows).tolist() == [9] * 9
+    assert right_over_wrong(same, same, same[:2], np.array([3, 3]))[3] == 0.5
+    assert np.isnan(right_over_wrong(same, same, same[:2], np.array([3, 3]))[4])
+
+
+def test_right_captions_win_by_their_share():
+    pictures = np.array([[1, 0], [0, 1]], np.float32)
+    right = np.array([[1, 0], [1, 0]], np.float32)
+    wrong = np.array([[0, 1], [0.6, 0.8], [0, 1]], np.float32)
+    assert right_over_wrong(pictures, right, wrong, np.array([0, 0, 1])).tolist() == [1.0, 0.0]
+
+
+COMMAND = ["train", "pairs", "--steps", 4, "--batch-size", 8, "--device", "cpu"]
+
+
+def test_the_command_joins_trains_and_is_judged(tiny, table, run_cli, tmp_path):
+    words = [*COMMAND, "--data", table, "--image-model", "small", "--text-model", tiny, "--hard-captions", 1]
+    told = run_cli(*words, "--eval-data", table, "--output", tmp_path / "run")
+    assert "of the captions have a word that can be changed" in told.stderr and "captions" in told.output
+    config = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
+    assert config["loss"].startswith("hn-nce") and config["loss_settings"]["own_negatives"] and config["hard"] == 1
+    plain = SentenceTransformer(str(tmp_path / "run"), device="cpu")
+    assert plain.encode(["one"]).shape == plain.encode([digits()[0]]).shape == (1, 32)
+    words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", table, "--hard-captions", 2, "--device", "cpu"]
+    found = json.loads(run_cli(*words, "--output", tmp_path / "judged", "--json").stdout)
+    assert set(found["metrics"]) == {f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r@1", "r@5", "r@10", "mrr")} | {"captions"}  # fmt: skip
+    assert found["resampled"] == "pictures" and found["counts"]["pairs"] == 42
+    assert found["counts"]["different_documents"] == 40
+    assert "picture → caption, r@1" in run_cli(*words).stdout
+    compared = json.loads(
+        run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--json").stdout
+    )
+    assert all(each["difference"] == 0 for each in compared["comparisons"])
+
+
+def test_clip_is_trained_as_it_is(clip, table, run_cli, tmp_path):
+    run_cli(*COMMAND, "--data", table, "--model", clip, "--freeze", "image", "--output", tmp_path / "run")
+    model = SentenceTransformer(str(tmp_path / "run"), device="cpu")
+    before = SentenceTransformer(str(clip), device="cpu")
+    assert np.allclose(model.encode([digits()[0]]), before.encode([digits()[0]]), atol=1e-6)
+    assert not np.allclose(model.encode(["one"]), before.encode(["one"]), atol=1e-4)
+
+
+def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
+    path = tmp_path / "styles.csv"
+    rows = [[str(table.parent / f"{row}.png"), str(table.parent / f"{row + 1}.png")] for row in range(20)]
+    path.write_text("image1,image2\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    run_cli(*COMMAND, "--data", path, "--model", "small", "--eval-data", path, "--output", tmp_path / "run")
+    words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", path, "--device", "cpu"]
+    found = json.loads(run_cli(*words, "--json").stdout)
+    assert {name.rpartition("_")[0] for name in found["metrics"]} == {"i2i", "i2i_back"}
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    [
+        ([], "--model, or --image-model and --text-model: give one"),
+        (["--image-model", "small"], "--model, or --image-model and --text-model: give one"),
+        (["--model", "small", "--dim", 8], "--dim: is for --image-model"),
+        (["--model", "small"], "of texts, which the encoder does not take"),
+        (["--model", "small", "--head"], "--head: is for texts and for labelled images"),
+        (["--model", "small", "--anchor", "nope", "--positive", "caption"], "--anchor nope:"),
+        (["--model", "small", "--loss", "supcon"], "works by labels"),
+    ],
+)
+def test_mistakes_are_one_line(options, words, table, run_cli, tmp_path):
+    error = run_cli(*COMMAND, "--data", table, *options, "--output", tmp_path / "run", code=2).stderr
+    assert words in error and len(error.strip().splitlines()) <= 3
