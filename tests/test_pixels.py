@@ -14,7 +14,8 @@ from retrieval.encode import Encoding
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images, decode, read_images
-from retrieval.pixels import features_of, image_module, least_side, pixels_of
+from retrieval.pixels import features_of, least_side, pixels_of
+from retrieval.routes import reader
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -111,7 +112,7 @@ def test_pixels_are_those_of_the_processor(tmp_path, made, size, shorter):
     """A picture brought to the size by Pillow, scaled as we say, is what the processor makes of it."""
     model = encoder_of(made, tmp_path / "m")
     pixels = pixels_of(model)
-    processor = image_module(model).processor
+    processor = reader(model, "image").processor
     processor = getattr(processor, "image_processor", processor)
     assert pixels.size == (size, size) and pixels.shorter == shorter and least_side(model) == 2 * shorter
     picture = photo(300, 300)
@@ -143,7 +144,7 @@ def test_the_route_of_pictures_is_found(tmp_path, minilm, route):
     mappings = {} if route == "image" else {(None, "image"): route}
     router = Router({"text": list(minilm.model), route: list(made)}, route_mappings=mappings, default_route="text")
     model = SentenceTransformer(modules=[router], device="cpu")
-    assert image_module(model) is made[0] and pixels_of(model).size == (64, 64)
+    assert reader(model, "image") is made[0] and pixels_of(model).size == (64, 64)
     picture = photo(80, 60)
     assert np.allclose(model.encode([picture]), made.encode([picture]), atol=1e-6)
     assert np.allclose(Encoding(model).encode([picture]), Encoding(made).encode([picture]), atol=1e-6)
