@@ -115,6 +115,7 @@ def test_pixels_are_those_of_the_processor(tmp_path, made, size, shorter):
     processor = reader(model, "image").processor
     processor = getattr(processor, "image_processor", processor)
     assert pixels.size == (size, size) and pixels.shorter == shorter and least_side(model) == 2 * shorter
+    assert pixels.keeps_proportions == (type(processor).__name__.startswith(("Bit", "CLIP", "ConvNext")))
     picture = photo(300, 300)
     square = np.asarray(picture.resize((shorter, shorter), Image.Resampling(processor.resample)))
     start = (shorter - size) // 2
@@ -144,7 +145,11 @@ def test_the_route_of_pictures_is_found(tmp_path, minilm, route):
     mappings = {} if route == "image" else {(None, "image"): route}
     router = Router({"text": list(minilm.model), route: list(made)}, route_mappings=mappings, default_route="text")
     model = SentenceTransformer(modules=[router], device="cpu")
-    assert reader(model, "image") is made[0] and pixels_of(model).size == (64, 64)
+    assert (
+        reader(model, "image") is made[0]
+        and reader(model, "text") is minilm.model[0]
+        and pixels_of(model).size == (64, 64)
+    )
     picture = photo(80, 60)
     assert np.allclose(model.encode([picture]), made.encode([picture]), atol=1e-6)
     assert np.allclose(Encoding(model).encode([picture]), Encoding(made).encode([picture]), atol=1e-6)
