@@ -399,6 +399,20 @@ def test_a_missing_split_and_a_missing_set(tmp_path, monkeypatch):
         read_images(tmp_path / "nowhere.csv")
 
 
+def test_a_data_set_whose_labels_are_kept_back_has_none(tmp_path):
+    import datasets
+
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for labels in ([-1, -1, -1], [0, -1, 1]):
+        rows = {"image": noise(3), "label": labels}
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "a.parquet")
+        if max(labels) < 0:
+            assert read_images(tmp_path / "a.parquet").labels is None
+        else:
+            with pytest.raises(UserError, match="line 2 lacks its label"):
+                read_images(tmp_path / "a.parquet")
+
+
 def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     """As the library gives one after it was downloaded: with files of its own, of which a part is refused."""
     import datasets

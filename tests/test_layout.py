@@ -24,6 +24,7 @@ HOMES = {
         "retrieval/heads.py",
         "retrieval/openvino.py",
         "retrieval/pixels.py",
+        "retrieval/routes.py",
         "train/",
     ],
     "transformers": ["train/", "retrieval/cli/options.py"],

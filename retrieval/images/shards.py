@@ -106,7 +106,7 @@ def members(shard: Path) -> dict[str, Span]:
     return _members(shard, shard.stat().st_mtime_ns)
 
 
-@lru_cache(8)
+@lru_cache(64)
 def _members(shard: Path, stamp: int) -> dict[str, Span]:
     if shard.name.lower().endswith(PACKED):
         raise UserError(

@@ -91,20 +91,27 @@ def read_table(table: Table, *, missing: bool) -> Images:
         raise UserError(f"{path}: no column path or image (found: {', '.join(table.names)}); name one so in the header")
     label, name = table.find(LABEL_COLUMNS), table.find(ID_COLUMNS)
     source: list[Picture] = []
-    labels: list[str] = []
+    labels: list[tuple[int, Any]] = []
     ids: list[str] = []
     for number, row in table.rows([each for each in (column, label, name) if each]):
         source.append(picture_of(table, number, column, row[column], missing=missing))
         if label:
-            labels.append(text_of(table, number, label, row[label]))
+            labels.append((number, row[label]))
         if name:
             ids.append(text_of(table, number, name, row[name]))
         elif column not in table.holding:
             ids.append(row[column])
     if not source:
         raise UserError(f"{path}: is empty; give a row an image")
-    told = labels if label else None
+    told = _labels(table, label, labels) if label else None
     return Images(source, told, described(len(source), told), ids=ids or None)
+
+
+def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[str] | None:
+    """None for a data set that has no labels at all where others of its kind have them, as in many test splits."""
+    if table.files and all(value is None for _, value in values):
+        return None
+    return [text_of(table, number, column, value) for number, value in values]
 
 
 def text_of(table: Table, number: int, column: str, value: Any) -> str:
