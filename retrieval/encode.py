@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from retrieval.errors import UserError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -70,7 +72,7 @@ class Encoding:
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: "SentenceTransformer",
         *,
         compute: str = "float32",
         backend: str = "torch",
@@ -250,7 +252,7 @@ def _made(make: Callable[[], Features], pin: bool = False) -> Features:
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # prompts, the first that an encoder has
 
 
-def prompt_of(model: SentenceTransformer, role: str | None = None) -> str | None:
+def prompt_of(model: "SentenceTransformer", role: str | None = None) -> str | None:
     """What the encoder puts before every text, or before queries or documents where it has prompts for those."""
     named = next((model.prompts[name] for name in ROLES.get(role or "", ()) if model.prompts.get(name)), None)
     return named or model.prompts.get(model.default_prompt_name or "")
@@ -263,7 +265,7 @@ LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, wh
 ]
 
 
-def tokenises_apart(model: SentenceTransformer) -> bool:
+def tokenises_apart(model: "SentenceTransformer") -> bool:
     """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
     module: Any = model[0]
     config = getattr(module, "modality_config", {})
@@ -276,7 +278,7 @@ def tokenises_apart(model: SentenceTransformer) -> bool:
     )
 
 
-def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -> Tokens:
+def tokenise(model: "SentenceTransformer", texts: list[str], prompt: str | None) -> Tokens:
     """What sentence-transformers makes of the texts, unpadded. Needs `tokenises_apart`.
 
     It spends as long on Python's lists as a GPU on short texts, and keeps other threads from Python meanwhile. Where it only
@@ -301,7 +303,7 @@ def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -
     return Tokens(lengths, {name: read[name]() for name in first.by_token}, first.rest)
 
 
-def _asks_only_the_tokenizer(model: SentenceTransformer) -> bool:
+def _asks_only_the_tokenizer(model: "SentenceTransformer") -> bool:
     """Whether all that preprocessing does to texts is a call of the Rust tokenizer: no other module's, processor's or
     tokenizer's way, and no settings of the call."""
     module: Any = model[0]
@@ -327,7 +329,7 @@ def _flat(rows: Iterable[list[int]], count: int) -> Ints:
     return np.fromiter(chain.from_iterable(rows), np.int64, count)
 
 
-def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
+def lengths(model: "SentenceTransformer", texts: Sequence[str]) -> Ints:
     """(n,) how many tokens the encoder would read of each text if it read them all; characters over four where that is not known."""
     if not tokenises_apart(model):
         return np.array([len(text) // 4 + 1 for text in texts])
