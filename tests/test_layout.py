@@ -123,6 +123,22 @@ def test_the_command_line_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+MISSING = """
+import sys
+from click.testing import CliRunner
+from retrieval.cli import cli
+for words in ("embed --encoder x --data gone", "sweep --model x --data gone", "report gone", "mine --model x --data gone"):
+    result = CliRunner().invoke(cli, [*words.split(), "--output", "out.csv"])
+    assert result.exit_code == 2 and "gone: no such file" in result.output, result.output
+print(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "transformers", "datasets", "sklearn", "matplotlib"}))
+"""
+
+
+def test_a_missing_file_is_said_before_anything_heavy_is_loaded(tmp_path):
+    words = [sys.executable, "-c", MISSING]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout == "[]\n"
+
+
 def test_a_users_own_train_py_is_left_alone(tmp_path):
     (tmp_path / "train.py").write_text("MINE = True\n")
     code = "import train, retrieval.train.loss as ours; assert train.MINE and ours.contrastive_loss"
