@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 # A machine with an NVIDIA driver gets the GPU build of FAISS.
 FAISS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 WHEEL_VENV := .venv-wheel
+# Tests run in as many processes as there are cores, with a thread each. nproc itself would take OMP_NUM_THREADS for the number of cores.
+WORKERS ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -24,7 +26,7 @@ demo: $(BIN)/.installed   ## the whole path on real data; report in demo/report.
 
 test: $(BIN)/.installed   ## everything that CI checks
 	$(MAKE) --no-print-directory lint wheel
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(BIN)/.installed
 	$(BIN)/ruff check .

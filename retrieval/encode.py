@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from retrieval.cpus import usable_cpus
@@ -25,6 +24,9 @@ from retrieval.errors import UserError
 from retrieval.images import Cell, Images, Span
 from retrieval.pixels import least_side
 from retrieval.routes import reader
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -73,7 +75,7 @@ class Encoding:
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: "SentenceTransformer",
         *,
         compute: str = "float32",
         backend: str = "torch",
@@ -263,7 +265,7 @@ def _made(make: Callable[[], Features], pin: bool = False) -> Features:
 ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # prompts, the first that an encoder has
 
 
-def prompt_of(model: SentenceTransformer, role: str | None = None) -> str | None:
+def prompt_of(model: "SentenceTransformer", role: str | None = None) -> str | None:
     """What the encoder puts before every text, or before queries or documents where it has prompts for those."""
     named = next((model.prompts[name] for name in ROLES.get(role or "", ()) if model.prompts.get(name)), None)
     return named or model.prompts.get(model.default_prompt_name or "")
@@ -276,7 +278,7 @@ LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, wh
 ]
 
 
-def tokenises_apart(model: SentenceTransformer) -> bool:
+def tokenises_apart(model: "SentenceTransformer") -> bool:
     """Whether the encoder's texts can be tokenised first and padded later, with the same result."""
     module = reader(model, "text")
     config = getattr(module, "modality_config", {})
@@ -289,7 +291,7 @@ def tokenises_apart(model: SentenceTransformer) -> bool:
     )
 
 
-def tokenise(model: SentenceTransformer, texts: list[str], prompt: str | None) -> Tokens:
+def tokenise(model: "SentenceTransformer", texts: list[str], prompt: str | None) -> Tokens:
     """What sentence-transformers makes of the texts, unpadded. Needs `tokenises_apart`.
 
     It spends as long on Python's lists as a GPU on short texts, and keeps other threads from Python meanwhile. Where it only
@@ -339,7 +341,7 @@ def _flat(rows: Iterable[list[int]], count: int) -> Ints:
     return np.fromiter(chain.from_iterable(rows), np.int64, count)
 
 
-def lengths(model: SentenceTransformer, texts: Sequence[str]) -> Ints:
+def lengths(model: "SentenceTransformer", texts: Sequence[str]) -> Ints:
     """(n,) how many tokens the encoder would read of each text if it read them all; characters over four where that is not known."""
     if not tokenises_apart(model):
         return np.array([len(text) // 4 + 1 for text in texts])

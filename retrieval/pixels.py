@@ -4,16 +4,18 @@ Processors describe themselves in many ways. So each is asked: it is given a whi
 tells all there is to know of one that resizes, crops and scales.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from retrieval.errors import UserError
 from retrieval.routes import reader
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 SIDE = 1000  # of the picture that is shown; the white square is a fifth of it, in the middle
 
@@ -34,7 +36,7 @@ class Pixels(NamedTuple):
     patch: int | None = None
 
 
-def pixels_of(model: SentenceTransformer) -> Pixels:
+def pixels_of(model: "SentenceTransformer") -> Pixels:
     """Ask the encoder's processor, so that training sees pictures as the saved encoder will. Raises UserError for an encoder
     whose processor does something else than resize, crop and scale."""
     processor: Any = getattr(reader(model, "image"), "processor", None)
@@ -47,7 +49,7 @@ def pixels_of(model: SentenceTransformer) -> Pixels:
     return found._replace(mean=found.mean.to(model.device), std=found.std.to(model.device))
 
 
-def least_side(model: SentenceTransformer) -> int | None:
+def least_side(model: "SentenceTransformer") -> int | None:
     """The least that a picture's shorter side may have before the encoder's processor makes it smaller: twice what it makes of
     it, so that there is detail enough to choose from. None where that cannot be found out, and pictures are to be whole."""
     try:

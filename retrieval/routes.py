@@ -1,11 +1,12 @@
 """Encoders of several kinds of items: which of their modules reads which kind."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sentence_transformers import SentenceTransformer
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
-def reader(model: SentenceTransformer, kind: str) -> Any:
+def reader(model: "SentenceTransformer", kind: str) -> Any:
     """The module that prepares "text" or "image": the first, or behind sentence-transformers' Router the first of the kind's route."""
     first: Any = model[0]
     routes = getattr(first, "sub_modules", None)

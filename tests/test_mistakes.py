@@ -126,7 +126,7 @@ def test_an_existing_result_is_kept_unless_told(run_cli, tmp_path, text_path):
 
 def test_a_full_disk_is_one_line_everywhere(run_cli, small_disk, texts, minilm):
     for words in (
-        ["train", "text", "--head", "--steps", 1, "--data", texts, "--model", MINILM],
+        ["train", "text", "--head", "--no-general", "--steps", 1, "--data", texts, "--model", MINILM],
         ["embed", "--data", texts, "--encoder", MINILM],
     ):
         result = run_cli(*words, "--output", small_disk / "out", code=2)

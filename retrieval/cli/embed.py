@@ -106,10 +106,6 @@ def embed(
     """
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber, stated_kind
-    from retrieval.cpus import usable_cpus
-    from retrieval.embed import embed as embed_data
-    from retrieval.embed import forget_if_empty, left_behind
-    from retrieval.encoder import load_encoder
     from retrieval.store import KIND, SHARD_ROWS, open_store
 
     refuse_two_ways(add, replace, overwrite)
@@ -121,6 +117,12 @@ def embed(
         refuse_to_clobber(output, KIND, overwrite)
     shard_rows = shard_rows or SHARD_ROWS
     data = _read(path, split, skip_bad, shard_rows)
+    # What follows takes seconds to import; everything above is said before.
+    from retrieval.cpus import usable_cpus
+    from retrieval.embed import embed as embed_data
+    from retrieval.embed import forget_if_empty, left_behind
+    from retrieval.encoder import load_encoder
+
     devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
     _use_cpus(usable_cpus())
     encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")

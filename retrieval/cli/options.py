@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -320,14 +321,20 @@ def pick_device(asked: str | None) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep other libraries' bars and notices out of our output; called by commands, never on import."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # this and the next for processes that we start
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    import datasets
-    import transformers
+    """Keep other libraries' bars and notices out of our output; called by commands, never on import.
 
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    By the environment, for those that are still to be imported, here or in processes that we start: importing them takes
+    seconds, in which a mistake should long be said. What is imported already has read it, and is told.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers goes by it too
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if hub := sys.modules.get("huggingface_hub.utils"):
+        hub.disable_progress_bars()
+    if datasets := sys.modules.get("datasets"):
+        datasets.disable_progress_bars()
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
     for name in ("sentence_transformers", "accelerate", "torch.utils._pytree", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)

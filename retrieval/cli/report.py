@@ -59,11 +59,11 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
       retrieval report store --output report.html
       retrieval report before=store-0 after=store-1 run sweep --output report.html --figures figures
     """
+    refuse_existing(flags["overwrite"], flags["output"])
+    named = [(name, paths[0]) for name, paths in named_paths(sources, several=False)]
     from retrieval.artifact import write_atomically
     from retrieval.eval.report.page import render, write_figures
 
-    refuse_existing(flags["overwrite"], flags["output"])
-    named = [(name, paths[0]) for name, paths in named_paths(sources, several=False)]
     if flags["figures"] is not None:
         if flags["figures"].exists() and any(flags["figures"].iterdir()) and not flags["overwrite"]:
             raise UserError(f"--figures {flags['figures']}: is not empty; choose another folder, or add --overwrite")

@@ -102,12 +102,13 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     """
     quiet_libraries()
     from retrieval.artifact import creating, refuse_to_clobber
+
+    refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
+    data, held_out = _read(flags)
     from retrieval.eval.report.figures import hardness
 
     from .trials import parts, plan_of
 
-    refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
-    data, held_out = _read(flags)
     flags["labelled"] = data.labels is not None and not data.is_pairs
     axes = {method: _axes(method, flags) for method in dict.fromkeys(flags["methods"])}
     _refuse_idle(axes, flags)
