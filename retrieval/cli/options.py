@@ -320,6 +320,15 @@ def pick_device(asked: str | None) -> str:
     return asked
 
 
+def refuse_missing(*paths: Path) -> None:
+    """Raise UserError, before anything is imported that takes seconds, for what is neither there nor the name of a data set."""
+    from retrieval.data.tables import is_hub_name
+
+    for path in paths:
+        if not path.exists() and not is_hub_name(path):
+            raise UserError(f"{path}: no such file or folder; give data to train on")
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' bars and notices out of our output; called by commands, never on import.
 

@@ -11,7 +11,7 @@ from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
-from .options import pick_device, quiet_libraries
+from .options import pick_device, quiet_libraries, refuse_missing
 from .output import progress, say
 from .processes import count, join
 from .train import train
@@ -68,6 +68,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     Example:
       retrieval train image --data photos/ --model small --output run
     """
+    refuse_missing(flags["data"])
     loss = loss_config(flags)
     quiet_libraries()
     from retrieval.images import read_images

@@ -12,7 +12,7 @@ from retrieval.artifact import refuse_to_clobber, sha256_json
 from retrieval.errors import UserError
 
 from .losses import fit_to_data, loss_config
-from .options import F, Number, pick_device, quiet_libraries, together
+from .options import F, Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import progress, say
 from .processes import count, join
 from .train import train
@@ -89,6 +89,7 @@ def pairs(**flags: Any) -> None:
     Example:
       retrieval train pairs --data captions.csv --image-model small --text-model all-MiniLM-L6-v2 --output run
     """
+    refuse_missing(flags["data"])
     loss = loss_config(flags)
     quiet_libraries()
     from retrieval.images import read_pairs

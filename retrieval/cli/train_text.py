@@ -13,7 +13,7 @@ from retrieval.errors import UserError
 
 from .columns import columns, training_data
 from .losses import fit_to_data, loss_config
-from .options import Number, pick_device, quiet_libraries, together
+from .options import Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import progress, say
 from .processes import count, join
 from .train import train
@@ -70,6 +70,7 @@ def text(**flags: Any) -> None:
     Example:
       retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
     """
+    refuse_missing(*flags["data"])
     loss = loss_config(flags)
     quiet_libraries()
     from retrieval.encoder import load_encoder
