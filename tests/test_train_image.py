@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from sentence_transformers import SentenceTransformer
 from some_pictures import as_bytes, photo, write
 from test_train_processes import KILLED, fingerprint
 
+from retrieval.cli.held import by_classes
 from retrieval.encoder import Encoder, load_encoder
 from retrieval.images import Images, read_images
 from retrieval.pixels import pixels_of
 from retrieval.samples import digits
 from retrieval.train import pictures as held_pictures
 from retrieval.train.augment import PRESETS, Augmentation, augment, crop_and_flip
+from retrieval.train.average import Average
 from retrieval.train.batches import Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.image import ImageConfig, plan_batches, train_image
@@ -243,10 +246,43 @@ def test_cached_gradients_are_those_of_the_whole_batch(vit, monkeypatch):
     assert all(torch.allclose(value, found[1][0][key], atol=2e-4) for key, value in found[0][0].items())
 
 
+def test_an_average_is_that_of_the_weights_of_every_step():
+    model = fresh()
+    average, expected = Average(model, 0.5), weights(model)
+    for step in range(1, 5):
+        for value in model.state_dict().values():
+            value.fill_(step) if value.is_floating_point() else value.fill_(7)
+        average.on_step_end(None, SimpleNamespace(global_step=step), None)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = {
+            key: decay * value + (1 - decay) * step if value.is_floating_point() else torch.full_like(value, 7)
+            for key, value in expected.items()
+        }
+    with average.in_place():
+        assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in weights(model).items())
+    assert all((value == 4).all() for value in model.state_dict().values() if value.is_floating_point())
+    average.keep()
+    assert all(torch.allclose(value, expected[key], atol=1e-6) for key, value in weights(model).items())
+
+
+def test_the_average_is_what_is_judged_and_kept(command, folder, run_cli, tmp_path):
+    """With the best of several judgements, and without: what the run says of the encoder in it is so."""
+    for name, options in {"best": ["--eval-every", 2], "last": []}.items():
+        output = tmp_path / name
+        found = json.loads(
+            run_cli(*command, *options, "--eval-data", folder, "--ema", 0.9, "--output", output, "--json").stdout
+        )
+        told = found["metrics"]["held-out"]["metrics"]["map@r"]["after"]
+        judged = by_classes(read_images(folder)).judge(load_encoder(str(output), "cpu"), 0).means()["map@r"]
+        assert told == pytest.approx(judged, abs=1e-6)
+    run_cli(*command, "--output", tmp_path / "plain")
+    assert fingerprint(tmp_path / "plain") != fingerprint(tmp_path / "last")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("step,where", [(4, "step"), (3, "save")])
-def test_a_killed_training_goes_on_to_the_same_weights(command, step, where, run_cli, tmp_path):
-    command = [*map(str, command), "--augment", "simclr"]
+@pytest.mark.parametrize("step,where,options", [(4, "step", []), (3, "save", ["--ema", "0.9"])])
+def test_a_killed_training_goes_on_to_the_same_weights(command, step, where, options, run_cli, tmp_path):
+    command = [*map(str, command), "--augment", "simclr", *options]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_cli(*command, "--output", whole)
     words = [sys.executable, "-c", KILLED, str(step), "each", where, *command, "--output", str(broken)]

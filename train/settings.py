@@ -22,7 +22,7 @@ class Settings:
 
     head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many items are in the encoder at a
     time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
-    all. drawing: which rows stand together.
+    all. drawing: which rows stand together. average: as in `Optimisation`.
     """
 
     head: bool = False
@@ -42,6 +42,7 @@ class Settings:
     dims: tuple[int, ...] = ()
     compute: str = "float32"
     compiled: bool = False
+    average: float | None = None
     seed: int = 0
 
     @property
@@ -73,6 +74,7 @@ class Settings:
             rates=self.rates(model),
             compute=self.compute,
             compiled=self.compiled,
+            average=self.average,
             seed=self.seed,
         )
 
@@ -89,7 +91,16 @@ class Settings:
         if not self.head:
             return
         plain = type(self)(head=True)
-        for name in ("mini_batch_size", "accumulate", "layer_decay", "compute", "compiled", "schedule", "warmup"):
+        for name in (
+            "mini_batch_size",
+            "accumulate",
+            "layer_decay",
+            "compute",
+            "compiled",
+            "schedule",
+            "warmup",
+            "average",
+        ):
             if getattr(self, name) != getattr(plain, name):
-                flag = {"compiled": "compile"}.get(name, name.replace("_", "-"))
+                flag = {"compiled": "compile", "average": "ema"}.get(name, name.replace("_", "-"))
                 raise UserError(f"--{flag}: is for training the encoder itself; leave it out, or leave --head out")

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.trainer_callback import (
 from retrieval.artifact import write_atomically
 from retrieval.encode import Features
 
+from .average import Average
 from .collate import Collator, Shares, loader
 from .curve import Curve
 from .loss.gather import world
@@ -41,7 +43,8 @@ class Optimisation:
 
     schedule: of the learning rate after `warmup`, a share of all steps. rates: of weights by patterns of their
     names (as sentence-transformers has them) that differ from lr.
-    compute: the type of the forward and backward pass; weights stay float32.
+    compute: the type of the forward and backward pass; weights stay float32. average: the decay of a running mean of the weights
+    that is kept in their place (`average.Average`).
     """
 
     steps: int
@@ -52,6 +55,7 @@ class Optimisation:
     rates: dict[str, float] = field(default_factory=dict)
     compute: str = "float32"
     compiled: bool = False
+    average: float | None = None
     seed: int = 0
 
 
@@ -120,6 +124,7 @@ def train_whole(
         **judged,
     )
     model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
+    average = None if how.average is None else Average(model, how.average)
     stop = [EarlyStoppingCallback(watch.patience)] if watch and watch.patience else []
     config: Any = getattr(model, "config", None)
     silent = config is not None and not hasattr(config, "use_cache")
@@ -129,16 +134,18 @@ def train_whole(
         train_dataset=Dataset.from_dict({"row": [0, 1]}),  # `loader` reads the data
         eval_dataset=None if watch is None else Dataset.from_dict({"row": [0]}),
         loss=loss,
-        callbacks=[*stop, Timed()],
+        callbacks=[*stop, *([average] if average else []), Timed()],
     )
     if silent:
         del config.use_cache  # the trainer sets it in every encoder, which then is not the one that is loaded again
     trainer.batches = lambda: loader(collator, Shares(collator.sources, how.steps * how.accumulate, how.seed, *world()))
     trainer.on_device = collator.on_device
-    trainer.watch = watch
+    trainer.watch, trainer.average = watch, average
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.train(resume_from_checkpoint=last_checkpoint(scratch))
+    if average and watch is None:  # of judged checkpoints the best has its own
+        average.keep()
     model.eval()
     if watch is not None:
         done, best = trainer.state.global_step, trainer.state.best_global_step
@@ -155,6 +162,7 @@ class Trainer(SentenceTransformerTrainer):
     batches: Callable[[], Any]
     on_device: Callable[[Features], Features]
     watch: Watch | None
+    average: Average | None
 
     def get_train_dataloader(self) -> Any:
         return self.batches()
@@ -168,7 +176,9 @@ class Trainer(SentenceTransformerTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.watch is not None
-        found = {f"eval_{name}": value for name, value in self.watch.judge(self.model, self.state.global_step).items()}
+        with self.average.in_place() if self.average else nullcontext():
+            judged = self.watch.judge(self.model, self.state.global_step)
+        found = {f"eval_{name}": value for name, value in judged.items()}
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -179,6 +189,8 @@ class Trainer(SentenceTransformerTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(folder / WEIGHTS))
         save_file(self.loss.state(), folder / LOSS)
+        if self.average:
+            self.average.save(folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -190,12 +202,17 @@ class Trainer(SentenceTransformerTrainer):
         folder = Path(resume_from_checkpoint)
         load_model(self.model, str(folder / WEIGHTS), device=str(self.model.device))
         self.loss.restore(load_file(folder / LOSS, device=str(self.model.device)))
+        if self.average:
+            self.average.load(folder)
         self.loss.curve[:] = json.loads((folder / CURVE).read_text("utf-8"))
 
     def _load_best_model(self) -> None:
         """The weights of the best checkpoint; the curve stays that of all steps."""
         folder = Path(str(self.state.best_model_checkpoint))
         load_model(self.model, str(folder / WEIGHTS), device=str(self.model.device))
+        if self.average:
+            self.average.load(folder)
+            self.average.keep()
 
 
 class Timed(TrainerCallback):

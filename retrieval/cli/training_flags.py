@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Settings")
 SAME = (  # settings that are called as their flags
     *("head", "last_layers", "lora", "batch_size", "mini_batch_size", "accumulate", "lr", "schedule", "warmup"),
-    *("layer_decay", "dims", "compute", "compiled", "seed"),
+    *("layer_decay", "dims", "compute", "compiled", "average", "seed"),
 )
 
 
@@ -65,6 +65,7 @@ steps = together(
     click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Learning rate of each layer over that of the next."),
     click.option("--compute", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True, help="Type of the forward and backward pass."),
     click.option("--compile", "compiled", is_flag=True, help="Compile the encoder by torch.compile."),
+    click.option("--ema", "average", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY", help="Keep a running mean of the weights in their place, as 0.999."),
     click.option("--dims", type=Dims(), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
 )  # fmt: skip
 judging = together(
