@@ -62,7 +62,7 @@ def test_links_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
-    """A folder with what README's reader has: train.csv, test.csv, qrels.txt, and photos/train, photos/test of class folders."""
+    """A folder with what README's reader has: train.csv, test.csv, qrels.txt, photos/train, photos/test, captions.csv."""
     folder = tmp_path_factory.mktemp("own")
     data = docs_as_texts([doc for doc in library_docs() if doc.module in ("array", "ast", "csv", "difflib", "gzip")])
     for name, rows in (("train.csv", slice(0, None, 2)), ("test.csv", slice(1, None, 2))):
@@ -78,6 +78,10 @@ def own_data(tmp_path_factory):
             place = folder / "photos" / ("test" if number < 10 else "train") / label
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pictures.source[row]).save(place / f"{number}.png")
+    shown = sorted(folder.rglob("*.png"))
+    told = [f"a small white {path.parent.name} left of {path.stem} trees" for path in shown]
+    with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["image", "caption"], *zip(shown, told, strict=True)])
     return folder
 
 
