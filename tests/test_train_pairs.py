@@ -170,9 +170,7 @@ def test_one_picture_with_two_captions_is_one(tiny, pairs):
     model = joined(tiny)
     config = PairConfig(steps=1, batch_size=len(pairs))
     plan = plan_batches(pairs, config, LOSS, "x")
-    from retrieval.train.pairs import identities
-
-    codes = np.stack([identities(pairs.columns[name]) for name in ("anchor", "positive")])
+    codes = np.stack([pairs.identities[name] for name in ("anchor", "positive")])
     share = next(iter(Shares([Source([], (None, None), codes, plan)], 1)))
     first = [place for place, row in enumerate(share.pairs.anchors) if row in (0, 1)]  # rows 0 and 1 are picture 0
     assert len(set(share.items[:, first].flatten().tolist())) == 1
@@ -220,7 +218,7 @@ def test_hard_captions_are_new_columns(pairs):
     assert np.mean([bool(text) for text in more.columns["negative_1"]]) > 0.8
     assert with_hard_captions(pairs, 0) is pairs
     only = Pairs({name: pairs.columns["anchor"] for name in ("anchor", "positive")}, "")
-    with pytest.raises(UserError, match="--hard-captions: these pairs are of pictures alone"):
+    with pytest.raises(UserError, match="--hard-captions: need pictures as anchors"):
         with_hard_captions(only, 1)
 
 
@@ -313,3 +311,10 @@ def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
 def test_mistakes_are_one_line(options, words, table, run_cli, tmp_path):
     error = run_cli(*COMMAND, "--data", table, *options, "--output", tmp_path / "run", code=2).stderr
     assert words in error and len(error.strip().splitlines()) <= 3
+
+
+def test_the_kinds_of_the_command_are_those_of_the_rules():
+    from retrieval.cli.train_pairs import KINDS as told
+    from retrieval.train.captions import KINDS
+
+    assert told == KINDS

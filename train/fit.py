@@ -1,4 +1,4 @@
-"""Training an encoder in place: what learns is chosen, the trainer runs, and what is left is a plain encoder."""
+"""Training an encoder in place: what learns is chosen, it is trained, and what is left is a plain encoder."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,8 +7,10 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from . import adapt
+from .batches import Plan
 from .collate import Collator
 from .curve import Curve
+from .head import Frozen, append_head, train_head
 from .loss import LossConfig
 from .sentence_loss import SentenceLoss
 from .settings import Settings
@@ -54,4 +56,27 @@ def fit(
         adapt.merge_lora(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    return curve
+
+
+def fit_head(
+    model: SentenceTransformer,
+    frozen: Frozen,
+    plan: Plan,
+    settings: Settings,
+    loss_config: LossConfig,
+    progress: Callable[[Curve], None] = lambda curve: None,
+) -> Curve:
+    """Train a linear head on what the encoder makes of the data, append it to the encoder, and return the curve."""
+    head, curve = train_head(
+        frozen,
+        plan.batches(),
+        loss_config,
+        labels=plan.labels,
+        steps=settings.total_steps([plan]),
+        lr=settings.rate,
+        dims=settings.dims,
+        progress=progress,
+    )
+    append_head(model, head)
     return curve

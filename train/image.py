@@ -14,13 +14,12 @@ from retrieval.errors import UserError
 from retrieval.images import Images
 from retrieval.pixels import pixels_of
 
-from . import head as frozen
 from .augment import PRESETS
 from .batches import Plan, Rows, as_codes, near_rows
-from .batches import plan as plan_pairs
 from .collate import Collator, Source
 from .curve import Curve
-from .fit import fit
+from .fit import fit, fit_head
+from .head import Frozen
 from .loss import LossConfig
 from .pictures import codes_of, pictures_of
 from .projection import add_projection, remove_projection, without_projection
@@ -72,7 +71,8 @@ def train_image(
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
     if config.head:
-        return _train_head(model, data, plan, config, loss_config, encoded, progress)
+        vectors = torch.from_numpy(encode_all(Encoder(model, ""), data, progress=encoded))
+        return fit_head(model, Frozen(vectors, np.arange(len(data))[None]), plan, config, loss_config, progress)
     rows = np.arange(len(data))
     pictures = pictures_of(data, pixels, PRESETS[augmentation(config, plan)])
     sources = [Source([rows, rows], (None, None), np.stack([pictures.codes] * 2), plan)]
@@ -122,17 +122,11 @@ def plan_batches(
     if config.drawing.tokens:
         raise UserError("--batch-tokens: is for texts; use --batch-size")
     codes = codes_of(data)
-    return plan_pairs(
+    return config.plan(
         len(data),
         data.labels,
         source,
-        masked=loss_config.label_mask,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        epochs=config.epochs,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        drawing=config.drawing,
+        loss_config,
         identities=lambda: np.stack([codes] * 2),
         near=None if model is None else lambda: _near(model, data, encoded),
     )
@@ -141,27 +135,3 @@ def plan_batches(
 def _near(model: SentenceTransformer, data: Images, encoded: Callable[[int], None]) -> Rows:
     vectors = encode_all(Encoder(model, ""), data, progress=encoded)
     return near_rows(vectors, None if data.labels is None else as_codes(data.labels))
-
-
-def _train_head(
-    model: SentenceTransformer,
-    data: Images,
-    plan: Plan,
-    config: ImageConfig,
-    loss_config: LossConfig,
-    encoded: Callable[[int], None],
-    progress: Callable[[Curve], None],
-) -> Curve:
-    vectors = torch.from_numpy(encode_all(Encoder(model, ""), data, progress=encoded))
-    head, curve = frozen.train_head(
-        frozen.Frozen(vectors, np.arange(len(data))[None]),
-        plan.batches(),
-        loss_config,
-        labels=plan.labels,
-        steps=config.total_steps([plan]),
-        lr=config.rate,
-        dims=config.dims,
-        progress=progress,
-    )
-    frozen.append_head(model, head)
-    return curve

@@ -11,7 +11,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from retrieval.data import text_codes
 from retrieval.embed import encode_all
 from retrieval.encode import prompt_of
 from retrieval.encoder import Encoder
@@ -21,8 +20,7 @@ from retrieval.images.pairs import Column as Items
 from retrieval.pixels import pixels_of
 
 from .augment import PRESETS
-from .batches import Plan, Rows, near_rows
-from .batches import plan as plan_pairs
+from .batches import Plan, near_rows
 from .captions import KINDS, altered
 from .collate import Collator, Column, Source
 from .curve import Curve
@@ -147,25 +145,14 @@ def plan_batches(
         raise UserError("--batch-tokens: is for texts; use --batch-size")
     if len(data) < 2:
         raise UserError(f"{source}: has one pair; give at least two")
-    return plan_pairs(
+    return config.plan(
         len(data),
         None,
         source,
-        masked=loss_config.label_mask,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        epochs=config.epochs,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        drawing=config.drawing,
-        identities=lambda: np.stack([identities(data.columns[name]) for name in ("anchor", "positive")]),
+        loss_config,
+        identities=lambda: np.stack([data.identities[name] for name in ("anchor", "positive")]),
         near=None if model is None else lambda: near_rows(_encoded(model, data.columns["anchor"], encoded), None),
     )
-
-
-def identities(column: Items) -> Rows:
-    """(n,) equal for one picture, or one text."""
-    return text_codes(map(str, column.source) if isinstance(column, Images) else column)
 
 
 def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int], None]) -> Any:
@@ -183,18 +170,18 @@ def with_hard_captions(data: Pairs, hard: int, kinds: Sequence[str] = (), seed: 
     """
     if not hard:
         return data
-    captions = next(
-        (column for column in (data.columns["positive"], data.columns["anchor"]) if isinstance(column, list)), None
-    )
-    if captions is None:
-        raise UserError("--hard-captions: these pairs are of pictures alone; leave it out")
-    shown = data.columns["anchor"] if captions is data.columns["positive"] else data.columns["positive"]
+    captions = data.columns["positive"]
+    if isinstance(captions, Images) or not isinstance(data.columns["anchor"], Images):
+        raise UserError(
+            "--hard-captions: need pictures as anchors and captions as positives; leave it out, or say which is which by --anchor and --positive"
+        )
+    shown = data.identities["anchor"].tolist()
     true: dict[int, set[str]] = {}
-    for code, caption in zip(identities(shown).tolist(), captions, strict=True):
-        true.setdefault(code, set()).add(caption)
+    for picture, caption in zip(shown, captions, strict=True):
+        true.setdefault(picture, set()).add(caption)
     found = [
-        [text for _, text in altered(caption, kinds=kinds or KINDS, count=hard, seed=seed, true=true[code])]
-        for code, caption in zip(identities(shown).tolist(), captions, strict=True)
+        [text for _, text in altered(caption, kinds=kinds or KINDS, count=hard, seed=seed, true=true[picture])]
+        for picture, caption in zip(shown, captions, strict=True)
     ]
     there = len(data.columns) - 2
     more: dict[str, Items] = {

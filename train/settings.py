@@ -1,6 +1,6 @@
 """How to train, whatever the items are: what learns, for how long, in which batches, at which rate."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sentence_transformers import SentenceTransformer
@@ -8,8 +8,9 @@ from sentence_transformers import SentenceTransformer
 from retrieval.errors import UserError
 
 from . import adapt
-from .batches import Drawing, Plan
+from .batches import Drawing, Plan, Rows, plan
 from .head import LEARNING_RATE as HEAD_RATE
+from .loss import LossConfig
 from .whole import Optimisation
 
 LORA_RATE = 2e-4
@@ -63,6 +64,34 @@ class Settings:
     def rates(self, model: SentenceTransformer) -> dict[str, float]:
         """Learning rates of weights, by patterns of their names, that differ from `rate`."""
         return adapt.learning_rates(model, self.rate, self.layer_decay) if self.layer_decay != 1 else {}
+
+    def plan(
+        self,
+        count: int,
+        labels: Sequence[str] | None,
+        source: str,
+        loss_config: LossConfig,
+        *,
+        identities: Callable[[], Rows],
+        lengths: Callable[[], Rows] | None = None,
+        near: Callable[[], Rows] | None = None,
+    ) -> Plan:
+        """`batches.plan` as these settings have it."""
+        return plan(
+            count,
+            labels,
+            source,
+            masked=loss_config.label_mask,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            epochs=self.epochs,
+            seed=self.seed,
+            accumulate=self.accumulate,
+            drawing=self.drawing,
+            identities=identities,
+            lengths=lengths,
+            near=near,
+        )
 
     def optimisation(self, model: SentenceTransformer, steps: int) -> Optimisation:
         return Optimisation(

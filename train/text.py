@@ -13,12 +13,11 @@ from retrieval.data import Texts
 from retrieval.encode import Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 
-from . import head as frozen
 from .batches import Plan, Rows, as_codes, near_rows
-from .batches import plan as plan_pairs
 from .collate import Collator, Source
 from .curve import Curve
-from .fit import fit
+from .fit import fit, fit_head
+from .head import Frozen, freeze
 from .loss import LossConfig
 from .matryoshka import check_dims
 from .settings import Settings
@@ -69,7 +68,7 @@ def train_text(
         if len(several) > 1:
             raise UserError("--head: is trained on one data set; give one, or leave --head out")
         set_prompts(model, config, several[0].is_pairs)
-        return _train_head(model, several[0], plans[0], config, loss_config, encoded, progress)
+        return fit_head(model, _frozen(model, several[0], encoded), plans[0], config, loss_config, progress)
     collator = Collator(model, _sources(model, several, plans, weights, config), config.mini_batch_size)
     return fit(
         model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
@@ -107,17 +106,11 @@ def plan_batches(
     """
     labels = None if data.is_pairs else data.labels
     _refuse_settings(data, config, source)
-    return plan_pairs(
+    return config.plan(
         len(data),
         labels,
         source,
-        masked=loss_config.label_mask,
-        batch_size=config.batch_size,
-        steps=config.steps,
-        epochs=config.epochs,
-        seed=config.seed,
-        accumulate=config.accumulate,
-        drawing=config.drawing,
+        loss_config,
         identities=lambda: identities(data),
         lengths=None if model is None else cache(lambda: lengths(model, data)),
         near=None if model is None else lambda: near(model, data, encoded),
@@ -180,27 +173,8 @@ def near(model: SentenceTransformer, data: Texts, encoded: Progress) -> Rows:
     return near_rows(vectors, as_codes(data.labels or ()) if alone else None)
 
 
-def _train_head(
-    model: SentenceTransformer,
-    data: Texts,
-    plan: Plan,
-    config: TextConfig,
-    loss_config: LossConfig,
-    encoded: Progress,
-    progress: Callable[[Curve], None],
-) -> Curve:
+def _frozen(model: SentenceTransformer, data: Texts, encoded: Progress) -> Frozen:
     def encode(texts: list[str], role: str) -> Floats:
         return Encoding(model, role=role).encode(texts, encoded)
 
-    head, curve = frozen.train_head(
-        frozen.freeze(model, list(data.columns.values()), encode, encoded),
-        plan.batches(),
-        loss_config,
-        labels=plan.labels,
-        steps=config.total_steps([plan]),
-        lr=config.rate,
-        dims=config.dims,
-        progress=progress,
-    )
-    frozen.append_head(model, head)
-    return curve
+    return freeze(model, list(data.columns.values()), encode, encoded)

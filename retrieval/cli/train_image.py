@@ -12,23 +12,16 @@ from retrieval.errors import UserError
 
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import pick_device, quiet_libraries, refuse_missing
-from .output import progress, say
+from .output import say
 from .processes import count, join
 from .train import train
-from .training import carry_out, training, watch
+from .training import RUN_KIND, carry_out, train_one
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
-    from retrieval.images import Images
-    from retrieval.train.batches import Plan
-    from retrieval.train.curve import Curve
-    from retrieval.train.image import ImageConfig
-    from retrieval.train.loss import LossConfig
 
     from .held import Held
-
-RUN_KIND = "run"
 
 
 @train.command()
@@ -73,7 +66,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     quiet_libraries()
     from retrieval.images import read_images
     from retrieval.pixels import pixels_of
-    from retrieval.train.image import ImageConfig, augmentation, plan_batches
+    from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
     from retrieval.train.pictures import longest_side
     from retrieval.train.vision import SCRATCH
 
@@ -107,7 +100,14 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
         "augment": augmentation(config, plan),
     }
     carry_out(
-        flags, encoder, sets, base, config, loss, told, partial(_trained, encoder, data, config, loss, sets, flags)
+        flags,
+        encoder,
+        sets,
+        base,
+        config,
+        loss,
+        told,
+        partial(train_one, train_image, plan_batches, encoder, data, config, loss, sets, flags),
     )
 
 
@@ -124,37 +124,6 @@ def _encoder(flags: dict[str, Any], device: str, side: int) -> "Encoder":
     if not encoder.takes("image"):
         raise UserError(f"{flags['model']}: takes no images; choose an image encoder, or --model small")
     return encoder
-
-
-def _trained(
-    encoder: "Encoder",
-    data: "Images",
-    config: "ImageConfig",
-    loss: "LossConfig",
-    sets: "dict[str, Held]",
-    flags: dict[str, Any],
-    scratch: Path,
-) -> "tuple[Curve, list[Plan]]":
-    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
-    from retrieval.train.image import plan_batches, train_image
-
-    with progress("encode", len(data) if config.head or config.drawing.how == "hard" else 0) as encoded:
-        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
-        with training(config, [plan], scratch, flags) as bar:
-            curve = train_image(
-                encoder.model,
-                data,
-                config,
-                loss,
-                source=str(flags["data"]),
-                plan=plan,
-                encoded=encoded,
-                progress=bar,
-                scratch=scratch,
-                watch=watch(flags, sets, encoder),
-                report_to=flags["report_to"],
-            )
-    return curve, [plan]
 
 
 def _held_out(flags: dict[str, Any], name: str) -> "Held | None":

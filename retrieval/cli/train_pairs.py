@@ -13,23 +13,20 @@ from retrieval.errors import UserError
 
 from .losses import fit_to_data, loss_config
 from .options import F, Number, pick_device, quiet_libraries, refuse_missing, together
-from .output import progress, say
+from .output import say
 from .processes import count, join
 from .train import train
-from .training import carry_out, training, watch
+from .training import RUN_KIND, carry_out, train_one
 from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.images import Pairs
-    from retrieval.train.batches import Plan
-    from retrieval.train.curve import Curve
     from retrieval.train.loss import LossConfig
     from retrieval.train.pairs import PairConfig
 
     from .held import Held
 
-RUN_KIND = "run"
 LEAST_STEPS = 100
 SCRATCH_RATE = 1e-3  # of a network from scratch beside an encoder that is not
 KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
@@ -93,8 +90,7 @@ def pairs(**flags: Any) -> None:
     loss = loss_config(flags)
     quiet_libraries()
     from retrieval.images import read_pairs
-    from retrieval.train.pairs import PairConfig, hard_share, plan_batches, refuse_kinds, with_hard_captions
-    from retrieval.train.vision import SCRATCH
+    from retrieval.train.pairs import plan_batches, refuse_kinds, train_pairs
 
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
@@ -103,21 +99,11 @@ def pairs(**flags: Any) -> None:
     asked = asked_columns(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked)
     loss = fit_to_data(loss, flags, labelled=False)
-    own = {
-        "scratch": flags["model"] in SCRATCH,
-        "freeze": flags["freeze"],
-        "hard": flags["hard_captions"],
-        "apart": flags["apart"],
-    }
-    own |= {"kinds": flags["kinds"]} if flags["kinds"] else {}
-    config = settings(flags, PairConfig, 1.0, LEAST_STEPS, **own, **_rates(flags))
+    config = _config(flags)
+    sets = _sets(flags, asked, config)
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
-    if config.hard:
-        share = hard_share(data, with_hard_captions(data, config.hard, config.kinds, config.seed))
-        say(f"  {share:.0%} of the captions have a word that can be changed")
-        if not share:
-            raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
+    _tell_of_captions(data, config, flags)
     loss = _own_negatives(loss, flags, bool(config.hard) or len(data.columns) > 2)
     encoder = _encoder(flags, data, device)
     refuse_kinds(encoder.model, data, str(flags["data"]))
@@ -131,10 +117,8 @@ def pairs(**flags: Any) -> None:
     }
     told = {"kind": "pairs", "data": str(flags["data"])}
     told |= {name: flags[name] for name in ("image_model", "text_model")}
-    sets = _sets(flags, asked, config)
-    carry_out(
-        flags, encoder, sets, base, config, loss, told, partial(_trained, encoder, data, config, loss, sets, flags)
-    )
+    trained = partial(train_one, train_pairs, plan_batches, encoder, data, config, loss, sets, flags)
+    carry_out(flags, encoder, sets, base, config, loss, told, trained)
 
 
 def _refuse_encoders(flags: dict[str, Any]) -> None:
@@ -153,12 +137,34 @@ def asked_columns(flags: dict[str, Any]) -> Any:
     return Asked(anchor=flags["anchor"], positive=flags["positive"], negative=flags["negative"])
 
 
-def _rates(flags: dict[str, Any]) -> dict[str, float | None]:
-    """Learning rates of the sides: what is asked, and larger steps for a network from scratch and a layer alone."""
+def _config(flags: dict[str, Any]) -> "PairConfig":
+    """What is asked, and larger steps for a network from scratch."""
+    from retrieval.train.pairs import PairConfig
     from retrieval.train.vision import SCRATCH
 
-    default = SCRATCH_RATE if flags["image_model"] in SCRATCH and not flags["lr"] else None
-    return {"image_rate": flags["image_lr"] or default, "text_rate": flags["text_lr"]}
+    beside = SCRATCH_RATE if flags["image_model"] in SCRATCH and not flags["lr"] else None
+    own = {
+        "scratch": flags["model"] in SCRATCH,
+        "freeze": flags["freeze"],
+        "image_rate": flags["image_lr"] or beside,
+        "text_rate": flags["text_lr"],
+        "hard": flags["hard_captions"],
+        "apart": flags["apart"],
+        **({"kinds": flags["kinds"]} if flags["kinds"] else {}),
+    }
+    return settings(flags, PairConfig, 1.0, LEAST_STEPS, **own)
+
+
+def _tell_of_captions(data: "Pairs", config: "PairConfig", flags: dict[str, Any]) -> None:
+    """How many can be changed. Raises UserError for none."""
+    from retrieval.train.pairs import hard_share, with_hard_captions
+
+    if not config.hard:
+        return
+    share = hard_share(data, with_hard_captions(data, config.hard, config.kinds, config.seed))
+    if not share:
+        raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
+    say(f"  {share:.0%} of the captions have a word that can be changed")
 
 
 def _own_negatives(loss: "LossConfig", flags: dict[str, Any], there_are: bool) -> "LossConfig":
@@ -203,37 +209,6 @@ def _sets(flags: dict[str, Any], asked: Any, config: "PairConfig") -> "dict[str,
     for name, flag in (("held-out", "eval_data"), ("general", "general_data")):
         if flags[flag]:
             judged = read_pairs(flags[flag], split="test", asked=asked)
-            texts = any(not isinstance(column, Images) for column in judged.columns.values())
+            texts = not isinstance(judged.columns["positive"], Images)
             sets[name] = by_shown(with_hard_captions(judged, hard if texts else 0, config.kinds, config.seed))
     return sets
-
-
-def _trained(
-    encoder: "Encoder",
-    data: "Pairs",
-    config: "PairConfig",
-    loss: "LossConfig",
-    sets: "dict[str, Held]",
-    flags: dict[str, Any],
-    scratch: Path,
-) -> "tuple[Curve, list[Plan]]":
-    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
-    from retrieval.train.pairs import plan_batches, train_pairs
-
-    with progress("encode", len(data) if config.drawing.how == "hard" else 0) as encoded:
-        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
-        with training(config, [plan], scratch, flags) as bar:
-            curve = train_pairs(
-                encoder.model,
-                data,
-                config,
-                loss,
-                source=str(flags["data"]),
-                plan=plan,
-                encoded=encoded,
-                progress=bar,
-                scratch=scratch,
-                watch=watch(flags, sets, encoder),
-                report_to=flags["report_to"],
-            )
-    return curve, [plan]

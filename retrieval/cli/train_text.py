@@ -17,7 +17,7 @@ from .options import Number, pick_device, quiet_libraries, refuse_missing, toget
 from .output import progress, say
 from .processes import count, join
 from .train import train
-from .training import carry_out, training, watch
+from .training import RUN_KIND, carry_out, training, watch
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from .held import Held
 
-RUN_KIND = "run"
 LEAST_STEPS = 100  # of an encoder, however few texts there are, unless epochs are asked for
 GENERAL = 400  # texts of the general set that comes with Python, about
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieval.train.settings import Settings
     from retrieval.train.whole import Watch
 
+RUN_KIND = "run"
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
 
 
@@ -67,7 +68,6 @@ def changes(
 def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Iterator[tuple[Path, Manifest]]":
     """A run's folder while it is made. base: what a killed call must have had in common, for its checkpoints to be kept."""
     from retrieval.artifact import creating, settle, staging_folder
-    from retrieval.encoder import RUN_KIND
 
     if not is_first():
         of_first(lambda: None)
@@ -122,6 +122,37 @@ def carry_out(
     leave()
     if is_first():
         tell(result, curve, flags["as_json"])
+
+
+def train_one(
+    train: "Callable[..., Curve]",
+    plan_batches: "Callable[..., Plan]",
+    encoder: "Encoder",
+    data: Any,
+    config: "Settings",
+    loss: "LossConfig",
+    sets: dict[str, Held],
+    flags: dict[str, Any],
+    scratch: Path,
+) -> "tuple[Curve, list[Plan]]":
+    """Train the encoder in place on one data set by `train`, from where a killed call stopped; the curve, and the batches."""
+    with progress("encode", len(data) if config.head or config.drawing.how == "hard" else 0) as encoded:
+        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
+        with training(config, [plan], scratch, flags) as bar:
+            curve = train(
+                encoder.model,
+                data,
+                config,
+                loss,
+                source=str(flags["data"]),
+                plan=plan,
+                encoded=encoded,
+                progress=bar,
+                scratch=scratch,
+                watch=watch(flags, sets, encoder),
+                report_to=flags["report_to"],
+            )
+    return curve, [plan]
 
 
 @contextmanager
