@@ -139,7 +139,7 @@ def test_what_is_cut_off_or_broken_is_named(tmp_path, kind):
     whole = as_bytes(photo(64, 64), kind)
     rng = np.random.default_rng(0)
     for share in (0, 0.01, 0.3, 0.6, 0.9):
-        with pytest.raises(UserError, match="cut: does not decode as an image; replace it"):
+        with pytest.raises(UserError, match="cut: (begins as an image and does not decode|is not an image of a kind)"):
             decode(write(tmp_path / "cut", whole[: int(len(whole) * share)]))
     for _ in range(40):
         broken = bytearray(whole)

@@ -22,7 +22,7 @@ PAIRS = "anchor,positive\n" + "".join(f"question {i},answer {i}\n" for i in rang
     [
         ("a.csv", "title,label\na,b\n", [], ["a.csv", "no column text"]),
         ("a.csv", "", [], ["a.csv", "is empty"]),
-        ("a.csv", LABELLED + "alone,single\n", [], ["label 'single' has one member"]),
+        ("a.csv", "text,label\na,x\nb,y\n", [], ["labels 'x', 'y' have one member each"]),
         ("a.csv", "text,label\na,x\nb,x\n", [], ["only one class"]),
         ("a.txt", "one\ntwo\nthree\n", ["--head"], ["plain lines", "--head"]),
         ("a.txt", "one\ntwo\nthree\n", ["--label-mask"], ["--label-mask", "no labels"]),

@@ -342,6 +342,42 @@ def test_a_head_needs_labels(folder, vit, run_cli, tmp_path):
     assert "has no labels, and two views" in run_cli(*words, code=2).stderr
 
 
+def test_a_class_of_one_picture_is_left_out_with_a_word(folder, run_cli, tmp_path):
+    data = tmp_path / "data"
+    for path in [*sorted(folder.rglob("*.png"))[:12], *sorted((folder / "7").iterdir())[:1]]:
+        write(data / path.parent.name / path.name, path.read_bytes())
+    words = [
+        "train",
+        "image",
+        "--data",
+        data,
+        "--model",
+        "small",
+        "--steps",
+        2,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "run",
+    ]
+    told = run_cli(*words).stderr
+    assert "1 classes have one row each, which makes no pair, and are left out: '7'" in told
+    config = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
+    assert config["batch_size"] == 6
+
+
+def test_a_killed_training_without_a_checkpoint_says_so(command, run_cli, tmp_path):
+    words = [*map(str, command), "--output", str(tmp_path / "run")]
+    subprocess.run(
+        [sys.executable, "-c", KILLED.replace("0 if", "1e9 if"), "4", "each", "step", *words], capture_output=True
+    )
+    assert "had no checkpoint yet; it begins anew" in run_cli(*words).stderr
+
+
+def test_a_mistyped_network_is_guessed(command, run_cli, tmp_path):
+    assert "did you mean small?" in run_cli(*command, "--model", "smal", "--output", tmp_path / "run", code=2).stderr
+
+
 def test_a_plan_is_of_the_data_alone(vit):
     model = load_encoder(str(vit), "cpu").model
     data = digits().part(0, 40)

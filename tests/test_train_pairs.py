@@ -296,6 +296,15 @@ def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
     assert {name.rpartition("_")[0] for name in found["metrics"]} == {"i2i", "i2i_back"}
 
 
+def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
+    path = tmp_path / "styles.csv"
+    path.write_text(
+        "image1,image2\n" + "".join(f"{table.parent}/{row}.png,{table.parent}/{row + 1}.png\n" for row in range(9))
+    )
+    words = [*COMMAND, "--data", table, "--model", "small", "--eval-data", path, "--output", tmp_path / "run"]
+    assert "has pairs of pictures and pictures, --data of pictures and captions" in run_cli(*words, code=2).stderr
+
+
 @pytest.mark.parametrize(
     "options,words",
     [

@@ -58,8 +58,9 @@ def warnings(curve: Curve) -> list[str]:
         found.append(f"the loss has risen from {first:.3f} to {last:.3f}; lower --lr")
     if 0 < ess < FEW:
         fewer = ess < negatives / 2
-        remedy = (
-            "lower --kappa (or --beta), or raise --temperature" if fewer else "raise --batch-size, or give more data"
+        found.append(
+            f"each anchor effectively sees {ess:.1f} of {negatives:.0f} negatives; lower --kappa (or --beta), or raise --temperature"
+            if fewer
+            else f"each anchor has only {negatives:.0f} negatives; raise --batch-size, or give more data"
         )
-        found.append(f"each anchor effectively sees {ess:.1f} of {negatives:.0f} negatives; {remedy}")
     return found

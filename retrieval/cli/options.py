@@ -54,7 +54,7 @@ class Commands(click.Group):
             raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
         except KeyboardInterrupt:
             raise Interrupted(
-                "interrupted; nothing stands half-written under its final name, and `embed`, `index build`, `sweep` and `train text` go on when they are run again"
+                "interrupted; nothing stands half-written under its final name, and `embed`, `index build`, `sweep` and `train` go on when they are run again"
             ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error

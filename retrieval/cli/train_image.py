@@ -1,6 +1,7 @@
 """`retrieval train image`."""
 
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
 from .processes import count, join
 from .train import train
-from .training import RUN_KIND, carry_out, train_one
+from .training import RUN_KIND, carry_out, train_one, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -62,18 +63,20 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
       retrieval train image --data photos/ --model small --output run
     """
     refuse_missing(flags["data"])
-    loss = loss_config(flags)
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     quiet_libraries()
     from retrieval.images import read_images
+
+    data = without_singles(read_images(flags["data"], skip_bad=skip_bad, split=split), str(flags["data"]))
+    # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
     from retrieval.train.pictures import longest_side
     from retrieval.train.vision import SCRATCH
 
+    loss = loss_config(flags)
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    data = read_images(flags["data"], skip_bad=skip_bad, split=split)
     loss = fit_to_data(loss, flags, data.labels is not None)
     sets = {name: held for name in ("eval_data", "general_data") if (held := _held_out(flags, name))}
     sets = {{"eval_data": "held-out", "general_data": "general"}[name]: held for name, held in sets.items()}
@@ -120,6 +123,9 @@ def _encoder(flags: dict[str, Any], device: str, side: int) -> "Encoder":
         if flags["head"]:
             raise UserError("--head: a linear layer on random weights learns little; leave it out, or give an encoder")
         return Encoder(network(flags["model"], side, device, flags["seed"]), flags["model"])
+    close = get_close_matches(flags["model"], SCRATCH, 1)
+    if close and not Path(flags["model"]).exists():
+        raise UserError(f"--model {flags['model']}: no such folder; did you mean {close[0]}?")
     encoder = load_encoder(flags["model"], device)
     if not encoder.takes("image"):
         raise UserError(f"{flags['model']}: takes no images; choose an image encoder, or --model small")
@@ -136,4 +142,7 @@ def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
     data = read_images(path, split=SPLIT) if path else None
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --{name.replace('_', '-')} needs labels; give class folders or a column label")
-    return None if data is None else by_classes(data)
+    if data is None:
+        return None
+    say(f"{path}: {data.origin}")
+    return by_classes(data)

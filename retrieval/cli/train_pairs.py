@@ -87,20 +87,22 @@ def pairs(**flags: Any) -> None:
       retrieval train pairs --data captions.csv --image-model small --text-model all-MiniLM-L6-v2 --output run
     """
     refuse_missing(flags["data"])
-    loss = loss_config(flags)
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    _refuse_encoders(flags)
     quiet_libraries()
     from retrieval.images import read_pairs
-    from retrieval.train.pairs import plan_batches, refuse_kinds, train_pairs
 
-    device = join(pick_device(flags["device"]))
-    refuse_flags(flags, device)
-    _refuse_encoders(flags)
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     asked = asked_columns(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked)
+    # What follows takes seconds to import; everything above is said before.
+    from retrieval.train.pairs import plan_batches, refuse_kinds, train_pairs
+
+    loss = loss_config(flags)
+    device = join(pick_device(flags["device"]))
+    refuse_flags(flags, device)
     loss = fit_to_data(loss, flags, labelled=False)
     config = _config(flags)
-    sets = _sets(flags, asked, config)
+    sets = _sets(flags, data, asked, config)
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
     _tell_of_captions(data, config, flags)
@@ -198,17 +200,28 @@ def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
     return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
 
 
-def _sets(flags: dict[str, Any], asked: Any, config: "PairConfig") -> "dict[str, Held]":
-    """What is judged before and after, with changed captions where training has them."""
+def _sets(flags: dict[str, Any], data: "Pairs", asked: Any, config: "PairConfig") -> "dict[str, Held]":
+    """What is judged before and after, with changed captions where training has them. Raises UserError for pairs of other kinds."""
     from retrieval.images import Images, read_pairs
     from retrieval.train.pairs import with_hard_captions
 
     from .held import by_shown
 
+    def kinds(pairs: "Pairs") -> list[str]:
+        return [
+            "pictures" if isinstance(pairs.columns[name], Images) else "captions" for name in ("anchor", "positive")
+        ]
+
     sets, hard = {}, config.hard
     for name, flag in (("held-out", "eval_data"), ("general", "general_data")):
         if flags[flag]:
             judged = read_pairs(flags[flag], split="test", asked=asked)
-            texts = not isinstance(judged.columns["positive"], Images)
+            say(f"{flags[flag]}: {judged.origin}")
+            if kinds(judged) != kinds(data):
+                what = " and ".join(kinds(judged)), " and ".join(kinds(data))
+                raise UserError(
+                    f"--{flag.replace('_', '-')} {flags[flag]}: has pairs of {what[0]}, --data of {what[1]}; give the same"
+                )
+            texts = "captions" in kinds(judged)
             sets[name] = by_shown(with_hard_captions(judged, hard if texts else 0, config.kinds, config.seed))
     return sets

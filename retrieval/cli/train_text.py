@@ -17,7 +17,7 @@ from .options import Number, pick_device, quiet_libraries, refuse_missing, toget
 from .output import progress, say
 from .processes import count, join
 from .train import train
-from .training import RUN_KIND, carry_out, training, watch
+from .training import RUN_KIND, carry_out, training, watch, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -70,21 +70,22 @@ def text(**flags: Any) -> None:
       retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
     """
     refuse_missing(*flags["data"])
-    loss = loss_config(flags)
+    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     quiet_libraries()
+    data = [without_singles(training_data(path, flags), str(path)) for path in flags["data"]]
+    # What follows takes seconds to import; everything above is said before.
     from retrieval.encoder import load_encoder
     from retrieval.train.text import plan_batches
 
+    loss = loss_config(flags)
     device = join(pick_device(flags["device"]))
     _refuse_flags(flags, device)
     names = [str(path) for path in flags["data"]]
-    data = [training_data(path, flags) for path in flags["data"]]
     labelled = any(each.labels is not None and not each.is_pairs for each in data)
     loss = fit_to_data(loss, {**flags, "data": ", ".join(names)}, labelled)
     config, sets = _config(flags), _sets(flags)
     for name, each in zip(names, data, strict=True):
         plan_batches(each, config, loss, name)  # refuses bad data before the encoder loads
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     encoder = load_encoder(flags["model"], device)
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")

@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from retrieval.errors import UserError
 
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     from retrieval.train.settings import Settings
     from retrieval.train.whole import Watch
 
+
+class Labelled(Protocol):
+    """Texts or pictures, with or without labels."""
+
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+
+    @property
+    def is_pairs(self) -> bool: ...
+
+    def take(self, rows: Iterable[int]) -> Self: ...
+
+
+T = TypeVar("T", bound=Labelled)
 RUN_KIND = "run"
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
 
@@ -58,6 +73,21 @@ def judge(encoder: "Encoder", sets: dict[str, Held], seed: int, dims: tuple[int,
     return of_first(found)
 
 
+def without_singles(data: T, name: str) -> T:
+    """Labelled rows whose class has another: the rest make no pair, and are left out with a word. Where none would stay, all do."""
+    labels = data.labels
+    if labels is None or data.is_pairs:
+        return data
+    counts = Counter(labels)
+    rows = [row for row, label in enumerate(labels) if counts[label] > 1]
+    alone = [label for label, count in counts.items() if count == 1]
+    if not alone or not rows:
+        return data
+    named = ", ".join(map(repr, alone[:3])) + (" …" if len(alone) > 3 else "")
+    say(f"Warning: {name}: {len(alone):,} classes have one row each, which makes no pair, and are left out: {named}")
+    return data.take(rows)
+
+
 def changes(
     sets: dict[str, Held], before: "dict[str, PerQuery]", after: "dict[str, PerQuery]", seed: int
 ) -> dict[str, Any]:
@@ -76,6 +106,8 @@ def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Itera
     with creating(output, RUN_KIND, overwrite, resume=base is not None) as (folder, manifest):
         if base is not None:
             kept = any((folder / "checkpoints").glob("checkpoint-*"))
+            if (folder / "base.json").exists() and not kept:
+                say(f"{output}: an interrupted training had no checkpoint yet; it begins anew")
             settle(folder, base, "training", "checkpoints" if kept else "", overwrite)
         of_first(lambda: None)
         try:
@@ -251,7 +283,9 @@ def tell(result: dict[str, Any], curve: "Curve", as_json: bool) -> None:
     for note in result["warnings"]:
         say(f"Warning: {note}")
     first, last = ends(curve)
-    lines = [f"{result['output']}: trained {len(curve):,} steps, loss {first:.3f} → {last:.3f}"]
+    lines = [
+        f"{result['output']}: trained {len(curve):,} steps, loss {first:.3f} → {last:.3f} (their first and last tenth)"
+    ]
     for name, found in (result["metrics"] or {}).items():
         lines += told_changes(name, found)
     emit(result, as_json, lines)

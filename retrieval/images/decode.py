@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from retrieval.errors import UserError
 
@@ -41,8 +41,10 @@ def decode(picture: Picture, at_least: int | None = None) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{picture}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller{REMEDY}") from None
-    except Exception:  # each format's decoder fails in its own ways on what is broken
-        raise UserError(f"{picture}: does not decode as an image; replace it{REMEDY}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{picture}: is not an image of a kind that Pillow knows; replace it{REMEDY}") from None
+    except Exception:  # each format's decoder fails in its own ways on what is cut off or otherwise broken
+        raise UserError(f"{picture}: begins as an image and does not decode to its end; replace it{REMEDY}") from None
 
 
 def _opened(picture: Picture) -> Image.Image:

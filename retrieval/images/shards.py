@@ -20,7 +20,12 @@ from .folders import ENDINGS, is_picture_name, labels_by_folder
 from .items import Images, described
 from .picture import Picture, Span
 
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+UNPACKED_BY = {  # what is compressed, by its ending, and what makes a tar of it
+    **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), "bunzip2"),
+    **dict.fromkeys((".tar.xz", ".txz"), "unxz"),
+    **dict.fromkeys((".tar.zst", ".tzst"), "unzstd"),
+}
 CAPTIONS = ("txt", "caption")
 SIDECARS = ("cls", "json", *CAPTIONS)
 SIDECAR_BYTES = 1 << 20
@@ -45,7 +50,7 @@ def is_shards(path: Path) -> bool:
 
 
 def _is_tar(name: str) -> bool:
-    return name.lower().endswith((".tar", *PACKED)) and not name.startswith(".")
+    return name.lower().endswith((".tar", *UNPACKED_BY)) and not name.startswith(".")
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -108,10 +113,10 @@ def members(shard: Path) -> dict[str, Span]:
 
 @lru_cache(64)
 def _members(shard: Path, stamp: int) -> dict[str, Span]:
-    if shard.name.lower().endswith(PACKED):
+    packed = next((ending for ending in UNPACKED_BY if shard.name.lower().endswith(ending)), None)
+    if packed:
         raise UserError(
-            f"{shard}: is compressed, so that no picture can be read alone; unpack it, for instance by "
-            f"`mkdir pictures && tar xf {shard} -C pictures`"
+            f"{shard}: is compressed, so that no picture can be read alone; make a .tar of it by `{UNPACKED_BY[packed]} {shard}`"
         )
     try:
         with tarfile.open(shard, "r:") as archive:

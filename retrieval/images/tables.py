@@ -88,7 +88,9 @@ def read_table(table: Table, *, missing: bool) -> Images:
     if not table.names:
         raise UserError(f"{path}: is empty; give a header path,label and a row an image")
     if column is None:
-        raise UserError(f"{path}: no column path or image (found: {', '.join(table.names)}); name one so in the header")
+        raise UserError(
+            f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); name one so in the header"
+        )
     label, name = table.find(LABEL_COLUMNS), table.find(ID_COLUMNS)
     source: list[Picture] = []
     labels: list[tuple[int, Any]] = []
@@ -104,7 +106,8 @@ def read_table(table: Table, *, missing: bool) -> Images:
     if not source:
         raise UserError(f"{path}: is empty; give a row an image")
     told = _labels(table, label, labels) if label else None
-    return Images(source, told, described(len(source), told), ids=ids or None)
+    origin = f"{described(len(source), told)}; columns {', '.join(each for each in (column, label) if each)}"
+    return Images(source, told, origin, ids=ids or None)
 
 
 def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[str] | None:
