@@ -84,7 +84,8 @@ def without_singles(data: T, name: str) -> T:
     if not alone or not rows:
         return data
     named = ", ".join(map(repr, alone[:3])) + (" …" if len(alone) > 3 else "")
-    say(f"Warning: {name}: {len(alone):,} classes have one row each, which makes no pair, and are left out: {named}")
+    few = "a class has one row" if len(alone) == 1 else f"{len(alone):,} classes have one row each"
+    say(f"Warning: {name}: {few}, which makes no pair and is left out: {named}")
     return data.take(rows)
 
 
