@@ -276,6 +276,9 @@ def test_the_command_joins_trains_and_is_judged(tiny, table, run_cli, tmp_path):
         run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--json").stdout
     )
     assert all(each["difference"] == 0 for each in compared["comparisons"])
+    run_cli("report", tmp_path / "run", tmp_path / "judged", "--output", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "t2i_mrr" in page and "i2t_r@10" in page and "captions" in page
 
 
 def test_clip_is_trained_as_it_is(clip, table, run_cli, tmp_path):

@@ -11,6 +11,7 @@ from .items import DESCRIBED, GEOMETRY
 from .page import Section
 
 WORST = 20
+TOLD = ("ndcg@10", "t2i_mrr", "i2i_mrr")  # the metric by which queries are told apart, the first that is there
 Plain = Mapping[str, Any]
 
 
@@ -27,8 +28,8 @@ def clusters_section(title: str, evaluation: Plain) -> Section:
 
 
 def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Section:
-    """Of `eval relevance --output`: figures with intervals, and the queries that did least well."""
-    metric = "ndcg@10" if "ndcg@10" in queries.values else next(iter(queries.values))
+    """Of `eval relevance --output` or `eval pairs --output`: figures with intervals, and the queries that did least well."""
+    metric = next((name for name in TOLD if name in queries.values), next(iter(queries.values)))
     scores = queries.values[metric]
     worst = [(queries.ids[at], float(scores[at])) for at in np.argsort(scores, kind="stable")[:WORST].tolist()]
     edges = np.linspace(0, 1, 21)

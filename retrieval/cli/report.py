@@ -172,7 +172,7 @@ def _of_artifact(name: str, path: Path, check: bool) -> "Section":
         raise UserError(f"{path}: is of kind {kind}; give stores, indexes, vectors, runs, evaluations or sweeps")
     manifest = read_manifest(path, KIND, check=check)
     found, of = manifest["evaluation"], manifest.get("of")
-    if of == "relevance":
+    if of in ("relevance", "pairs"):
         return artifacts.relevance_section(name, found, read_per_query(path / "queries.csv"))
     made = {
         "clusters": artifacts.clusters_section,
