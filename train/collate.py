@@ -81,17 +81,10 @@ class Collator:
             batch["classes"] = source.plan.labels[anchors] + source.first_class
         if negatives:
             own = [pair for column in negatives for pair, item in enumerate(column) if _is_there(item)]
-            codes = np.concatenate([self.codes(column) for column in columns[2:]])
+            codes = np.concatenate([codes_of(column, self.pictures) for column in columns[2:]])
             batch["negative_items"] = np.array([known.get(code, code) for code in codes.tolist()], np.int64)
             batch["negative_pairs"] = np.array(own, np.int64)
         return {"chunks": chunks, "batch": {name: torch.from_numpy(value) for name, value in batch.items()}}
-
-    def codes(self, column: Column) -> Rows:
-        """(n,) equal for equal items."""
-        if not isinstance(column, np.ndarray):
-            return text_codes(column)
-        assert self.pictures is not None
-        return self.pictures.codes[column]
 
     def on_device(self, chunk: Features) -> Features:
         """A chunk as the encoder takes it, from what the loader gave and the trainer brought to the device."""
@@ -162,6 +155,14 @@ class Collator:
             longest_first = np.argsort(-lengths, kind="stable")
             return [longest_first[start : start + self.most] for start in range(0, len(lengths), self.most)]
         return batches_by_length(lengths, *(CPU_TOKENS if self.model.device.type == "cpu" else GPU_TOKENS))
+
+
+def codes_of(column: Column, pictures: Pictures | None) -> Rows:
+    """(n,) equal for equal items of a column."""
+    if not isinstance(column, np.ndarray):
+        return text_codes(column)
+    assert pictures is not None
+    return pictures.codes[column]
 
 
 def _taken(column: Column, rows: Rows) -> Column:

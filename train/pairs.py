@@ -22,7 +22,7 @@ from retrieval.pixels import pixels_of
 from .augment import PRESETS
 from .batches import Plan, near_rows
 from .captions import KINDS, altered
-from .collate import Collator, Column, Source
+from .collate import Collator, Column, Source, codes_of
 from .curve import Curve
 from .fit import fit
 from .joined import SIDES, frozen, joining, side_of
@@ -94,11 +94,9 @@ def train_pairs(
     images, columns = _numbered(with_hard_captions(data, config.hard, config.kinds, config.seed))
     pictures = pictures_of(images, pixels_of(model), PRESETS[config.augment])
     prompt = prompt_of(model)
-    collator = Collator(model, [], config.mini_batch_size, pictures, config.apart)
-    codes = np.stack([collator.codes(column) for column in columns[:2]])
-    collator = Collator(
-        model, [Source(columns, (prompt, prompt), codes, plan)], config.mini_batch_size, pictures, config.apart
-    )
+    codes = np.stack([codes_of(column, pictures) for column in columns[:2]])
+    sources = [Source(columns, (prompt, prompt), codes, plan)]
+    collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart)
     with frozen(model, config.freeze):
         return fit(
             model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
