@@ -187,7 +187,7 @@ def test_the_held_out_part_is_never_trained_on(run_cli, command, texts, tmp_path
     real = trials.by_heads
 
     def spied(encoder, train, held, flags, folder):
-        seen.update(train=set(train.texts), held=set(held.items.texts))
+        seen.update(train=set(train.texts), held=set(held.parts[0].items.texts))
         return real(encoder, train, held, flags, folder)
 
     monkeypatch.setattr(trials, "by_heads", spied)

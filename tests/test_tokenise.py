@@ -39,7 +39,7 @@ def check(model, prompt=None, texts=TEXTS):
 @pytest.mark.parametrize("most", [256, 8, 3])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_fast_way_gives_the_librarys_features(model, prompt, most, side):
-    assert _asks_only_the_tokenizer(model)
+    assert _asks_only_the_tokenizer(model[0])
     model.max_seq_length = most
     model.tokenizer.padding_side = model.tokenizer.truncation_side = side
     check(model, prompt)
@@ -73,7 +73,7 @@ def test_byte_pairs_without_types(model, ends):
         model_max_length=20,
         model_input_names=["input_ids", "attention_mask"],
     )
-    assert _asks_only_the_tokenizer(model) and "token_type_ids" not in tokenise(model, TEXTS, None).by_token
+    assert _asks_only_the_tokenizer(model[0]) and "token_type_ids" not in tokenise(model, TEXTS, None).by_token
     check(model, "q" if not ends else None, TEXTS if ends else [text or "." for text in TEXTS])
 
 
@@ -83,11 +83,11 @@ def test_what_asks_more_than_the_tokenizer_is_left_to_the_library(model):
             return super()._encode_plus([each[::-1] for each in text], *args, **settings)
 
     model.tokenizer.__class__ = Reversing
-    assert not _asks_only_the_tokenizer(model)
+    assert not _asks_only_the_tokenizer(model[0])
     check(model, "query: ")
     model.tokenizer.__class__ = Reversing.__base__
     model[0].processing_kwargs = {"text": {"add_special_tokens": False}}
-    assert not _asks_only_the_tokenizer(model)
+    assert not _asks_only_the_tokenizer(model[0])
     check(model, texts=[text or "." for text in TEXTS])
 
 
