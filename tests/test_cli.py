@@ -133,10 +133,10 @@ def test_unlabelled_pictures_and_skipped_ones(pictures, run_cli, tmp_path):
     (loose / "broken.png").write_bytes(b"not a picture")
     train = ["train", "image", "--data", loose, "--model", "small", "--steps", 2, "--batch-size", 8, "--output"]
     refused = run_cli(*train, tmp_path / "run", code=2)
-    assert "broken.png: does not decode" in refused.output and not (tmp_path / "run").exists()
+    assert "broken.png: is not an image" in refused.output and not (tmp_path / "run").exists()
     run_cli(*train, tmp_path / "run", "--skip-bad")
     embedded = ["embed", "--encoder", tmp_path / "run", "--data", loose, "--output", tmp_path / "store"]
-    assert "broken.png: does not decode" in run_cli(*embedded, code=2).output and not (tmp_path / "store").exists()
+    assert "broken.png: is not an image" in run_cli(*embedded, code=2).output and not (tmp_path / "store").exists()
     result = run_cli(*embedded, "--skip-bad", "--json")
     assert read_json(result)["skipped"] == 1 and "broken.png" in result.stderr
     assert "has no labels" in run_cli("eval", "clusters", tmp_path / "store", code=2).output

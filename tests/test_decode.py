@@ -61,7 +61,7 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path, kind, depth):
 def test_numbers_that_are_not_whole(tmp_path, values, want):
     path = saved(tmp_path / "a.tif", Image.fromarray(np.array([values], np.float32)))
     assert np.asarray(decode(path))[0, :, 0].tolist() == want
-    with pytest.raises(UserError, match="does not decode"):
+    with pytest.raises(UserError, match="does not decode to its end"):
         decode(saved(tmp_path / "b.tif", Image.fromarray(np.array([[np.nan, 1]], np.float32))))
 
 

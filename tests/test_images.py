@@ -87,7 +87,7 @@ def test_bad_pictures_are_named_or_skipped(tmp_path):
     bad = write(tmp_path / "s" / "x" / "bad.png", b"not a picture")
     whole = picture(tmp_path / "s" / "x" / "cut.png", size=(64, 64)).read_bytes()
     write(tmp_path / "s" / "x" / "cut.png", whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="bad.png: does not decode"):
+    with pytest.raises(UserError, match="bad.png: is not an image"):
         decode(bad)
     images = read_images(tmp_path / "s", skip_bad=True)
     assert len(images) == 1 and [p.name for p in images.skipped] == ["bad.png", "cut.png"]

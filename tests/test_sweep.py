@@ -250,7 +250,7 @@ def test_trials_of_other_settings_are_not_thrown_away_unasked(run_cli, command, 
     with monkeypatch.context() as patched:
         patched.setattr(trials.Record, "_made", until_one)
         stopped = run_cli(*command, "--output", tmp_path / "sweep", code=130)
-        assert "`sweep` and `train text` go on when they are run again" in stopped.stderr
+        assert "`sweep` and `train` go on when they are run again" in stopped.stderr
     other = (*command, "--lr", "0.002", "--output", tmp_path / "sweep")
     assert "left 1 trials there" in run_cli(*other, code=2).stderr
     told = read_json(run_cli(*other, "--overwrite", "--json"))

@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UserError
-from retrieval.neighbors import exact_neighbors
 
 Rows = NDArray[np.int64]
 DEFAULT_PAIRS = 128
-NEAR = 64  # neighbours of each row that hard batches are made of
 MISSING = -1  # stands for an item that a row lacks
 WINDOW = 64  # batches' worth of rows, among which those of like lengths are put together
 
@@ -266,18 +264,6 @@ def shuffled(count: int, seed: int) -> Iterator[Rows]:
     random = np.random.default_rng(seed)
     while True:
         yield random.permutation(count)
-
-
-def near_rows(vectors: NDArray[np.float32], labels: Rows | None) -> Rows:
-    """Of unit vectors (n, d): the rows nearest to each row, (n, ≤ NEAR), or with labels (n,) the classes nearest to each class,
-    (c, c − 1)."""
-    if labels is None:
-        rows = np.arange(len(vectors))
-        return exact_neighbors(vectors, vectors, min(NEAR, len(rows) - 1), self_rows=rows).ids
-    sums = np.zeros((labels.max() + 1, vectors.shape[1]), np.float32)
-    np.add.at(sums, labels, vectors)
-    classes = np.arange(len(sums))
-    return exact_neighbors(sums, sums, len(sums) - 1, metric="cosine", self_rows=classes).ids
 
 
 def neighbours_together(near: Rows, seed: int, group: int = 8) -> Iterator[Rows]:

@@ -15,12 +15,13 @@ from retrieval.images import Images
 from retrieval.pixels import pixels_of
 
 from .augment import PRESETS
-from .batches import Plan, Rows, as_codes, near_rows
+from .batches import Plan, Rows, as_codes
 from .collate import Collator, Source
 from .curve import Curve
 from .fit import fit, fit_head
 from .head import Frozen
 from .loss import LossConfig
+from .near import near_rows
 from .pictures import codes_of, pictures_of
 from .projection import add_projection, remove_projection, without_projection
 from .settings import Settings

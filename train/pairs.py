@@ -20,13 +20,14 @@ from retrieval.images.pairs import Column as Items
 from retrieval.pixels import pixels_of
 
 from .augment import PRESETS
-from .batches import Plan, near_rows
+from .batches import Plan
 from .captions import KINDS, altered
 from .collate import Collator, Column, Source, codes_of
 from .curve import Curve
 from .fit import fit
 from .joined import SIDES, frozen, joining, side_of
 from .loss import LossConfig
+from .near import near_rows
 from .pictures import pictures_of
 from .settings import Settings
 from .whole import Watch

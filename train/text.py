@@ -13,13 +13,14 @@ from retrieval.data import Texts
 from retrieval.encode import Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 
-from .batches import Plan, Rows, as_codes, near_rows
+from .batches import Plan, Rows, as_codes
 from .collate import Collator, Source
 from .curve import Curve
 from .fit import fit, fit_head
 from .head import Frozen, freeze
 from .loss import LossConfig
 from .matryoshka import check_dims
+from .near import near_rows
 from .settings import Settings
 from .whole import Watch
 
