@@ -33,15 +33,21 @@ from retrieval.cpus import usable_cpus
 from retrieval.encoder import Encoder
 from retrieval.eval.compare import compare, paired
 from retrieval.images import Images, read_images
-from retrieval.pixels import pixels_of
 from retrieval.train import pictures as held_pictures
 from retrieval.train.augment import SIMCLR, augment
 from retrieval.train.image import ImageConfig, train_image
-from retrieval.train.loss import ContrastiveLoss, named
-from retrieval.train.pictures import decoded, pictures_of, side_of
+from retrieval.train.loss import named
+from retrieval.train.pictures import Pictures
+from retrieval.train.sentence_loss import SentenceLoss
 from retrieval.train.vision import network
 
 PAIRS = 128
+STEPS = 12
+CLOCKED = {  # a part of a step, and the method that does it
+    "fetching or decoding": (Pictures, "features"),
+    "augmenting": (Pictures, "views"),
+    "forward and loss": (SentenceLoss, "forward"),
+}
 SEEDS = (0, 1, 2)
 
 
@@ -85,44 +91,42 @@ def step(asked: argparse.Namespace) -> None:
 
 
 def _step(title: str, data: Images, name: str, side: int, device: torch.device, limit: int | None = None) -> None:
-    """The parts of a step one by one, beside whole training."""
-    kept, held_pictures.MEMORY_LIMIT = (
+    """Whole training, with a clock around each part: what is in none of them is backward, optimizer and the trainer."""
+    spent: dict[str, list[float]] = {part: [] for part in CLOCKED}
+    kept = {part: getattr(owner, method) for part, (owner, method) in CLOCKED.items()}
+    room, held_pictures.MEMORY_LIMIT = (
         held_pictures.MEMORY_LIMIT,
-        limit if limit is not None else held_pictures.MEMORY_LIMIT,
+        held_pictures.MEMORY_LIMIT if limit is None else limit,
     )
+
+    def clocked(part: str) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            found = kept[part](*given, **named)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[part].append(time.perf_counter() - started)
+            return found
+
+        return call
+
+    times: list[float] = []
     try:
+        for part, (owner, method) in CLOCKED.items():
+            setattr(owner, method, clocked(part))
+        config = ImageConfig(steps=STEPS, batch_size=PAIRS, scratch=True, augment="simclr")
         model = network(name, side, str(device), 0)
-        pixels = pixels_of(model)
-        rows = np.arange(PAIRS).repeat(2)
-        pictures = pictures_of(data, pixels, SIMCLR)
-        decode = seconds(lambda: decoded(data, rows, side_of(pixels)), device, 3) if pictures.held is None else 0.0
-        features = {key: value.to(device) for key, value in pictures.features(rows).items()}
-        views = seconds(lambda: pictures.views(features), device)
-        given = pictures.views(features)
-        loss_of = ContrastiveLoss(named("hcl(label_mask=False)"))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-
-        def forward() -> torch.Tensor:
-            return loss_of(*model(dict(given))["sentence_embedding"].chunk(2))  # type: ignore[no-any-return]
-
-        def whole() -> None:
-            optimizer.zero_grad()
-            forward().backward()
-            optimizer.step()
-
-        there, both = seconds(forward, device), seconds(whole, device)
-        times: list[float] = []
-        config = ImageConfig(steps=12, batch_size=PAIRS, scratch=True, augment="simclr")
         loss = named("hcl(label_mask=False)")
-        unlabelled = Images(data.source, None, "")
-        train_image(network(name, side, str(device), 0), unlabelled, config, loss, source=title, progress=lambda _: times.append(time.perf_counter()))  # fmt: skip
-        a_step = statistics.median(np.diff(times[2:]).tolist())
+        train_image(model, Images(data.source, None, ""), config, loss, source=title, progress=lambda _: times.append(time.perf_counter()))  # fmt: skip
     finally:
-        held_pictures.MEMORY_LIMIT = kept
-    parts = {"decoding": decode, "augmenting": views, "forward and loss": there, "backward and optimizer": both - there}
-    told = ", ".join(f"{part} {value / a_step:.0%}" for part, value in parts.items() if value)
-    rest = 1 - sum(parts.values()) / a_step
-    print(f"{title}: {PAIRS / a_step:,.0f} pictures/s, {1e3 * a_step:,.0f} ms a step of {PAIRS}; {told}, the rest {rest:.0%}", flush=True)  # fmt: skip
+        held_pictures.MEMORY_LIMIT = room
+        for part, (owner, method) in CLOCKED.items():
+            setattr(owner, method, kept[part])
+    a_step = statistics.median(np.diff(times[1:]).tolist())
+    shares = {part: statistics.median(each[2:]) / a_step for part, each in spent.items()}
+    shares["backward, optimizer and the rest"] = 1 - sum(shares.values())
+    told = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+    print(f"{title}: {PAIRS / a_step:,.0f} pictures/s, {1e3 * a_step:,.0f} ms a step of {PAIRS}; {told}", flush=True)
 
 
 class OneByOne(Dataset[Any]):

@@ -5,6 +5,7 @@ a batch draws its own parameters. Letters: B batch, C channels, H × W as stored
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ class Augmentation:
     blur: float = 0.5
 
 
+BLOCK = 32  # pictures at a time on a CPU, whose caches they fit: up to three times as fast
 SIMCLR = Augmentation()
 # For labelled pictures, whose pairs differ already; no mirror image, since letters and digits have none.
 LIGHT = Augmentation(scale=(0.6, 1.0), ratio=1.15, flip=0.0, jitter=0.0, grey=0.0, blur=0.0)
@@ -36,13 +38,23 @@ PRESETS = {"simclr": SIMCLR, "light": LIGHT, "photo": PHOTO, "clip": CLIP}
 
 def augment(pictures: Tensor, size: tuple[int, int], how: Augmentation, proportions: Tensor | None = None) -> Tensor:
     """uint8 (B, C, H, W) → float (B, 3, *size) in [0, 1]. proportions: as in `crop_and_flip`."""
+    if pictures.device.type != "cpu":
+        return _augmented(pictures, size, how, proportions)
+    out = torch.empty(len(pictures), 3, *size)
+    for start in range(0, len(pictures), BLOCK):
+        part = slice(start, start + BLOCK)
+        out[part] = _augmented(pictures[part], size, how, None if proportions is None else proportions[part])
+    return out
+
+
+def _augmented(pictures: Tensor, size: tuple[int, int], how: Augmentation, proportions: Tensor | None) -> Tensor:
     x = crop_and_flip(pictures.float() / 255, size, how, proportions).expand(-1, 3, -1, -1)
     if how.jitter:
-        x = _sometimes(how.jitter, x, colour_jitter(x))
+        x = _sometimes(how.jitter, x, colour_jitter)
     if how.grey and pictures.shape[1] == 3:
-        x = _sometimes(how.grey, x, luminance(x).expand(-1, 3, -1, -1))
+        x = _sometimes(how.grey, x, lambda x: luminance(x).expand(-1, 3, -1, -1))
     if how.blur:
-        x = _sometimes(how.blur, x, gaussian_blur(x))
+        x = _sometimes(how.blur, x, gaussian_blur)
     return x
 
 
@@ -110,6 +122,13 @@ def gaussian_blur(x: Tensor) -> Tensor:
     return flat.reshape(x.shape)
 
 
-def _sometimes(probability: float, x: Tensor, changed: Tensor) -> Tensor:
-    chosen = torch.rand(len(x), 1, 1, 1, device=x.device) < probability
-    return torch.where(chosen, changed, x)
+def _sometimes(probability: float, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Each picture changed with that probability: on a CPU those alone are computed; a GPU would wait to learn which they are."""
+    chosen = torch.rand(len(x), device=x.device) < probability
+    if x.device.type != "cpu":
+        return torch.where(chosen[:, None, None, None], change(x), x)
+    if not chosen.any():
+        return x
+    changed = x.clone()
+    changed[chosen] = change(x[chosen])
+    return changed
