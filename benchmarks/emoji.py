@@ -113,7 +113,7 @@ def compared(title: str, train: Pairs, test: Pairs, fresh: Any, config: PairConf
         for name, runs in tables.items():
             line = f"    {name:<20} {statistics.mean(run.means()[metric] for run in runs):.4f}"
             if name != first:
-                sides, _ = paired([tables[first], runs])
+                sides, _ = paired([runs, tables[first]])
                 found = compare(sides[0], sides[1], metric)
                 line += f"   {first} − it: {found.difference:+.4f} [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}] {found.verdict()}"
             print(line, flush=True)

@@ -205,11 +205,11 @@ def unseen(asked: argparse.Namespace) -> None:
         untrained = statistics.mean(each.means()[metric] for each in before)
         print(f"\n  {metric}: untrained {untrained:.4f}")
         for name, runs in tables.items():
-            sides, _ = paired([runs, before])
+            sides, _ = paired([before, runs])
             found = compare(sides[0], sides[1], metric)
             line = f"    {name:<18} {statistics.mean(each.means()[metric] for each in runs):.4f}   − untrained: {found.difference:+.4f} [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"  # fmt: skip
             if name != next(iter(tables)):
-                sides, _ = paired([next(iter(tables.values())), runs])
+                sides, _ = paired([runs, next(iter(tables.values()))])
                 against = compare(sides[0], sides[1], metric)
                 line += f"   {next(iter(tables))} − it: {against.difference:+.4f} [{against.interval[0]:+.4f}, {against.interval[1]:+.4f}] {against.verdict()}"  # fmt: skip
             print(line, flush=True)
