@@ -97,7 +97,7 @@ def compared(title: str, train: Pairs, test: Pairs, fresh: Any, config: PairConf
     )
     tables: dict[str, list[Any]] = {"before": [held.judge(fresh(seed), 0) for seed in range(asked.seeds)]}
     for name in asked.loss or LOSSES:
-        loss = LOSSES[name].replace(")", ", own_negatives=True)") if config.hard else LOSSES[name]
+        loss = LOSSES[name].replace(")", ", own_negatives=True)") if len(train.columns) > 2 else LOSSES[name]
         for seed in range(asked.seeds):
             encoder = fresh(seed)
             settings = PairConfig(**{**vars(config), "seed": seed})
@@ -148,10 +148,10 @@ def words(files: dict[str, list[Path]], captions: list[str], asked: argparse.Nam
     asked = argparse.Namespace(**{**vars(asked), "loss": ["HCL, κ = 2, t = .1", "InfoNCE, t = .1"]})
     compared(
         "Names ↔ drawings, with a changed caption each",
-        train,
+        with_hard_captions(train, 1),
         with_hard_captions(test, 1),
         fresh,
-        PairConfig(**settings, hard=1),
+        PairConfig(**settings),
         asked,
     )
 

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.intervals import Doubles
+from retrieval.neighbors import Floats
 
 KS = (1, 5, 10)
 BLOCK = 1 << 24  # scores at a time
-Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 

@@ -1,5 +1,7 @@
 """An encoder of images and one of texts joined into one: each takes its kind by sentence-transformers' own Router."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -62,22 +64,21 @@ def joining(model: SentenceTransformer) -> list[nn.Module]:
     return [route[-1] for route in routes if isinstance(route[-1], Dense) and route[-1].bias is False]
 
 
-class frozen:
+@contextmanager
+def frozen(model: SentenceTransformer, side: str | None) -> Iterator[None]:
     """Keep one side of an encoder as it is while the other is trained: no gradients, no dropout, no new batch statistics."""
 
-    def __init__(self, model: SentenceTransformer, side: str | None) -> None:
-        self.parts = side_of(model, side) if side else []
+    def calm(module: nn.Module, _: object) -> None:
+        module.eval()  # the trainer sets all to training at every step
 
-    def __enter__(self) -> None:
-        def calm(module: nn.Module, _: object) -> None:
-            module.eval()  # the trainer sets all to training at every step
-
-        for part in self.parts:
-            part.requires_grad_(False)
-        self.hooks = [part.register_forward_pre_hook(calm) for part in self.parts]
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
+    parts = side_of(model, side) if side else []
+    for part in parts:
+        part.requires_grad_(False)
+    hooks = [part.register_forward_pre_hook(calm) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-        for part in self.parts:
+        for part in parts:
             part.requires_grad_(True)

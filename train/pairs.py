@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
+from retrieval.data import Texts
 from retrieval.embed import encode_all
 from retrieval.encode import prompt_of
 from retrieval.encoder import Encoder
@@ -51,8 +52,6 @@ class PairConfig(Settings):
     freeze: str | None = None
     image_rate: float | None = None
     text_rate: float | None = None
-    hard: int = 0
-    kinds: tuple[str, ...] = KINDS
 
     @property
     def whole_rate(self) -> float:
@@ -92,7 +91,7 @@ def train_pairs(
     refuse_kinds(model, data, source)
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
-    images, columns = _numbered(with_hard_captions(data, config.hard, config.kinds, config.seed))
+    images, columns = _numbered(data)
     pictures = pictures_of(images, pixels_of(model), PRESETS[config.augment])
     prompt = prompt_of(model)
     codes = np.stack([codes_of(column, pictures) for column in columns[:2]])
@@ -155,8 +154,6 @@ def plan_batches(
 
 
 def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int], None]) -> Any:
-    from retrieval.data import Texts
-
     items = column if isinstance(column, Images) else Texts({"text": column}, None, None, "")
     return encode_all(Encoder(model, ""), items, progress=encoded)
 
@@ -187,9 +184,3 @@ def with_hard_captions(data: Pairs, hard: int, kinds: Sequence[str] = (), seed: 
         f"negative_{there + at + 1}": [texts[at] if at < len(texts) else "" for texts in found] for at in range(hard)
     }
     return Pairs(data.columns | more, data.origin, data.ids)
-
-
-def hard_share(data: Pairs, hard: Pairs) -> float:
-    """The share of captions that were given a changed one."""
-    first: Sequence[str] = hard.columns[f"negative_{len(data.columns) - 1}"]  # type: ignore[assignment]
-    return sum(map(bool, first)) / len(first)

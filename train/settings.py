@@ -1,5 +1,6 @@
 """How to train, whatever the items are: what learns, for how long, in which batches, at which rate."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ LORA_RATE = 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(ABC):
     """What every way of training shares. batch_size counts pairs; one of steps and epochs is set, and epochs make as many steps as
     `step_bounds` allow, at least and at most; lr None takes the way's own default.
 
@@ -47,9 +48,9 @@ class Settings:
     seed: int = 0
 
     @property
+    @abstractmethod
     def whole_rate(self) -> float:
         """The learning rate of a whole encoder, where none is given."""
-        raise NotImplementedError
 
     @property
     def rate(self) -> float:

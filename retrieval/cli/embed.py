@@ -14,6 +14,7 @@ from .options import (
     fills_store,
     pick_device,
     quiet_libraries,
+    refuse_missing,
     refuse_two_ways,
     require_store,
     uses_device,
@@ -173,12 +174,10 @@ def _read(path: Path, split: str, skip_bad: bool, shard_rows: int) -> "TextFile 
     from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
     from retrieval.data.documents import is_collection
-    from retrieval.data.tables import is_hub_name
     from retrieval.images import is_image_data, read_images
     from retrieval.store import KIND, open_store
 
-    if not path.exists() and not is_hub_name(path):
-        raise UserError(f"{path}: no such file or folder; give texts or images")
+    refuse_missing(path, give="texts or images")
     if stated_kind(path) == KIND:
         store = open_store(path)
         say(f"{path}: {store.count:,} embeddings")

@@ -320,13 +320,13 @@ def pick_device(asked: str | None) -> str:
     return asked
 
 
-def refuse_missing(*paths: Path) -> None:
+def refuse_missing(*paths: Path, give: str = "data to train on") -> None:
     """Raise UserError, before anything is imported that takes seconds, for what is neither there nor the name of a data set."""
     from retrieval.data.tables import is_hub_name
 
     for path in paths:
         if not path.exists() and not is_hub_name(path):
-            raise UserError(f"{path}: no such file or folder; give data to train on")
+            raise UserError(f"{path}: no such file or folder; give {give}")
 
 
 def quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""`retrieval train`: the group, which train_text.py and train_image.py join."""
+"""`retrieval train`: the group, which train_text.py, train_image.py and train_pairs.py join."""
 
 import click
 

@@ -1,6 +1,5 @@
 """`retrieval train image`."""
 
-from dataclasses import asdict
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,9 @@ from retrieval.errors import UserError
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
-from .processes import count, join
+from .processes import join
 from .train import train
-from .training import RUN_KIND, carry_out, train_one, without_singles
+from .training import RUN_KIND, SETS, carry_out, train_one, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
     loss = fit_to_data(loss, flags, data.labels is not None)
-    sets = {name: held for name in ("eval_data", "general_data") if (held := _held_out(flags, name))}
-    sets = {{"eval_data": "held-out", "general_data": "general"}[name]: held for name, held in sets.items()}
+    sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag))}
     scratch = flags["model"] in SCRATCH
     config = settings(
         flags, ImageConfig, IMAGE_EPOCHS, 1, scratch=scratch, augment=augment, apart=apart, projection=projection
@@ -88,30 +86,14 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     say(f"{flags['data']}: {data.origin}" + (f", {len(data.skipped):,} skipped" if data.skipped else ""))
     encoder = _encoder(flags, device, longest_side(data) if scratch else 0)
     pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
-    base = {
-        "data": data.fingerprint,
-        "encoder": encoder.fingerprint,
-        "config": asdict(config),
-        "loss": loss.name,
-        "processes": count(),
-        **{name: flags[name] for name in ("eval_every", "patience", "metric")},
-    }
     told = {
         "kind": "image",
         "data": str(flags["data"]),
         "skipped": len(data.skipped),
         "augment": augmentation(config, plan),
     }
-    carry_out(
-        flags,
-        encoder,
-        sets,
-        base,
-        config,
-        loss,
-        told,
-        partial(train_one, train_image, plan_batches, encoder, data, config, loss, sets, flags),
-    )
+    trained = partial(train_one, train_image, plan_batches, encoder, data, config, loss, sets, flags)
+    carry_out(flags, encoder, sets, data.fingerprint, config, loss, told, trained)
 
 
 def _encoder(flags: dict[str, Any], device: str, side: int) -> "Encoder":

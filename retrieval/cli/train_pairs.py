@@ -1,7 +1,6 @@
 """`retrieval train pairs`."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from retrieval.errors import UserError
 from .losses import fit_to_data, loss_config
 from .options import F, Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import say
-from .processes import count, join
+from .processes import join
 from .train import train
-from .training import RUN_KIND, carry_out, train_one
+from .training import RUN_KIND, SETS, carry_out, train_one
 from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:
@@ -102,25 +101,18 @@ def pairs(**flags: Any) -> None:
     refuse_flags(flags, device)
     loss = fit_to_data(loss, flags, labelled=False)
     config = _config(flags)
-    sets = _sets(flags, data, asked, config)
+    sets = _sets(flags, data, asked)
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
-    _tell_of_captions(data, config, flags)
-    loss = _own_negatives(loss, flags, bool(config.hard) or len(data.columns) > 2)
+    data = _with_hard_captions(data, flags)
+    loss = _own_negatives(loss, flags, len(data.columns) > 2)
     encoder = _encoder(flags, data, device)
     refuse_kinds(encoder.model, data, str(flags["data"]))
-    base = {
-        "data": sha256_json([[c.fingerprint if not isinstance(c, list) else c for c in data.columns.values()]]),
-        "encoder": encoder.fingerprint,
-        "config": asdict(config),
-        "loss": loss.name,
-        "processes": count(),
-        **{name: flags[name] for name in ("eval_every", "patience", "metric")},
-    }
-    told = {"kind": "pairs", "data": str(flags["data"])}
-    told |= {name: flags[name] for name in ("image_model", "text_model")}
+    mark = sha256_json([[c.fingerprint if not isinstance(c, list) else c for c in data.columns.values()]])
+    told = {"kind": "pairs", "data": str(flags["data"]), "hard": flags["hard_captions"]}
+    told |= {name: flags[name] for name in ("kinds", "image_model", "text_model")}
     trained = partial(train_one, train_pairs, plan_batches, encoder, data, config, loss, sets, flags)
-    carry_out(flags, encoder, sets, base, config, loss, told, trained)
+    carry_out(flags, encoder, sets, mark, config, loss, told, trained)
 
 
 def _refuse_encoders(flags: dict[str, Any]) -> None:
@@ -150,23 +142,24 @@ def _config(flags: dict[str, Any]) -> "PairConfig":
         "freeze": flags["freeze"],
         "image_rate": flags["image_lr"] or beside,
         "text_rate": flags["text_lr"],
-        "hard": flags["hard_captions"],
         "apart": flags["apart"],
-        **({"kinds": flags["kinds"]} if flags["kinds"] else {}),
     }
     return settings(flags, PairConfig, 1.0, LEAST_STEPS, **own)
 
 
-def _tell_of_captions(data: "Pairs", config: "PairConfig", flags: dict[str, Any]) -> None:
-    """How many can be changed. Raises UserError for none."""
-    from retrieval.train.pairs import hard_share, with_hard_captions
+def _with_hard_captions(data: "Pairs", flags: dict[str, Any]) -> "Pairs":
+    """The data with the changed captions that are asked for; how many there are is told. Raises UserError for none."""
+    from retrieval.train.pairs import with_hard_captions
 
-    if not config.hard:
-        return
-    share = hard_share(data, with_hard_captions(data, config.hard, config.kinds, config.seed))
+    more = with_hard_captions(data, flags["hard_captions"], flags["kinds"], flags["seed"])
+    if more is data:
+        return data
+    changed: Any = more.columns[f"negative_{len(data.columns) - 1}"]
+    share = sum(map(bool, changed)) / len(changed)
     if not share:
         raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
     say(f"  {share:.0%} of the captions have a word that can be changed")
+    return more
 
 
 def _own_negatives(loss: "LossConfig", flags: dict[str, Any], there_are: bool) -> "LossConfig":
@@ -200,7 +193,7 @@ def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
     return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
 
 
-def _sets(flags: dict[str, Any], data: "Pairs", asked: Any, config: "PairConfig") -> "dict[str, Held]":
+def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> "dict[str, Held]":
     """What is judged before and after, with changed captions where training has them. Raises UserError for pairs of other kinds."""
     from retrieval.images import Images, read_pairs
     from retrieval.train.pairs import with_hard_captions
@@ -212,8 +205,8 @@ def _sets(flags: dict[str, Any], data: "Pairs", asked: Any, config: "PairConfig"
             "pictures" if isinstance(pairs.columns[name], Images) else "captions" for name in ("anchor", "positive")
         ]
 
-    sets, hard = {}, config.hard
-    for name, flag in (("held-out", "eval_data"), ("general", "general_data")):
+    sets = {}
+    for name, flag in SETS.items():
         if flags[flag]:
             judged = read_pairs(flags[flag], split="test", asked=asked)
             say(f"{flags[flag]}: {judged.origin}")
@@ -222,6 +215,6 @@ def _sets(flags: dict[str, Any], data: "Pairs", asked: Any, config: "PairConfig"
                 raise UserError(
                     f"--{flag.replace('_', '-')} {flags[flag]}: has pairs of {what[0]}, --data of {what[1]}; give the same"
                 )
-            texts = "captions" in kinds(judged)
-            sets[name] = by_shown(with_hard_captions(judged, hard if texts else 0, config.kinds, config.seed))
+            hard = flags["hard_captions"] if "captions" in kinds(judged) else 0
+            sets[name] = by_shown(with_hard_captions(judged, hard, flags["kinds"], flags["seed"]))
     return sets

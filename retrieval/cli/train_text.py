@@ -1,7 +1,6 @@
 """`retrieval train text`."""
 
 import hashlib
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from .columns import columns, training_data
 from .losses import fit_to_data, loss_config
 from .options import Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import progress, say
-from .processes import count, join
+from .processes import join
 from .train import train
 from .training import RUN_KIND, carry_out, training, watch, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
@@ -90,17 +89,16 @@ def text(**flags: Any) -> None:
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
     summary = _describe(names, data, encoder, sets.get("held-out"))
-    base = {
-        "data": [_mark(each) for each in data],
-        "encoder": encoder.fingerprint,
-        "config": asdict(config),
-        "loss": loss.name,
-        "processes": count(),
-        **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric")},
-    }
     told = {"kind": "text", "data": names, "summary": summary}
     carry_out(
-        flags, encoder, sets, base, config, loss, told, partial(_trained, encoder, data, config, loss, sets, flags)
+        flags,
+        encoder,
+        sets,
+        [_mark(each) for each in data],
+        config,
+        loss,
+        told,
+        partial(_trained, encoder, data, config, loss, sets, flags),
     )
 
 

@@ -14,7 +14,7 @@ from retrieval.errors import UserError
 
 from .held import Held, before_and_after, told_changes
 from .output import Advance, emit, progress, say
-from .processes import is_first, leave, of_first
+from .processes import count, is_first, leave, of_first
 
 if TYPE_CHECKING:
     from retrieval.artifact import Manifest
@@ -41,6 +41,7 @@ class Labelled(Protocol):
 
 T = TypeVar("T", bound=Labelled)
 RUN_KIND = "run"
+SETS = {"held-out": "eval_data", "general": "general_data"}  # what is judged, by the flags that name it
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
 
 
@@ -96,7 +97,7 @@ def changes(
 
 
 @contextmanager
-def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Iterator[tuple[Path, Manifest]]":
+def run_folder(output: Path, base: "Manifest", overwrite: bool) -> "Iterator[tuple[Path, Manifest]]":
     """A run's folder while it is made. base: what a killed call must have had in common, for its checkpoints to be kept."""
     from retrieval.artifact import creating, settle, staging_folder
 
@@ -104,12 +105,11 @@ def run_folder(output: Path, base: "Manifest | None", overwrite: bool) -> "Itera
         of_first(lambda: None)
         yield staging_folder(output), {}
         return
-    with creating(output, RUN_KIND, overwrite, resume=base is not None) as (folder, manifest):
-        if base is not None:
-            kept = any((folder / "checkpoints").glob("checkpoint-*"))
-            if (folder / "base.json").exists() and not kept:
-                say(f"{output}: an interrupted training had no checkpoint yet; it begins anew")
-            settle(folder, base, "training", "checkpoints" if kept else "", overwrite)
+    with creating(output, RUN_KIND, overwrite, resume=True) as (folder, manifest):
+        kept = any((folder / "checkpoints").glob("checkpoint-*"))
+        if (folder / "base.json").exists() and not kept:
+            say(f"{output}: an interrupted training had no checkpoint yet; it begins anew")
+        settle(folder, base, "training", "checkpoints" if kept else "", overwrite)
         of_first(lambda: None)
         try:
             yield folder, manifest
@@ -123,7 +123,7 @@ def carry_out(
     flags: dict[str, Any],
     encoder: "Encoder",
     sets: dict[str, Held],
-    base: "Manifest",
+    mark: str | list[str],
     config: "Settings",
     loss: "LossConfig",
     told: dict[str, Any],
@@ -131,11 +131,20 @@ def carry_out(
 ) -> None:
     """Judge, train, judge again, and write the run. `trained` trains the encoder in place, with a folder for checkpoints.
 
-    base: what a killed call must have had in common, for its checkpoints to be gone on from. told: what else config.json is to say.
+    mark: of all that is trained on. A killed call's checkpoints are gone on from where that, the encoder and the settings are
+    the same. told: what else config.json is to say.
     """
     from retrieval.encoder import Encoder
     from retrieval.train.adapt import interpolate
 
+    base: Manifest = {
+        "data": mark,
+        "encoder": encoder.fingerprint,
+        "config": asdict(config),
+        "loss": loss.name,
+        "processes": count(),
+        **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric") if name in flags},
+    }
     before = judge(encoder, sets, flags["seed"], config.dims)
     share = flags["interpolate"]
     old = {} if share is None else {name: value.clone() for name, value in encoder.model.state_dict().items()}
