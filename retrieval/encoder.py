@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from retrieval.artifact import MANIFEST, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
 from retrieval.images import Picture
+from retrieval.openclip import CONFIG as OPEN_CLIP
+from retrieval.openclip import write_as_clip
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -85,11 +88,16 @@ class Encoder:
 
 
 def load_encoder(name: str, device: str | None = None) -> Encoder:
-    """Load a folder (a run of ours, or any sentence-transformers folder) or a hub name, from safetensors only.
+    """Load a folder (a run of ours, or any sentence-transformers, transformers or open_clip folder) or a hub name, from
+    safetensors only.
 
     Raises UserError if it cannot be loaded, and if a folder of ours does not match its manifest.
     """
     source = resolve(name)
+    if is_open_clip(Path(source)):
+        with tempfile.TemporaryDirectory() as folder:  # sentence-transformers reads a folder only
+            write_as_clip(Path(source), Path(folder))
+            return Encoder(load_encoder(folder, device).model, name)
     if not Path(source).is_dir():
         refuse_what_no_hub_gives(source)
     if (Path(source) / MANIFEST).is_file():
@@ -136,7 +144,7 @@ def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]
 def resolve(name: str) -> str:
     """What sentence-transformers is given for `name`: a checked folder, the [offline] package's folder, or a hub name."""
     if Path(name).is_dir():
-        if not any((Path(name) / file).is_file() for file in ENCODER_FILES):
+        if not any((Path(name) / file).is_file() for file in (*ENCODER_FILES, OPEN_CLIP)):
             raise UserError(
                 f"{name}: not an encoder (no modules.json or config.json); give a run, an encoder folder or a hub name"
             )
@@ -148,6 +156,11 @@ def resolve(name: str) -> str:
         if bundled is not None:
             return str(bundled)
     return name
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Whether it holds a checkpoint of open_clip and nothing that other libraries read."""
+    return (folder / OPEN_CLIP).is_file() and not any((folder / file).is_file() for file in ENCODER_FILES)
 
 
 def refuse_what_no_hub_gives(name: str) -> None:

@@ -166,6 +166,28 @@ def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cl
 
 
 @pytest.mark.slow
+def test_scores_are_told_as_the_encoder_gives_them(pairs, run_cli, tmp_path, tiny):
+    words = ["mine", "--data", pairs, "--model", tiny, "--device", "cpu", "--ranks", "0:9"]
+    told = json.loads(run_cli(*words, "--output", tmp_path / "a.jsonl", "--json").stdout)["scores"]
+    rows, encoder = negatives_of(tmp_path / "a.jsonl"), SentenceTransformer(str(tiny), device="cpu")
+    texts = sorted({text for a, p, n in rows for text in (a, p, *n)})
+    vectors = dict(zip(texts, encoder.encode(texts, normalize_embeddings=True), strict=True))
+    own = [vectors[a] @ vectors[p] for a, p, _ in rows]
+    other = [[vectors[a] @ vectors[n] for n in negatives] for a, _, negatives in rows]
+    assert np.allclose(told["positives"], np.quantile(own, (0.25, 0.5, 0.75)), atol=1e-3)
+    assert np.allclose(told["negatives"], np.quantile(sum(other, []), (0.25, 0.5, 0.75)), atol=1e-3)
+    nearer = np.mean([score >= mine for mine, scores in zip(own, other, strict=True) for score in scores])
+    assert told["nearer_than_positive"] == pytest.approx(nearer, abs=0.01) and nearer > 0.05
+    shown = run_cli(*words, "--output", tmp_path / "b.jsonl").stdout
+    assert f"{nearer:.0%} of the negatives are no farther than their positive" in shown
+    assert "--relative-margin 0.05 leaves them out" in shown and shown.count(", not ") == 3
+    shown = run_cli(*words, "--relative-margin", 0.001, "--output", tmp_path / "c.jsonl").stdout
+    assert "no farther" not in shown and "median and quartiles" in shown
+    shown = run_cli(*words, "--max-negative", -1, "--output", tmp_path / "d.jsonl").stdout
+    assert "0 negatives" in shown and "quartiles" not in shown
+
+
+@pytest.mark.slow
 def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path, tiny):
     """Texts, a store of them, an index over that, and an index that is built for it."""
     corpus = tmp_path / "corpus.txt"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 from some_pictures import as_bytes, write
 
 from retrieval.cli.held import by_shown
@@ -26,7 +28,7 @@ from retrieval.train.batches import Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.joined import join, joining, side_of
 from retrieval.train.loss import named
-from retrieval.train.pairs import PairConfig, plan_batches, train_pairs, with_hard_captions
+from retrieval.train.pairs import PairConfig, plan_batches, settled_texts, train_pairs, with_hard_captions
 from retrieval.train.pictures import pictures_of
 from retrieval.train.vision import network
 
@@ -136,6 +138,45 @@ def test_a_frozen_side_stays_as_it_is(kind, side, tiny, clip, pairs):
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed and names and not changed & names
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["joined", "clip"])
+def test_frozen_texts_are_encoded_once_and_train_the_same(kind, tiny, clip, pairs, monkeypatch):
+    def fresh():
+        return joined(tiny, frozen="text") if kind == "joined" else load_encoder(str(clip), "cpu").model
+
+    def trained(data, **settings):
+        model, asked = fresh(), []
+        read = side_of(model, "text")[0]
+        read.register_forward_hook(lambda module, inputs, output: asked.append(1))
+        config = PairConfig(batch_size=8, augment="light", freeze="text", lr=1e-2, **settings)
+        told = config.encoded_first(data, model)
+        seen = []
+        curve = train_pairs(model, data, config, LOSS, source="x", encoded=seen.append)
+        assert sum(seen) == told
+        return model.state_dict(), [point["loss"] for point in curve], len(asked), told
+
+    data = with_hard_captions(pairs, 1)
+    once, curve, passes, told = trained(data, steps=8)
+    monkeypatch.setattr("retrieval.train.pairs.SETTLED", 0)
+    again, same, more, nothing = trained(data, steps=8)
+    assert np.allclose(curve, same, atol=1e-4) and passes < more and told > 0 == nothing
+    # A key's bias adds the same to every logit: its gradient is what rounding makes of 0.
+    assert all(
+        torch.allclose(once[key].float(), again[key].float(), atol=1e-3) for key in once if "k_proj.bias" not in key
+    )
+    assert not np.allclose(curve, trained(data, steps=8, seed=1)[1], atol=1e-2)
+
+
+def test_texts_are_not_settled_where_what_they_meet_learns_or_few_are_asked_for(tiny, pairs):
+    config = PairConfig(batch_size=8, steps=8, freeze="text")
+    model = joined(tiny, frozen="text")
+    assert len(settled_texts(model, pairs, config)) == len(set(pairs.columns["positive"]))
+    assert not settled_texts(model, pairs, replace(config, steps=2))
+    assert not settled_texts(model, pairs, replace(config, freeze="image"))
+    assert not settled_texts(model, pairs, replace(config, freeze=None))
+    shared = SentenceTransformer(modules=[*model, Dense(32, 16)], device="cpu")
+    assert not settled_texts(shared, pairs, config)
 
 
 def test_a_batch_holds_pictures_and_texts_in_their_places(tiny, pairs):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retrieval.cpus import usable_cpus
@@ -53,9 +54,17 @@ class Source:
     first_class: int = 0
 
 
+class Settled(NamedTuple):
+    """Texts whose vectors training leaves as they are: the row of each in `vectors` (u, d)."""
+
+    rows: dict[str, int]
+    vectors: Tensor
+
+
 @dataclass(frozen=True)
 class Collator:
-    """A process's share of a batch → {"chunks": features of some of its items each, "batch": what the loss is told of them}.
+    """A process's share of a batch → {"chunks": features of some of its items each, "batch": what the loss is told of them}. Where
+    the texts are `settled`, their vectors stand in place of features.
 
     A chunk has at most `most` items, where that is given; of pictures else all, or with `apart` those of one column (whose batch
     statistics are then its own).
@@ -68,6 +77,7 @@ class Collator:
     most: int | None = None
     pictures: Pictures | None = None
     apart: bool = False
+    settled: Settled | None = None
 
     def __call__(self, share: "Share") -> Batch:
         (anchors, positives), items, known = share.pairs, share.items, share.known
@@ -135,6 +145,9 @@ class Collator:
     def _of_texts(self, told: list[tuple[list[str], str | None]]) -> tuple[list[Features], list[Ints]]:
         if not told:
             return [], []
+        if self.settled is not None:
+            rows = [self.settled.rows[text] for column, _ in told for text in column]
+            return [{"sentence_embedding": self.settled.vectors[rows]}], [np.arange(len(rows))]
         if not tokenises_apart(self.model):
             starts = np.cumsum([0, *(len(column) for column, _ in told)])
             whole = [self.model.preprocess(column, prompt=prompt) for column, prompt in told]

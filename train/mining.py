@@ -57,10 +57,13 @@ class Relations(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """rows: (r,) of the data, in order within their anchors. negatives: (r, ≤ negatives) documents, −1 where there are fewer."""
+    """rows: (r,) of the data, in order within their anchors. negatives: (r, ≤ negatives) documents, −1 where there are fewer.
+    scores: theirs, NaN where there are fewer. positives: (r,), the score of each row's positive."""
 
     rows: Rows
     negatives: Rows
+    scores: Floats
+    positives: Floats
 
 
 def mine(of: Relations, search: Search, score: Judge, mining: Mining, judge: Judge | None = None) -> Iterator[Mined]:
@@ -142,4 +145,6 @@ def _chosen(rows: Rows, scores: Floats, found: Rows, own: Floats, mining: Mining
         draw = np.where(allowed, draw, np.inf)
         allowed &= draw <= np.partition(draw, mining.negatives - 1, axis=1)[:, mining.negatives - 1 : mining.negatives]
     by = np.argsort(~allowed, axis=1, kind="stable")[:, : mining.negatives]
-    return Mined(rows, np.where(np.take_along_axis(allowed, by, 1), np.take_along_axis(found, by, 1), -1))
+    kept = np.take_along_axis(allowed, by, 1)
+    negatives = np.where(kept, np.take_along_axis(found, by, 1), -1)
+    return Mined(rows, negatives, np.where(kept, np.take_along_axis(scores, by, 1), np.float32(np.nan)), own)

@@ -23,7 +23,7 @@ from retrieval.pixels import pixels_of
 from .augment import PRESETS
 from .batches import Plan
 from .captions import KINDS, altered
-from .collate import Collator, Column, Source, codes_of
+from .collate import Collator, Column, Settled, Source, codes_of
 from .curve import Curve
 from .fit import fit
 from .joined import SIDES, frozen, joining, side_of
@@ -33,6 +33,7 @@ from .pictures import pictures_of
 from .settings import Settings
 from .whole import Watch
 
+SETTLED = 2**29  # numbers of vectors that are kept: 2 GiB
 SCRATCH_RATE = 4e-3
 LAYER_RATE = 1e-3
 
@@ -56,6 +57,10 @@ class PairConfig(Settings):
     @property
     def whole_rate(self) -> float:
         return SCRATCH_RATE if self.scratch else 2e-5
+
+    def encoded_first(self, data: Any, model: SentenceTransformer) -> int:
+        """And texts that stay as they are."""
+        return super().encoded_first(data, model) + len(settled_texts(model, data, self))
 
     def rates(self, model: SentenceTransformer) -> dict[str, float]:
         """Of a side its own; of the layers that join two encoders LAYER_RATE, since they begin at random."""
@@ -96,11 +101,31 @@ def train_pairs(
     prompt = prompt_of(model)
     codes = np.stack([codes_of(column, pictures) for column in columns[:2]])
     sources = [Source(columns, (prompt, prompt), codes, plan)]
-    collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart)
+    texts = settled_texts(model, data, config)
+    settled = Settled(texts, torch.from_numpy(_encoded(model, list(texts), encoded))) if texts else None
+    collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart, settled)
     with frozen(model, config.freeze):
         return fit(
             model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
         )
+
+
+def settled_texts(model: SentenceTransformer, data: Pairs, config: PairConfig) -> dict[str, int]:
+    """The different texts, numbered, if they are best encoded once: when no weight that they meet learns, and each comes up more
+    than once. Else none."""
+    columns = [column for column in data.columns.values() if not isinstance(column, Images)]
+    seen = config.steps * config.accumulate * (config.batch_size or 1) if config.steps else config.epochs * len(data)
+    if config.freeze != "text" or seen < len(data) or not _apart(model):
+        return {}
+    texts = dict.fromkeys(text for column in columns for text in column if text)
+    few = len(texts) * (model.get_embedding_dimension() or 1) <= SETTLED
+    return {text: row for row, text in enumerate(texts)} if few else {}
+
+
+def _apart(model: SentenceTransformer) -> bool:
+    """Whether every weight is of one kind of item alone, but for numbers such as a temperature."""
+    own = {id(parameter) for side in SIDES for part in side_of(model, side) for parameter in part.parameters()}
+    return all(id(parameter) in own or parameter.numel() == 1 for parameter in model.parameters())
 
 
 def refuse_kinds(model: SentenceTransformer, data: Pairs, source: str) -> None:

@@ -48,12 +48,16 @@ class SentenceLoss(CachedLossMixin, nn.Module):
         """The loss of a batch as `Collator` makes it: chunks of features, and what stands where in them."""
         chunks = list(sentence_features)
         if not self.uses_gradient_cache:
-            return self.of_texts([self.model(chunk)["sentence_embedding"] for chunk in chunks], labels)
+            return self.of_texts([self._embedded(chunk) for chunk in chunks], labels)
         loss: Tensor = self.forward_cached(chunks, labels)  # type: ignore[arg-type]
         for parameter, gradient in self._own:  # so that whatever scales the loss scales these gradients too
             loss = loss + ((parameter - parameter.detach()) * gradient).sum()
         self._own = []
         return loss
+
+    def _embedded(self, chunk: dict[str, Tensor]) -> Tensor:
+        """A chunk's vectors, which of settled texts are there already."""
+        return chunk["sentence_embedding"] if "sentence_embedding" in chunk else self.model(chunk)["sentence_embedding"]
 
     def calculate_loss(  # type: ignore[override]
         self, reps: list[list[Tensor]], labels: Batch, *, with_backward: bool = False

@@ -1,7 +1,7 @@
 """How to train, whatever the items are: what learns, for how long, in which batches, at which rate."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 
 from sentence_transformers import SentenceTransformer
@@ -61,6 +61,10 @@ class Settings(ABC):
         least, most = self.step_bounds
         found = max(least, sum(plan.steps for plan in plans))
         return self.steps or (found if most is None else min(found, most))
+
+    def encoded_first(self, data: Sized, model: SentenceTransformer) -> int:
+        """How many items are encoded before the first step: for a head, or to see which are near."""
+        return len(data) if self.head or self.drawing.how == "hard" else 0
 
     def rates(self, model: SentenceTransformer) -> dict[str, float]:
         """Learning rates of weights, by patterns of their names, that differ from `rate`."""

@@ -1,5 +1,6 @@
-"""Which columns of a training file are what: the options that name them, and the texts that `train text` and `mine` read with them."""
+"""Which columns of a file are what: the options that name them, and the texts that are read with them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,35 +8,83 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import together
+from .options import F, together
 
 if TYPE_CHECKING:
-    from retrieval.data import Texts
+    from retrieval.data import Asked, Texts
 
+FLAGS = {  # what a column can be, and what click calls the option that names it
+    "anchor": "anchor",
+    "positive": "positive",
+    "negative": "negative",
+    "text": "text_column",
+    "image": "image_column",
+    "label": "label",
+    "id": "id_column",
+    "score": "score",
+}
+USUAL = {"min_score": None, "negatives": 7, "split": "train"}
+
+
+def column(which: str, help: str, **more: Any) -> Callable[[F], F]:
+    """The option that names a column."""
+    return click.option(f"--{which}", FLAGS[which], metavar="COLUMN", help=help, **more)
+
+
+text, image, label, identifier = (
+    column(which, f"Column of {what}.")
+    for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
+)
 columns = together(
-    click.option("--anchor", help="Column of anchors, with --positive.  [default: found by name]"),
-    click.option("--positive", help="Column of positives."),
-    click.option("--negative", "negative", multiple=True, help="Column of hard negatives; may be given several times."),
-    click.option("--text", "text_column", help="Column of texts."),
-    click.option("--label", help="Column of classes."),
-    click.option("--score", help="Column of scores of pairs."),
+    column("anchor", "Column of anchors, with --positive.  [default: found by name]"),
+    column("positive", "Column of positives."),
+    column("negative", "Column of hard negatives; may be given several times.", multiple=True),
+    text,
+    label,
+    column("score", "Column of scores of pairs."),
     click.option("--min-score", type=float, help="Pairs scored so are positives; the rest are left out."),
     click.option(
-        "--negatives", type=click.IntRange(min=0), default=7, show_default=True, help="Hard negatives used of each row."
+        "--negatives",
+        type=click.IntRange(min=0),
+        default=USUAL["negatives"],
+        show_default=True,
+        help="Hard negatives used of each row.",
     ),
-    click.option("--split", default="train", show_default=True, help="Of a BEIR folder or data set with several."),
+    click.option(
+        "--split", default=USUAL["split"], show_default=True, help="Of a BEIR folder or data set with several."
+    ),
 )
 
 
-def training_data(path: Path, flags: dict[str, Any]) -> "Texts":
-    """The texts; of scored pairs those that count as positives."""
-    from retrieval.data import Asked, pairs_by_score, read_texts
+def asked_columns(flags: dict[str, Any], *, optional: bool = False) -> "Asked":
+    """The columns that the flags name. optional: of a file that need not have them."""
+    from retrieval.data import Asked
 
-    names = ("anchor", "positive", "negative", "label", "score", "negatives")
-    asked = Asked(text=flags["text_column"], **{name: flags[name] for name in names})
-    data = read_texts(path, asked, flags["split"])
+    given = {which: flags[flag] for which, flag in FLAGS.items() if flags.get(flag)}
+    counted = {} if flags.get("negatives") is None else {"negatives": flags["negatives"]}
+    return Asked(**given, **counted, optional=optional)
+
+
+def as_words(flags: dict[str, Any]) -> list[str]:
+    """What `columns` was given, once more."""
+    words = []
+    for which, flag in FLAGS.items():
+        given = flags.get(flag) or ()
+        for value in given if isinstance(given, tuple) else (given,):
+            words += [f"--{which}", value]
+    for name, usual in USUAL.items():
+        if flags[name] != usual:
+            words += [f"--{name.replace('_', '-')}", str(flags[name])]
+    return words
+
+
+def training_data(path: Path, flags: dict[str, Any], *, optional: bool = False) -> "Texts":
+    """The texts; of scored pairs those that count as positives. optional: named columns need not be there."""
+    from retrieval.data import pairs_by_score, read_texts
+
+    data = read_texts(path, asked_columns(flags, optional=optional), flags["split"])
     if data.scores is not None:
         return pairs_by_score(data, flags["min_score"], str(path))
-    if flags["min_score"] is not None:
+    if flags["min_score"] is not None and not optional:
         raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
     return data

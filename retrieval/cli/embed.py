@@ -8,6 +8,8 @@ import click
 
 from retrieval.errors import UserError
 
+from . import columns
+from .columns import asked_columns
 from .options import (
     as_stored,
     common,
@@ -23,7 +25,7 @@ from .options import (
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
-    from retrieval.data import TextFile, Texts
+    from retrieval.data import Asked, TextFile, Texts
     from retrieval.images import Images
     from retrieval.store import Store
 
@@ -71,6 +73,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="What texts are, for encoders with prompts for each.",
 )
+@columns.text
+@columns.image
+@columns.label
+@columns.identifier
 @click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store
@@ -95,6 +101,7 @@ def embed(
     device: str | None,
     seed: int,
     as_json: bool,
+    **named: str | None,
 ) -> None:
     """Encode a corpus into an embedding store.
 
@@ -117,7 +124,7 @@ def embed(
     elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
         refuse_to_clobber(output, KIND, overwrite)
     shard_rows = shard_rows or SHARD_ROWS
-    data = _read(path, split, skip_bad, shard_rows)
+    data = _read(path, asked_columns(named), split, skip_bad, shard_rows)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.cpus import usable_cpus
     from retrieval.embed import embed as embed_data
@@ -170,7 +177,9 @@ def embed(
     emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
 
 
-def _read(path: Path, split: str, skip_bad: bool, shard_rows: int) -> "TextFile | Texts | Images | Store":
+def _read(
+    path: Path, asked: "Asked", split: str, skip_bad: bool, shard_rows: int
+) -> "TextFile | Texts | Images | Store":
     from retrieval.artifact import stated_kind
     from retrieval.data import scan_texts
     from retrieval.data.documents import is_collection
@@ -179,13 +188,17 @@ def _read(path: Path, split: str, skip_bad: bool, shard_rows: int) -> "TextFile 
 
     refuse_missing(path, give="texts or images")
     if stated_kind(path) == KIND:
+        asked.refuse_without_columns(path)
         store = open_store(path)
         say(f"{path}: {store.count:,} embeddings")
         return store
     if path.is_dir() and is_collection(path):
         raise UserError(f"{path}: is a collection; embed its corpus.jsonl, or its queries.jsonl --as query")
-    pictures = is_image_data(path, split)
-    data = read_images(path, skip_bad=skip_bad, split=split) if pictures else scan_texts(path, shard_rows, split)
+    data: TextFile | Texts | Images
+    if is_image_data(path, split, asked):
+        data = read_images(path, skip_bad=skip_bad, split=split, asked=asked)
+    else:
+        data = scan_texts(path, shard_rows, split, asked)
     say(f"{path}: {data.origin}" + ("" if data.has_ids else "; no ids (column id), so rows are numbered"))
     return data
 

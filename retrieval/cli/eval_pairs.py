@@ -5,11 +5,12 @@ from typing import Any
 
 import click
 
+from .columns import asked_columns
 from .evaluate import evaluate, keeps
 from .evaluated import refuse_evaluation, rough, write_evaluation
 from .options import common, pick_device, quiet_libraries, uses_device
 from .output import emit, progress, say
-from .train_pairs import asked_columns, captions, pair_columns
+from .train_pairs import captions, pair_columns
 
 WAYS = {"i2t": "picture → caption", "t2i": "caption → picture", "i2i": "first → second", "i2i_back": "second → first"}
 

@@ -9,7 +9,7 @@ from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 if TYPE_CHECKING:
-    from retrieval.data import Texts
+    from retrieval.data import Asked, Texts
     from retrieval.encoder import Encoder
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images, Pairs
@@ -70,14 +70,14 @@ class Held:
         return vectors
 
 
-def read_held(path: Path) -> Held:
-    """Judge by a file, folder or data set of any kind."""
+def read_held(path: Path, asked: "Asked | None" = None) -> Held:
+    """Judge by a file, folder or data set of any kind. asked: columns that the user names."""
     from retrieval.data import read_texts
     from retrieval.data.documents import is_collection
 
     if path.is_dir() and is_collection(path):
         return by_judgments(path, SPLIT)
-    data = read_texts(path, split=SPLIT)
+    data = read_texts(path, asked, SPLIT)
     if data.scores is not None:
         return by_scores(data)
     if data.is_pairs:

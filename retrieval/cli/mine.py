@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 ENDINGS = (".jsonl", ".csv", ".tsv")
 BLOCK = 4096  # rows written at a time
+EXAMPLES = 3  # rows that are shown, at most
+SHOWN = 60  # characters of a text
+NEARER = 0.05  # of the negatives may be nearer than their positive without a word
 
 
 class Ranks(click.ParamType[tuple[int, int]]):
@@ -131,7 +134,8 @@ def mine(**flags: Any) -> None:
     with sole_writer(scratch):
         result = _mined(data, flags, mining, scratch)
         shutil.rmtree(scratch)
-    lines = [f"{output}: {result['rows']:,} rows, {result['mined']:,} negatives"]
+    examples = result.pop("examples")
+    lines = [f"{output}: {result['rows']:,} rows, {result['mined']:,} negatives", *_told(result, examples, mining)]
     if result["short"]:
         lines.append(
             f"  {result['short']:,} rows have fewer than {mining.negatives}: widen --ranks or the margins, or give a larger --corpus"
@@ -153,16 +157,63 @@ def _mined(data: "Texts", flags: dict[str, Any], mining: "Mining", scratch: Path
     searched = _searched(texts[0], texts[1], flags, scratch, device)
     of = Relations(anchor[2], positive[2], anchor[0], positive[0], searched.codes)
     negatives = np.full((len(data), mining.negatives), -1, np.int64)
+    scores, own = np.full(negatives.shape, np.nan, np.float32), np.empty(len(data), np.float32)
     judge = _judge(texts[0], texts[1], searched, flags, scratch, device)
     with progress("mine", len(data)) as bar:
         for mined in mine(of, _search(searched, device), _score(searched.anchors, searched.positives), mining, judge):
-            negatives[mined.rows, : mined.negatives.shape[1]] = mined.negatives
+            width = mined.negatives.shape[1]
+            negatives[mined.rows, :width], scores[mined.rows, :width] = mined.negatives, mined.scores
+            own[mined.rows] = mined.positives
             bar(len(mined.rows))
     _write(flags["output"], data, negatives, searched.texts)
     there = (negatives >= 0).sum(1)
     short = int((there < mining.negatives).sum())
     told = {"output": str(flags["output"]), "rows": len(data), "mined": int(there.sum()), "short": short}
-    return told | {"corpus": len(searched.texts)}
+    told |= {"corpus": len(searched.texts), "scores": _scores(scores, own)}
+    return told | {"examples": [_example(data, row, searched.texts, negatives, scores, own) for row in _spread(there)]}
+
+
+def _scores(scores: "Floats", own: "Floats") -> dict[str, Any]:
+    """Quartiles of positives' and negatives' scores, and what share of the negatives scores no lower than its positive."""
+    import numpy as np
+
+    found = ~np.isnan(scores)
+    if not found.any():
+        return {}
+    quartiles = {
+        name: [round(float(q), 4) for q in np.quantile(each, (0.25, 0.5, 0.75))]
+        for name, each in (("positives", own), ("negatives", scores[found]))
+    }
+    return quartiles | {"nearer_than_positive": float((scores >= own[:, None])[found].mean())}
+
+
+def _spread(there: "Ints") -> list[int]:
+    """Some rows that have a negative, from all over the data."""
+    import numpy as np
+
+    rows = np.flatnonzero(there)
+    return [int(row) for row in rows[:: max(1, -(-len(rows) // EXAMPLES))]]
+
+
+def _example(data: "Texts", row: int, texts: Sequence[str], negatives: "Ints", scores: "Floats", own: "Floats") -> str:
+    from retrieval.data import shortened
+
+    said = data.columns["anchor"][row], data.columns["positive"][row], texts[negatives[row, 0]]
+    anchor, positive, negative = (shortened(text, SHOWN) for text in said)
+    return f'  "{anchor}": {own[row]:.2f} "{positive}", not {scores[row, 0]:.2f} "{negative}"'
+
+
+def _told(result: dict[str, Any], examples: list[str], mining: "Mining") -> list[str]:
+    told = result["scores"]
+    if not told:
+        return []
+    both = ", ".join(f"{name} {told[name][1]:.2f} ({told[name][0]:.2f}–{told[name][2]:.2f})" for name in ("positives", "negatives"))  # fmt: skip
+    lines = [f"  scores, median and quartiles: {both}", *examples]
+    nearer = told["nearer_than_positive"]
+    if nearer > NEARER:
+        advice = "" if mining.relative_margin else "; --relative-margin 0.05 leaves them out"
+        lines.append(f"  {nearer:.0%} of the negatives are no farther than their positive, and may be right{advice}")
+    return lines
 
 
 def _searched(anchors: list[str], positives: list[str], flags: dict[str, Any], scratch: Path, device: str) -> Searched:

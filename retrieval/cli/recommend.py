@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import UserError
 
+from .columns import as_words
+
 if TYPE_CHECKING:
     from retrieval.eval.sweep import Point
     from retrieval.eval.values import PerQuery
@@ -84,7 +86,7 @@ def _trials(record: "Record", point: "Point") -> list[dict[str, Any]]:
 def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
     """What trains the recommended setting on everything."""
     words = ["retrieval", "train", "text" if held.is_text else "image"]
-    words += ["--data", str(flags["data"]), "--model", flags["model"], "--loss", best.method]
+    words += ["--data", str(flags["data"]), *as_words(flags), "--model", flags["model"], "--loss", best.method]
     for name, value in best.setting.items():
         words += [f"--{name.replace('_', '-')}", f"{value:g}"]
     for name in ("steps", "epochs", "batch_size", "lr"):

@@ -9,6 +9,8 @@ import click
 
 from retrieval.errors import UserError
 
+from . import columns
+from .columns import asked_columns, training_data
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import MOST, common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
@@ -84,6 +86,8 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--whole", is_flag=True, help="Train the whole encoder in every trial, not a head on it.")
 @click.option("--value", default=None, help="The metric to choose by.  [default: map@r, of pairs mrr]")
+@columns.columns
+@columns.image
 @masks
 @lasts
 @writes
@@ -142,12 +146,20 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
 
 def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None]":
     """Training data, and what to choose by if that is given. Raises UserError where there is nothing to choose by."""
-    from retrieval.data import read_texts
     from retrieval.images import is_image_data, read_images
 
-    read = read_images if is_image_data(flags["data"]) else read_texts
-    data: Texts | Images = read(flags["data"])
-    held_out: Texts | Images | None = None if flags["held_out"] is None else read(flags["held_out"])
+    of_pictures = is_image_data(flags["data"], flags["split"], asked_columns(flags))
+    idle = next((name for name in ("anchor", "score", "min_score") if of_pictures and flags[name] is not None), None)
+    if idle:
+        raise UserError(f"--{idle.replace('_', '-')}: is for texts, and {flags['data']} has pictures; leave it out")
+
+    def read(path: Path, *, optional: bool = False) -> "Texts | Images":
+        if of_pictures:
+            return read_images(path, split=flags["split"], asked=asked_columns(flags, optional=optional))
+        return training_data(path, flags, optional=optional)
+
+    data = read(flags["data"])
+    held_out = None if flags["held_out"] is None else read(flags["held_out"], optional=True)
     judged, named = (data, "data") if held_out is None else (held_out, "held_out")
     if judged.labels is None and not judged.is_pairs:
         remedy = "; give --held-out a file that has" if held_out is None else ""

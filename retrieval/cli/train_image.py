@@ -10,6 +10,8 @@ import click
 from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
+from . import columns
+from .columns import asked_columns
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--split", default="train", show_default=True, help="Of a data set with several; of --eval-data it is test."
 )
+@columns.image
+@columns.label
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @click.option(
     "--augment",
@@ -66,7 +70,8 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     quiet_libraries()
     from retrieval.images import read_images
 
-    data = without_singles(read_images(flags["data"], skip_bad=skip_bad, split=split), str(flags["data"]))
+    read = read_images(flags["data"], skip_bad=skip_bad, split=split, asked=asked_columns(flags))
+    data = without_singles(read, str(flags["data"]))
     # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
@@ -121,7 +126,7 @@ def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
     from .held import SPLIT, by_classes
 
     path = flags[name]
-    data = read_images(path, split=SPLIT) if path else None
+    data = read_images(path, split=SPLIT, asked=asked_columns(flags, optional=True)) if path else None
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --{name.replace('_', '-')} needs labels; give class folders or a column label")
     if data is None:

@@ -10,6 +10,7 @@ import click
 from retrieval.artifact import refuse_to_clobber, sha256_json
 from retrieval.errors import UserError
 
+from .columns import asked_columns, column
 from .losses import fit_to_data, loss_config
 from .options import F, Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import say
@@ -34,11 +35,9 @@ KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-obj
 def pair_columns(split: str) -> Callable[[F], F]:
     """Options of which columns belong together, and of which `split` is read where none is asked for."""
     return together(
-        click.option("--anchor", help="Column of pictures, or of the first picture of each pair."),
-        click.option("--positive", help="Column of captions, or of the second picture."),
-        click.option(
-            "--negative", multiple=True, help="Columns of wrong captions, or of pictures.  [default: negative…]"
-        ),
+        column("anchor", "Column of pictures, or of the first picture of each pair."),
+        column("positive", "Column of captions, or of the second picture."),
+        column("negative", "Columns of wrong captions, or of pictures.  [default: negative…]", multiple=True),
         click.option("--split", default=split, show_default=True, help="Of data sets that have several."),
     )
 
@@ -123,12 +122,6 @@ def _refuse_encoders(flags: dict[str, Any]) -> None:
         )
     if flags["dim"] and flags["model"]:
         raise UserError("--dim: is for --image-model and --text-model; leave it out")
-
-
-def asked_columns(flags: dict[str, Any]) -> Any:
-    from retrieval.data import Asked
-
-    return Asked(anchor=flags["anchor"], positive=flags["positive"], negative=flags["negative"])
 
 
 def _config(flags: dict[str, Any]) -> "PairConfig":

@@ -10,7 +10,7 @@ import click
 from retrieval.artifact import refuse_to_clobber
 from retrieval.errors import UserError
 
-from .columns import columns, training_data
+from .columns import asked_columns, columns, training_data
 from .losses import fit_to_data, loss_config
 from .options import Number, pick_device, quiet_libraries, refuse_missing, together
 from .output import progress, say
@@ -160,10 +160,11 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     from .held import by_classes, read_held
 
     sets = {}
+    asked = asked_columns(flags, optional=True)
     if flags["eval_data"]:
-        sets["held-out"] = read_held(flags["eval_data"])
+        sets["held-out"] = read_held(flags["eval_data"], asked)
     if flags["general_data"]:
-        sets["general"] = read_held(flags["general_data"])
+        sets["general"] = read_held(flags["general_data"], asked)
     elif not flags["no_general"]:
         docs = docs_as_texts(library_docs())
         sets["general"] = by_classes(docs.take(range(0, len(docs), max(1, len(docs) // GENERAL))))

@@ -178,7 +178,7 @@ def train_one(
     scratch: Path,
 ) -> "tuple[Curve, list[Plan]]":
     """Train the encoder in place on one data set by `train`, from where a killed call stopped; the curve, and the batches."""
-    with progress("encode", len(data) if config.head or config.drawing.how == "hard" else 0) as encoded:
+    with progress("encode", config.encoded_first(data, encoder.model)) as encoded:
         plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
         with training(config, [plan], scratch, flags) as bar:
             curve = train(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retrieval.errors import UserError
@@ -33,15 +33,19 @@ NEGATIVES = 7  # of each row that are used unless asked otherwise
 
 @dataclass(frozen=True)
 class Asked:
-    """Columns that the user names, and how many negatives of each row to use."""
+    """Columns that the user names, and how many negatives of each row to use. optional: those that a file has count, and the rest
+    are found by name, as for a file that is judged by."""
 
     anchor: str | None = None
     positive: str | None = None
     negative: tuple[str, ...] = ()
     text: str | None = None
+    image: str | None = None
     label: str | None = None
+    id: str | None = None
     score: str | None = None
     negatives: int = NEGATIVES
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if (self.anchor is None) != (self.positive is None):
@@ -50,6 +54,41 @@ class Asked:
             raise UserError("--anchor, --positive: are for pairs, --text and --label for single texts; give one kind")
         if self.negative and not self.anchor:
             raise UserError("--negative: name --anchor and --positive too")
+        if self.image and self.text:
+            raise UserError("--image, --text: name the column of pictures or that of texts")
+
+    def of(self, names: Sequence[str]) -> "Asked":
+        """What is asked of a file with those columns."""
+        if not self.optional:
+            return self
+        pairs = {self.anchor, self.positive} <= set(names)
+
+        def there(name: str | None) -> str | None:
+            return name if name in names else None
+
+        return replace(
+            self,
+            anchor=self.anchor if pairs else None,
+            positive=self.positive if pairs else None,
+            negative=tuple(name for name in self.negative if pairs and name in names),
+            text=there(self.text),
+            image=there(self.image),
+            label=there(self.label),
+            id=there(self.id),
+            score=there(self.score),
+        )
+
+    @property
+    def names_some(self) -> bool:
+        """Whether it says by itself what the texts are."""
+        return any((self.anchor, self.text, self.label))
+
+    def refuse_without_columns(self, path: object) -> None:
+        """Raise UserError if a column is named of what has none."""
+        for which in ("anchor", "text", "image", "label", "id"):
+            name = getattr(self, which)
+            if name is not None and not self.optional:
+                raise UserError(f"--{which} {name}: {path} has no columns; give a table, or leave it out")
 
 
 def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
@@ -63,9 +102,10 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
             raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)})")
         return name
 
-    identifier = find(ID_COLUMNS)
+    asked = asked.of(names)
+    identifier = named("id", asked.id) or find(ID_COLUMNS)
     extra = {"id": identifier} if identifier else {}
-    if asked.anchor or not (asked.text or asked.label):
+    if asked.anchor or not asked.names_some:
         pair = named("anchor", asked.anchor), named("positive", asked.positive)
         for choice in PAIR_COLUMNS if pair[0] is None else ():
             pair = find(choice[:1]), find(choice[1:])

@@ -30,7 +30,7 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
     rows = _numbered(path, split)
     first = _first(path, rows)
     rows = chain([first], rows)
-    columns = None if asked.anchor or asked.text else nested_columns(first[1])
+    columns = None if asked.of(list(first[1])).names_some else nested_columns(first[1])
     if columns is not None:
         nested = ((number, nested_row(str(path), number, row, columns)) for number, row in rows)
         return _collect_nested(path, nested, asked)
@@ -44,20 +44,21 @@ def _numbered(path: Path, split: str) -> Iterator[Numbered]:
     return ((number, row) for _, number, row in line_rows(Lines(_existing(path))))
 
 
-def scan_texts(path: Path, block: int, split: str = "train") -> TextFile | Texts:
+def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None = None) -> TextFile | Texts:
     """Read through a file of lines without keeping it. Raises UserError as `read_texts` does, but for repeated ids. What is not of
     lines is read as `read_texts` does."""
     if is_table(path) or is_hub_name(path) or (path.exists() and is_collection(path)):
-        return read_texts(path, split=split)
+        return read_texts(path, asked, split)
+    asked = asked or Asked()
     found, fingerprint = stamp(_existing(path)), sha256_file(path)
     rows = line_rows(Lines(path))
     first = _first(path, rows)
     fields = list(first[2])
-    if nested_columns(first[2]) is not None:
-        return read_texts(path)
+    if not asked.names_some and nested_columns(first[2]) is not None:
+        return read_texts(path, asked)
     wanted = {
         name: column
-        for name, column in wanted_columns(str(path), fields, first[2], Asked()).items()
+        for name, column in wanted_columns(str(path), fields, first[2], asked).items()
         if name in ("anchor", "text", "label", "id")
     }
     starts, count, labels = [], 0, set()

@@ -87,8 +87,7 @@ def read_pairs(path: Path, *, split: str = "train", asked: Asked | None = None) 
     asked = asked or Asked()
     if is_rows(path):
         return _of_table(open_table(path, split), asked)
-    if asked.anchor:
-        raise UserError(f"--anchor {asked.anchor}: {path} has no columns; give a table, or leave it out")
+    asked.refuse_without_columns(path)
     if is_shards(path):
         samples = read_samples(path)
         return _captioned(
@@ -151,10 +150,10 @@ def _of_table(table: Table, asked: Asked) -> Pairs:
     path = table.path
     if not table.names:
         raise UserError(f"{path}: is empty; give a header such as image,caption and a row a pair")
+    asked = asked.of(table.names)
     anchor, positive = _sides(table, asked)
     for flag, name in (("anchor", anchor), ("positive", positive), *(("negative", name) for name in asked.negative)):
-        if name not in table.names:
-            raise UserError(f"--{flag} {name}: {path} has no such column (found: {', '.join(table.names)})")
+        table.named(flag, name)
     negatives = list(asked.negative) or [name for name in table.names if name.strip().lower().startswith("negative")]
     names = [anchor, positive, *negatives[: asked.negatives]]
     identifier = table.find(ID_COLUMNS)

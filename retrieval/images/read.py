@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from retrieval.cpus import usable_cpus
-from retrieval.data.columns import PAIR_COLUMNS, TEXT_COLUMNS
+from retrieval.data.columns import PAIR_COLUMNS, TEXT_COLUMNS, Asked
 from retrieval.errors import UserError
 
 from .arrays import is_idx, read_idx_file, read_npz
@@ -23,8 +23,10 @@ KINDS = (
 )
 
 
-def is_image_data(path: Path, split: str = "train") -> bool:
+def is_image_data(path: Path, split: str = "train", asked: Asked | None = None) -> bool:
     """Whether `path` is read as images (a folder, tars, arrays, a table with pictures) rather than as texts."""
+    if asked is not None and (asked.image or asked.text):
+        return asked.image is not None
     if is_rows(path):
         table = open_table(path, split)
         column = picture_column(table)
@@ -35,29 +37,36 @@ def is_image_data(path: Path, split: str = "train") -> bool:
     return path.is_dir() or path.suffix.lower() in (".npz", ".gz") or is_shards(path) or is_idx(path)
 
 
-def read_images(path: Path, *, skip_bad: bool = False, split: str = "train") -> Images:
+def read_images(path: Path, *, skip_bad: bool = False, split: str = "train", asked: Asked | None = None) -> Images:
     """Read a folder of class folders, an unlabelled folder, a table of path and label (CSV, TSV, JSONL, Parquet), a Hugging
     Face data set (a folder that `save_to_disk` wrote, or owner/name[:config]), tar shards, an `.npz` or an IDX file.
 
-    split: of data sets that have several. With skip_bad every file is decoded once, and those that fail are left out and
+    split: of data sets that have several. asked: columns that the user names. With skip_bad every file is decoded once, and those that fail are left out and
     counted in `skipped`.
     """
+    asked = asked or Asked()
     if is_rows(path):
-        images = read_table(open_table(path, split), missing=skip_bad)
-    elif is_shards(path):
-        images = read_shards(path)
-    elif path.is_dir():
-        images = read_folder(path)
-    elif not path.is_file():
-        raise UserError(f"{path}: no such file or folder; {KINDS}")
-    elif path.suffix.lower() == ".npz":
-        images = read_npz(path)
-    elif is_idx(path):
-        images = read_idx_file(path)
+        images = read_table(open_table(path, split), asked, missing=skip_bad)
     else:
-        raise UserError(f"{path}: not image data; {KINDS}")
+        asked.refuse_without_columns(path)
+        images = _read_other(path)
     _refuse_alike(path, images.labels)
     return _without_bad(path, images) if skip_bad else images
+
+
+def _read_other(path: Path) -> Images:
+    """What has no columns."""
+    if is_shards(path):
+        return read_shards(path)
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder; {KINDS}")
+    if path.suffix.lower() == ".npz":
+        return read_npz(path)
+    if is_idx(path):
+        return read_idx_file(path)
+    raise UserError(f"{path}: not image data; {KINDS}")
 
 
 def _refuse_alike(path: Path, labels: list[str] | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
-from retrieval.data.columns import as_text
+from retrieval.data.columns import Asked, as_text
 from retrieval.data.rows import line_rows
 from retrieval.data.tables import arrow_files, is_hub_name, is_table
 from retrieval.errors import UserError
@@ -33,6 +33,12 @@ class Table:
     def find(self, choices: Sequence[str]) -> str | None:
         """The first of those columns that the table has, as it writes it."""
         return next((name for choice in choices for name in self.names if name.strip().lower() == choice), None)
+
+    def named(self, flag: str, name: str | None) -> str | None:
+        """A column that the user names. Raises UserError where the table lacks it."""
+        if name is not None and name not in self.names:
+            raise UserError(f"--{flag} {name}: {self.path} has no such column (found: {', '.join(self.names)})")
+        return name
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
         """Those columns of each row. A picture's bytes are told by their place, and classes by their names."""
@@ -82,16 +88,18 @@ def picture_column(table: Table) -> str | None:
     return named
 
 
-def read_table(table: Table, *, missing: bool) -> Images:
+def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
     """Rows of a picture and perhaps a label and an id. missing: also of pictures that are not there."""
-    path, column = table.path, picture_column(table)
+    path, asked = table.path, asked.of(table.names)
     if not table.names:
         raise UserError(f"{path}: is empty; give a header path,label and a row an image")
+    column = table.named("image", asked.image) or picture_column(table)
     if column is None:
         raise UserError(
-            f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); name one so in the header"
+            f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); name one so in the header, or by --image"
         )
-    label, name = table.find(LABEL_COLUMNS), table.find(ID_COLUMNS)
+    label = table.named("label", asked.label) or table.find(LABEL_COLUMNS)
+    name = table.named("id", asked.id) or table.find(ID_COLUMNS)
     source: list[Picture] = []
     labels: list[tuple[int, Any]] = []
     ids: list[str] = []

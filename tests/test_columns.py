@@ -1,0 +1,157 @@
+"""Columns that are called otherwise: named in each command that reads a table, and no word is taken for another in silence."""
+
+import csv
+import json
+import shlex
+from functools import partial
+
+import pytest
+from test_cli import read_json
+
+from retrieval.cli import cli
+from retrieval.cli.columns import as_words
+from retrieval.data import Asked, read_texts
+from retrieval.encoder import MINILM
+from retrieval.errors import UserError
+from retrieval.images import is_image_data, read_images
+from retrieval.store import open_store
+
+
+def renamed(path, source, names, which=slice(None)):
+    """Rows of the table `source` with other names in its header, and ids."""
+    with open(source, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:][which]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("nr", *names), *((f"n{at}", *row) for at, row in enumerate(rows))])
+    return path
+
+
+@pytest.fixture
+def odd(texts, tmp_path):
+    return renamed(tmp_path / "odd.csv", texts, ("wortlaut", "klasse"))
+
+
+@pytest.fixture
+def odd_pictures(pictures, tmp_path):
+    path = tmp_path / "pictures.csv"
+    files = sorted(pictures.glob("[0-2]/*.png"))
+    rows = [(file.stem + file.parent.name, file, file.parent.name, "a digit") for file in files]
+    with open(path, "w", newline="") as out:
+        csv.writer(out).writerows([("nr", "bild", "klasse", "text"), *rows])
+    return path
+
+
+TEXTS = ["--text", "wortlaut", "--label", "klasse"]
+PICTURES = ["--image", "bild", "--label", "klasse"]
+
+
+def test_texts_are_embedded_from_the_columns_that_are_named(odd, texts, run_cli, tmp_path, tiny):
+    words = ["embed", "--encoder", tiny, "--device", "cpu", "--data"]
+    assert "name it by --text" in run_cli(*words, odd, "--output", tmp_path / "x", code=2).stderr
+    run_cli(*words, odd, *TEXTS, "--id", "nr", "--output", tmp_path / "named")
+    run_cli(*words, texts, "--output", tmp_path / "usual")
+    named, usual = open_store(tmp_path / "named"), open_store(tmp_path / "usual")
+    rows, same = named.load(), usual.load()
+    assert (rows.embeddings == same.embeddings).all() and rows.labels == same.labels
+    assert list(rows.ids[:2]) == ["n0", "n1"]
+    error = run_cli(*words, odd, "--text", "nothing", "--output", tmp_path / "x", code=2).stderr
+    assert "--text nothing" in error and "found: nr, wortlaut, klasse" in error
+    assert "--image, --text" in run_cli(*words, odd, *TEXTS, "--image", "nr", "--output", tmp_path / "x", code=2).stderr
+    assert "has no columns" in run_cli(*words, tmp_path / "named", "--id", "nr", "--output", tmp_path / "x", code=2).stderr  # fmt: skip
+
+
+def test_the_other_side_of_pairs_is_embedded_by_its_name(pairs_file, run_cli, tmp_path, tiny):
+    run_cli("embed", "--encoder", tiny, "--device", "cpu", "--data", pairs_file, "--text", "positive", "--output", tmp_path / "s")  # fmt: skip
+    shown = [text for block in open_store(tmp_path / "s") for text in block.payload["text"]]
+    assert shown == list(read_texts(pairs_file).columns["positive"])
+
+
+def test_pictures_are_read_from_the_columns_that_are_named(odd_pictures, pictures, run_cli, tmp_path):
+    asked = Asked(image="bild", label="klasse", id="nr")
+    found = read_images(odd_pictures, asked=asked)
+    assert len(found) == 60 and found.labels[0] == "0" and found.ids[0].endswith("0") and is_image_data(odd_pictures, asked=asked)  # fmt: skip
+    assert not is_image_data(odd_pictures) and not is_image_data(pictures, asked=Asked(text="x"))
+    with pytest.raises(UserError, match="or by --image"):
+        read_images(odd_pictures)
+    with pytest.raises(UserError, match="--label x: .* has no such column"):
+        read_images(odd_pictures, asked=Asked(image="bild", label="x"))
+    with pytest.raises(UserError, match="--image bild: .* has no columns"):
+        read_images(pictures, asked=asked)
+    assert len(read_images(pictures, asked=Asked(image="bild", optional=True))) == 200
+    command = ["train", "image", "--data", odd_pictures, "--model", "small", "--steps", 2, "--batch-size", 8, "--device", "cpu"]  # fmt: skip
+    told = run_cli(*command, *PICTURES, "--eval-data", pictures, "--output", tmp_path / "run")
+    assert "columns bild, klasse" in told.stderr and "map@r" in told.stdout
+
+
+def test_what_is_judged_by_need_not_have_the_columns(odd, texts, run_cli, tmp_path, tiny):
+    command = ["train", "text", "--data", odd, "--model", tiny, "--steps", 2, "--batch-size", 8, "--no-general"]
+    run_cli(*command, *TEXTS, "--eval-data", texts, "--device", "cpu", "--output", tmp_path / "a")
+    run_cli(*command, *TEXTS, "--eval-data", odd, "--device", "cpu", "--output", tmp_path / "b")
+    one, other = (json.loads((tmp_path / name / "run" / "metrics.json").read_text()) for name in "ab")
+    assert one["held-out"]["metrics"] == other["held-out"]["metrics"]
+
+
+def test_optional_columns_count_where_they_are(odd, texts, pairs_file):
+    asked = Asked(text="wortlaut", label="klasse", optional=True)
+    assert read_texts(odd, asked).labels == read_texts(texts, asked).labels
+    assert read_texts(pairs_file, asked).is_pairs
+    with pytest.raises(UserError, match="--text wortlaut"):
+        read_texts(texts, Asked(text="wortlaut"))
+    pairs = Asked(anchor="a", positive="b", negative=("c",), optional=True)
+    assert pairs.of(["a", "c"]).anchor is None and pairs.of(["a", "c"]).negative == ()
+    assert pairs.of(["b", "a"]).positive == "b" and pairs.of(["b", "a", "c"]).negative == ("c",)
+
+
+@pytest.mark.slow
+def test_a_sweep_tells_a_command_that_names_them_too(odd_pictures, texts, run_cli, tmp_path, tiny):
+    words = ["--kappa", "2", "--temperature", "0.1", "--seeds", 1, "--steps", 2, "--device", "cpu"]
+    sweep = partial(run_cli, "sweep", *words)
+    train = renamed(tmp_path / "train.csv", texts, ("wortlaut", "klasse"), slice(0, None, 2))
+    held = renamed(tmp_path / "held.csv", texts, ("text", "label"), slice(1, None, 2))
+    told = read_json(
+        sweep("--data", train, *TEXTS, "--held-out", held, "--model", tiny, "--output", tmp_path / "s", "--json")
+    )
+    command = shlex.split(told["recommended"]["command"])
+    assert command[command.index("--text") + 1] == "wortlaut" and command[command.index("--label") + 1] == "klasse"
+    run_cli(*command[1:-1], tmp_path / "run", "--no-general", "--device", "cpu")
+    told = read_json(
+        sweep("--data", odd_pictures, *PICTURES, "--model", "small", "--whole", "--output", tmp_path / "p", "--json")
+    )
+    assert shlex.join(map(str, PICTURES)) in told["recommended"]["command"]
+    error = sweep(
+        "--data", odd_pictures, *PICTURES, "--score", "nr", "--model", "small", "--output", tmp_path / "x", code=2
+    )
+    assert "--score: is for texts" in error.stderr
+
+
+def test_flags_are_said_as_they_were_given():
+    import click
+
+    given = [
+        "--anchor",
+        "a",
+        "--positive",
+        "b",
+        "--negative",
+        "c",
+        "--negative",
+        "d e",
+        "--split",
+        "dev",
+        "--min-score",
+        "0.5",
+    ]
+    context = cli.commands["sweep"].make_context(
+        "sweep", [*given, "--data", "x.csv", "--model", MINILM, "--output", "y"]
+    )
+    with context.scope():
+        assert isinstance(context, click.Context)
+        assert sorted(as_words(context.params)) == sorted(given)
+
+
+def test_a_class_named_among_nested_rows_needs_its_texts(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"query": "a", "pos": ["b"], "neg": ["c"], "kind": "d"}) + "\n")
+    assert read_texts(path).is_pairs
+    with pytest.raises(UserError, match="no column text"):
+        read_texts(path, Asked(label="kind"))
