@@ -1,11 +1,11 @@
 """Encoding: the values of SentenceTransformer.encode, whatever the batches; order, repeats, memory that runs out; embedding
 a corpus, interrupted and resumed, on one device and on several."""
 
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
+import apart
 import numpy as np
 import pytest
 import torch
@@ -215,7 +215,9 @@ def test_a_backend_that_computes_something_else_is_refused(minilm, docs, tmp_pat
     from retrieval.encoder import load_encoder
 
     with pytest.raises(UserError, match="--compute bfloat16: gives other vectors"):
-        embed(load_encoder(MINILM, "cpu"), Texts({"text": docs}, None, None, ""), tmp_path / "s", compute="bfloat16")
+        embed(
+            load_encoder(MINILM, "cpu"), Texts({"text": docs[:20]}, None, None, ""), tmp_path / "s", compute="bfloat16"
+        )
 
 
 def test_openvino_that_is_missing_or_asked_too_much_is_said(minilm, monkeypatch):
@@ -382,8 +384,14 @@ def test_only_the_head_runs_over_a_store_of_its_base(minilm, docs, tmp_path):
         embed(encoder, whole, tmp_path / "x")
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Embedding processes that begin with everything imported."""
+    monkeypatch.setattr("retrieval.workers.get_context", lambda _: apart.forked)
+
+
 @pytest.mark.slow
-def test_two_processes_make_the_same_store(minilm, docs, tmp_path):
+def test_two_processes_make_the_same_store(minilm, docs, tmp_path, forked):
     data = Texts({"text": docs}, None, None, "")
     one = embed(minilm, data, tmp_path / "one", shard_rows=40)
     two = embed(minilm, data, tmp_path / "two", shard_rows=40, devices=["cpu", "cpu"])
@@ -392,7 +400,7 @@ def test_two_processes_make_the_same_store(minilm, docs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_says_why(minilm, docs, tmp_path):
+def test_a_process_that_fails_says_why(minilm, docs, tmp_path, forked):
     data = Texts({"text": docs}, None, None, "")
     with pytest.raises(UserError, match="no such folder"):
         embed(Encoder(minilm.model, "./nosuch"), data, tmp_path / "s", devices=["cpu", "cpu"])
@@ -429,20 +437,21 @@ def test_processes_do_not_outlive_a_killed_parent(docs, tmp_path):
         tmp_path / "s",
     ]
 
-    def started(errors):
-        parent = psutil.Popen([sys.executable, "-m", "retrieval", *map(str, words)], stderr=errors)
-        deadline = time.monotonic() + 120
+    def started():
+        running = apart.begin(apart.command, *words)
+        parent, deadline = psutil.Process(running.process.pid), time.monotonic() + 120
         while len(parent.children(recursive=True)) < 2:
-            assert parent.is_running() and time.monotonic() < deadline
+            assert running.process.is_alive() and time.monotonic() < deadline
             time.sleep(0.1)
-        return parent, parent.children(recursive=True)
+        return running, parent.children(recursive=True)
 
-    parent, children = started(subprocess.DEVNULL)
-    parent.kill()
-    parent.wait()
+    running, children = started()
+    running.process.kill()
+    assert running.end().returncode == -signal.SIGKILL
     assert not psutil.wait_procs(children, timeout=20)[1]
-    parent, children = started(subprocess.PIPE)
-    parent.terminate()
-    said = parent.communicate(timeout=60)[1].decode()
-    assert parent.returncode == 130 and "interrupted" in said and "rows are kept" in said and "Traceback" not in said
+    running, children = started()
+    running.process.terminate()
+    done = running.end()
+    said = done.stderr
+    assert done.returncode == 130 and "interrupted" in said and "rows are kept" in said and "Traceback" not in said
     assert not psutil.wait_procs(children, timeout=20)[1]

@@ -43,7 +43,7 @@ def small_copy(minilm):
 
 @pytest.mark.slow
 def test_a_head_improves_and_opens_plainly(minilm, tmp_path):
-    docs = library_docs()[:240]
+    docs = library_docs()[:160]
     data = docs_as_texts(docs)
     encoder = small_copy(minilm)
     before = cluster_metrics(encoder.encode(data.texts), data.labels)

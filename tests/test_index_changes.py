@@ -177,7 +177,7 @@ def test_merged_lists_are_those_of_one_build(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key", ["Flat", "IDMap2,Flat", "IVF8,Flat", "IDMap2,HNSW16", "HNSW16", "IVF8,SQ8", "OPQ8_16,IVF8,PQ8"]
+    "key", ["Flat", "IDMap2,Flat", "IVF8,Flat", "IDMap2,HNSW16", "HNSW16", "IVF8,SQ8", "OPQ8_16,IVF8,PQ8x6"]
 )
 def test_faiss_files_come_in_with_their_ids(tmp_path, key):
     x = unit(700)

