@@ -205,3 +205,17 @@ def test_a_configuration_file_knows_every_option(text_path, texts, run_cli, tmp_
     assert saved["loss_settings"]["label_mask"] is False and saved["lr"] == 1e-3 and saved["batch_size"] == 111
     path.write_text('steps = "many"\n')
     assert f"{path}: steps: 'many' is not a valid integer" in run_cli("train", "text", "--config", path, code=2).stderr
+
+
+def test_help_shows_every_option_once_under_its_title(run_cli):
+    """Nothing is lost between the groups that options come in."""
+    for words in (["train", "text"], ["train", "image"], ["train", "pairs"], ["sweep"], ["mine"], ["embed"]):
+        shown = run_cli(*words, "--help").output
+        command = cli
+        for word in words:
+            command = command.commands[word]
+        for param in command.params:
+            assert len(re.findall(rf"^  {re.escape(max(param.opts, key=len))}(?![\w-])", shown, re.MULTILINE)) == 1, (
+                param.opts
+            )
+        assert shown.index("Options:") < shown.index("Columns:")

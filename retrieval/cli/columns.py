@@ -53,6 +53,7 @@ columns = together(
     click.option(
         "--split", default=USUAL["split"], show_default=True, help="Of a BEIR folder or data set with several."
     ),
+    title="Columns",
 )
 
 

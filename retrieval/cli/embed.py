@@ -11,6 +11,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns
 from .options import (
+    Command,
     as_stored,
     common,
     fills_store,
@@ -19,6 +20,7 @@ from .options import (
     refuse_missing,
     refuse_two_ways,
     require_store,
+    together,
     uses_device,
     writes,
 )
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from retrieval.store import Store
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--encoder", "name", required=True, help="A run, an encoder folder, or a hub name.")
 @click.option(
     "--data",
@@ -73,10 +75,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What texts are, for encoders with prompts for each.",
 )
-@columns.text
-@columns.image
-@columns.label
-@columns.identifier
+@together(columns.text, columns.image, columns.label, columns.identifier, title="Columns")
 @click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store

@@ -9,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluated import rough
-from .options import F, checks, common, existing, pick_device, uses_device
+from .options import F, Group, checks, common, existing, pick_device, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def keeps(command: F) -> F:
     return command
 
 
-@click.group("eval")
+@click.group("eval", cls=Group)
 def evaluate() -> None:
     """Measure retrieval quality."""
 

@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import MEMORY, TIME, F, checks, common, existing, verify_artifact, writes
+from .options import MEMORY, TIME, F, Group, checks, common, existing, verify_artifact, writes
 from .output import emit, plural, progress, say, told_size
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 index_argument = click.argument("folder", metavar="INDEX", type=existing("folder"))
 
 
-@click.group()
+@click.group(cls=Group)
 def index() -> None:
     """Build, tune, change and check search indexes, and exchange them with FAISS."""
 

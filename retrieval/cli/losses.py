@@ -22,6 +22,7 @@ masks = together(
         help="Same-class items are no negatives (default where there are labels); --no-label-mask is the paper's setting.",
     ),
     click.option("--detach-weights", is_flag=True, help="Hold the negatives' weights constant in the gradient."),
+    title="Loss",
 )
 lasts = together(
     click.option(
@@ -42,6 +43,7 @@ lasts = together(
         type=Number(positive=True),
         help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
     ),
+    title="Optimisation",
 )
 
 

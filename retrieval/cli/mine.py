@@ -14,7 +14,7 @@ import click
 from retrieval.errors import UserError
 
 from .columns import columns, training_data
-from .options import Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .options import Command, Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Searched:
     index: "Index | None"
 
 
-@click.command()
+@click.command(cls=Command)
 @columns
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Pairs, as for train text.")
 @click.option("--model", required=True, help="Encoder that finds the candidates.")

@@ -38,8 +38,28 @@ class Fault(click.ClickException):
             super().show(file)
 
 
-class Commands(click.Group):
-    """A group whose commands turn the user's errors, and a full disk, into one line; listed in the order they were added."""
+class Command(click.Command):
+    """A command whose options are shown under the titles of the groups that they came in."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titled: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for param in self.get_params(ctx):
+            if (shown := param.get_help_record(ctx)) is not None:
+                titled.setdefault(getattr(param, "title", "Options"), []).append(shown)
+        for title, rows in titled.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+class Commands(Group):
+    """The whole: its commands turn the user's errors, and a full disk, into one line; listed in the order they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -74,12 +94,16 @@ class Commands(click.Group):
             raise
 
 
-def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Options as one decorator, shown in this order."""
+def together(*options: Callable[[F], F], title: str | None = None) -> Callable[[F], F]:
+    """Options as one decorator, shown in this order, under a title of their own."""
 
     def add(command: F) -> F:
+        before = len(getattr(command, "__click_params__", ()))
         for option in reversed(options):
             command = option(command)
+        for param in getattr(command, "__click_params__", ())[before:] if title else ():
+            if not hasattr(param, "title"):
+                param.title = title
         return command
 
     return add

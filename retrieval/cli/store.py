@@ -8,6 +8,7 @@ import click
 from retrieval.errors import UserError
 
 from .options import (
+    Group,
     as_stored,
     checks,
     common,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 store_argument = click.argument("folder", metavar="STORE", type=existing("folder"))
 
 
-@click.group()
+@click.group(cls=Group)
 def store() -> None:
     """Look at, check and change embedding stores, and exchange them with other tools."""
 

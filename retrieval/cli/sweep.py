@@ -12,7 +12,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns, training_data
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
-from .options import MOST, common, existing, pick_device, quiet_libraries, uses_device, writes
+from .options import MOST, Command, common, existing, pick_device, quiet_libraries, together, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
 
@@ -50,7 +50,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return numbers
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data, as for train.")
 @click.option("--model", required=True, help="Encoder to start from.")
 @click.option(
@@ -86,8 +86,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--whole", is_flag=True, help="Train the whole encoder in every trial, not a head on it.")
 @click.option("--value", default=None, help="The metric to choose by.  [default: map@r, of pairs mrr]")
-@columns.columns
-@columns.image
+@together(columns.columns, columns.image, title="Columns")
 @masks
 @lasts
 @writes

@@ -2,7 +2,9 @@
 
 import click
 
+from .options import Group
 
-@click.group()
+
+@click.group(cls=Group)
 def train() -> None:
     """Fine-tune an encoder with the hardness-controlled contrastive loss."""

@@ -13,7 +13,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
-from .options import pick_device, quiet_libraries, refuse_missing
+from .options import pick_device, quiet_libraries, refuse_missing, together
 from .output import say
 from .processes import join
 from .train import train
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split", default="train", show_default=True, help="Of a data set with several; of --eval-data it is test."
 )
-@columns.image
-@columns.label
+@together(columns.image, columns.label, title="Columns")
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @click.option(
     "--augment",

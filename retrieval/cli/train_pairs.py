@@ -54,10 +54,12 @@ encoders = together(
     click.option("--freeze", type=click.Choice(["image", "text"]), help="The side that stays as it is (LiT)."),
     click.option("--image-lr", type=Number(positive=True), help="Learning rate of the image side, if another."),
     click.option("--text-lr", type=Number(positive=True), help="Learning rate of the text side, if another."),
+    title="Encoders",
 )
 captions = together(
     click.option("--hard-captions", type=click.IntRange(min=0), default=0, help="Of each caption so many with a word changed, as further negatives of its own picture."),
     click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="What is changed in them.  [default: any]"),
+    title="Changed captions",
 )  # fmt: skip
 
 

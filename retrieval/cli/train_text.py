@@ -43,6 +43,7 @@ of_texts = together(
     click.option("--query-prompt", help="Put before anchors of pairs, and kept as the encoder's prompt `query`."),
     click.option("--document-prompt", help="Likewise of the other texts, `document`."),
     click.option("--no-general", is_flag=True, help="Judge by no general set."),
+    title="Texts",
 )  # fmt: skip
 
 

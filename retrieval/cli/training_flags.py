@@ -39,6 +39,7 @@ what_learns = together(
     click.option(
         "--lora", type=click.IntRange(min=1), metavar="RANK", help="Train low-rank additions, merged in the end."
     ),
+    title="What learns",
 )
 batches = together(
     click.option(
@@ -58,6 +59,7 @@ batches = together(
         help="Items in the encoder at a time, so that --batch-size may exceed memory (GradCache: exact, a third slower).",
     ),
     click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches a step."),
+    title="Batches",
 )
 steps = together(
     click.option("--schedule", type=click.Choice(["linear", "cosine", "constant"]), help="Of the learning rate after warm-up.  [default: linear; of images cosine]"),
@@ -67,6 +69,7 @@ steps = together(
     click.option("--compile", "compiled", is_flag=True, help="Compile the encoder by torch.compile."),
     click.option("--ema", "average", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY", help="Keep a running mean of the weights in their place, as 0.999."),
     click.option("--dims", type=Dims(), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
+    title="Optimisation",
 )  # fmt: skip
 judging = together(
     click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: of texts documentation that comes with Python]"),
@@ -75,13 +78,14 @@ judging = together(
     click.option("--metric", help="What is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),
     click.option("--interpolate", type=click.FloatRange(0, 1), metavar="SHARE", help="Weights in the end: so much of the trained, the rest of the old encoder."),
     click.option("--report-to", type=click.Choice(["none", "tensorboard", "wandb", "mlflow"]), default="none", show_default=True, help="Where to log every step besides."),
+    title="Judging",
 )  # fmt: skip
 the_model = click.option("--model", required=True, help="Encoder to start from.")
 
 
 def trains(loss: str = "hcl") -> Callable[[F], F]:
     """The options of a loss that is `loss` by default, of how long to train and what to judge by, and what all commands have."""
-    return together(
+    hardness = together(
         click.option(
             "--loss",
             default=loss,
@@ -100,6 +104,10 @@ def trains(loss: str = "hcl") -> Callable[[F], F]:
         ),
         click.option("--temperature", type=Number(), help="Temperature t.  [default: the loss's own, of hcl 0.1]"),
         masks,
+        title="Loss",
+    )
+    return together(
+        hardness,
         lasts,
         click.option(
             "--eval-data", type=existing("any"), help="Data that are never trained on, to judge before and after."
