@@ -39,6 +39,7 @@ def pair_columns(split: str) -> Callable[[F], F]:
         column("positive", "Column of captions, or of the second picture."),
         column("negative", "Columns of wrong captions, or of pictures.  [default: negative…]", multiple=True),
         click.option("--split", default=split, show_default=True, help="Of data sets that have several."),
+        title="Columns",
     )
 
 
