@@ -104,7 +104,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
             for name, each in held.items():
                 tables.setdefault(name, {}).setdefault(method, []).append(each.judge(encoder, 0))
             told = "  ".join(f"{m} {tables[n][method][-1].means()[m]:.4f}" for n, h in held.items() for m in h.shown)
-            print(f"  {method:<26} seed {seed}  {seconds:5.0f} s  {told}", flush=True)
+            print(f"  {method:<34} seed {seed}  {seconds:5.0f} s  {told}", flush=True)
     for name, each in held.items():
         for metric in each.shown:
             print(f"\n  {name} {metric}: before {before[name].means()[metric]:.4f}")
@@ -112,7 +112,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
             for method in methods:
                 runs = tables[name][method]
                 mean = statistics.mean(run.means()[metric] for run in runs)
-                line = f"    {method:<26} {mean:.4f}"
+                line = f"    {method:<34} {mean:.4f}"
                 if method != first:
                     sides, _ = paired([runs, tables[name][first]])
                     found = compare(sides[0], sides[1], metric)
@@ -121,6 +121,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
                 print(line, flush=True)
 
 
+ONE_WAY = "hcl(temperature=0.05, directions='forward', within_side=False, label_mask=False)"
 MNRL: dict[str, dict[str, Any]] = {"MNRL, scale 20": {}}
 HARDNESS = {
     f"MNRL, in-batch hardness {s}": {"hardness_mode": "in_batch_negatives", "hardness_strength": s} for s in (5.0, 9.0)
@@ -150,6 +151,7 @@ def snli(asked: argparse.Namespace) -> None:
         "InfoNCE, t = .1": "infonce(label_mask=False)",
         "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
         "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
+        "HCL, κ = 2, t = .05, one direction": ONE_WAY,
         "MNRL, scale 20": {},
     }
     config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=2e-5)
@@ -165,6 +167,7 @@ def cosqa(asked: argparse.Namespace) -> None:
         "InfoNCE, t = .1": "infonce(label_mask=False)",
         "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
         "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
+        "HCL, κ = 2, t = .05, one direction": ONE_WAY,
         "MNRL, scale 20": {},
     }
     config = TextConfig(steps=asked.steps or 40, batch_size=32, lr=2e-5)

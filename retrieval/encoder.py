@@ -21,6 +21,7 @@ from retrieval.errors import UserError, first_line
 from retrieval.images import Picture
 from retrieval.openclip import CONFIG as OPEN_CLIP
 from retrieval.openclip import write_as_clip
+from retrieval.pixels import by_pillow
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -115,6 +116,8 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
         )
     except Exception as error:  # every layer below fails in its own ways on what is not a model
         raise UserError(f"{name}: cannot load this encoder ({first_line(error)})") from error
+    if "image" in model.modalities:
+        by_pillow(model)
     return Encoder(model.eval(), name)
 
 

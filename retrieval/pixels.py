@@ -41,12 +41,30 @@ def pixels_of(model: "SentenceTransformer") -> Pixels:
     whose processor does something else than resize, crop and scale."""
     processor: Any = getattr(reader(model, "image"), "processor", None)
     processor = getattr(processor, "image_processor", processor)
-    found = _asked(processor) if "image" in model.modalities and hasattr(processor, "image_mean") else None
+    found = _asked(processor) if "image" in model.modalities and callable(processor) else None
     if found is None:
         raise UserError(
             "--model: this encoder takes no images that transformers can prepare; give one, or --model small"
         )
     return found._replace(mean=found.mean.to(model.device), std=found.std.to(model.device))
+
+
+def by_pillow(model: "SentenceTransformer") -> None:
+    """Let the encoder's processor resize by Pillow, also where torchvision is installed: transformers would then take that, whose
+    pixels differ in the last digit, and so the vectors of one encoder on two machines."""
+    import transformers
+
+    module: Any = reader(model, "image")
+    processor: Any = getattr(module, "processor", None)
+    inner = getattr(processor, "image_processor", processor)
+    pillow = getattr(transformers, f"{type(inner).__name__}Pil", None)
+    if pillow is None:
+        return
+    made = pillow.from_dict(inner.to_dict())
+    if inner is processor:
+        module.processor = made
+    else:
+        processor.image_processor = made
 
 
 def least_side(model: "SentenceTransformer") -> int | None:

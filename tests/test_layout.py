@@ -27,7 +27,7 @@ HOMES = {
         "retrieval/routes.py",
         "train/",
     ],
-    "transformers": ["train/", "retrieval/openclip.py"],
+    "transformers": ["train/", "retrieval/openclip.py", "retrieval/pixels.py"],
     "huggingface_hub": ["retrieval/encoder.py", "retrieval/data/tables.py"],
     "triton": ["train/loss/kernels.py", "retrieval/neighbors/collect.py"],
     "datasets": ["train/whole.py", "retrieval/data/tables.py"],

@@ -14,7 +14,7 @@ from retrieval.encode import Encoding
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images, decode, read_images
-from retrieval.pixels import features_of, least_side, pixels_of
+from retrieval.pixels import by_pillow, features_of, least_side, pixels_of
 from retrieval.routes import reader
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -104,7 +104,9 @@ def encoder_of(made, folder):
     processor.save_pretrained(folder)
     transformer = Transformer(str(folder))
     dim = getattr(model.config, "hidden_size", None) or model.config.hidden_sizes[-1]
-    return SentenceTransformer(modules=[transformer, Pooling(dim)], device="cpu").eval()
+    encoder = SentenceTransformer(modules=[transformer, Pooling(dim)], device="cpu").eval()
+    by_pillow(encoder)
+    return encoder
 
 
 @pytest.mark.parametrize("made,size,shorter", KINDS.values(), ids=KINDS)
