@@ -140,6 +140,26 @@ def test_tables_and_data_sets_with_classes_and_splits(tmp_path):
     with pytest.raises(UserError, match=r"has no split 'dev'; choose --split \(found: train, test\)"):
         read_texts(tmp_path / "several", split="dev")
     assert len(scan_texts(tmp_path / "t.parquet", 2)) == 3
+    one.to_parquet(tmp_path / "classes.parquet")
+    assert list(read_texts(tmp_path / "classes.parquet").labels) == rows["label"]
+
+
+def test_a_folder_of_parquet_is_one_set(tmp_path):
+    """As the hub has them: by split, in a folder `data` or not; files of other names are all of it."""
+    for folder in ("plain", "hub/data", "mixed"):
+        (tmp_path / folder).mkdir(parents=True)
+    pieces = [("train-00000-of-00002", "ab"), ("train-00001-of-00002", "c"), ("test-00000-of-00001", "d")]
+    for name, texts in pieces:
+        pq.write_table(pa.table({"text": list(texts)}), tmp_path / "hub" / "data" / f"{name}.parquet")
+        pq.write_table(pa.table({"text": list(texts)}), tmp_path / "mixed" / f"{name}.parquet")
+        pq.write_table(pa.table({"text": list(texts)}), tmp_path / "plain" / f"part-{texts}.parquet")
+    pq.write_table(pa.table({"text": ["e"]}), tmp_path / "mixed" / "more.parquet")
+    assert list(read_texts(tmp_path / "hub").texts) == ["a", "b", "c"]
+    assert list(scan_texts(tmp_path / "hub", 2, "test").texts) == ["d"]
+    assert list(read_texts(tmp_path / "plain").texts) == ["a", "b", "c", "d"]
+    assert sorted(read_texts(tmp_path / "mixed").texts) == ["a", "b", "c", "d", "e"]
+    with pytest.raises(UserError, match=r"no split 'dev'; choose --split \(found: test, train\)"):
+        read_texts(tmp_path / "hub", split="dev")
 
 
 def test_columns_by_name(tmp_path):

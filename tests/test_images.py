@@ -165,6 +165,15 @@ def as_hub_parquet(folder, pictures):
     return folder / "a.parquet"
 
 
+def as_hub_parts(folder, pictures):
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    whole = data_set(pictures)
+    whole.select(range(3)).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
+    whole.select(range(3, 7)).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
+    whole.select([0]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
 def shard(rows, pictures, ending):
     told = {"cls": lambda label: label, "json": lambda label: json.dumps({"label": label, "width": 9})}[ending]
     members = {}
@@ -209,6 +218,7 @@ FORMATS = {
     "saved data set": as_saved,
     "saved splits": as_saved_splits,
     "data set as Parquet": as_hub_parquet,
+    "data set as a folder of Parquet": as_hub_parts,
     "tar with cls": as_tar("cls"),
     "tar with json": as_tar("json"),
     "tar shards": as_shards,

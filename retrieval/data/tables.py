@@ -1,20 +1,25 @@
-"""Rows of Parquet files, and of Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
+"""Rows of Parquet files and folders of them, and of Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
+import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from retrieval.errors import UserError, first_line
 
 ROWS = 4096  # read at a time
+SPLITS = ("train", "validation", "valid", "dev", "test")
 NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 
 def is_table(path: Path) -> bool:
-    """Whether a path is one of these: an existing Parquet file or dataset folder."""
-    return path.suffix.lower() == ".parquet" or any(
-        (path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")
+    """Whether a path is one of these: an existing Parquet file, a folder of them, or a dataset's."""
+    return (
+        path.suffix.lower() == ".parquet"
+        or any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json"))
+        or bool(_parts(path))
     )
 
 
@@ -25,7 +30,33 @@ def is_hub_name(path: Path) -> bool:
 
 def table_rows(path: Path, split: str) -> Iterator[dict[str, Any]]:
     """Rows in order. Raises UserError for what cannot be read."""
-    return _parquet(path) if path.suffix.lower() == ".parquet" else _dataset(path, split)
+    if path.is_file() or _parts(path):
+        return chain.from_iterable(map(_parquet, table_files(path, split)))
+    return _dataset(path, split)
+
+
+def table_files(path: Path, split: str) -> list[Path]:
+    """The Parquet or Arrow files in which a table's rows stand, in order. Raises UserError where it has no such split, or where
+    that is only a part of a file."""
+    if path.is_file():
+        return [path]
+    parts = _parts(path)
+    if not parts:
+        return _arrow_files(path, split)
+    named = {file: re.split(r"[-.]", file.name)[0] for file in parts}
+    if not set(named.values()) <= set(SPLITS):  # no names of splits: all of them are one set
+        return parts
+    found = [file for file in parts if named[file] == split]
+    if not found:
+        raise UserError(
+            f"{path}: has no split {split!r}; choose --split (found: {', '.join(dict.fromkeys(named.values()))})"
+        )
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
+    """Parquet files in a folder, or in its folder `data`, as the hub has them."""
+    return sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -34,15 +65,17 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
+            classes = class_names(file.schema_arrow)
             for batch in file.iter_batches(ROWS):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    yield row | {name: as_class(row[name], told) for name, told in classes.items()}
     except (ArrowException, OSError) as error:
         raise UserError(
             f"{path}: is not whole Parquet ({str(error).splitlines()[0][:120]}); download it again"
         ) from None
 
 
-def arrow_files(path: Path, split: str) -> list[Path]:
+def _arrow_files(path: Path, split: str) -> list[Path]:
     """The files in which a dataset's rows stand, in order. Raises UserError where not all of their rows are asked for."""
     import pyarrow as pa
 
@@ -57,16 +90,28 @@ def arrow_files(path: Path, split: str) -> list[Path]:
     return files
 
 
+def class_names(schema: Any) -> dict[str, list[str]]:
+    """What the numbers in some columns of an Arrow or Parquet file stand for, as data sets keep it in what they write."""
+    told = (schema.metadata or {}).get(b"huggingface", b"{}")
+    features = json.loads(told).get("info", {}).get("features", {})
+    classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    return {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
+
+
+def as_class(number: Any, names: list[str]) -> Any:
+    """A class by its name; data sets write −1 where it is not known."""
+    if not isinstance(number, int):
+        return number
+    return names[number] if 0 <= number < len(names) else None
+
+
 def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:
     loaded, classes = _split(path, split)
     for start in range(0, len(loaded), ROWS):
         block = loaded[start : start + ROWS]
         for values in zip(*block.values(), strict=True):
             row = dict(zip(block, values, strict=True))
-            for name, told in classes.items():
-                number = row[name]
-                row[name] = None if number is None or number < 0 else told[number]
-            yield row
+            yield row | {name: as_class(row[name], told) for name, told in classes.items()}
 
 
 def _split(path: Path, split: str) -> tuple[Any, dict[str, list[str]]]:

@@ -4,7 +4,6 @@ An Arrow file is mapped into memory. Parquet is compressed, so a row group of it
 sets of pictures have a hundred rows in each.
 """
 
-import json
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -77,14 +76,6 @@ def holds_pictures(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def class_names(file: Path) -> dict[str, list[str]]:
-    """What the numbers in some columns stand for, as data sets keep it in what they write."""
-    told = (schema(file).metadata or {}).get(b"huggingface", b"{}")
-    features = json.loads(told).get("info", {}).get("features", {})
-    classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    return {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
 
 
 def rows(file: Path, names: list[str]) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
 from retrieval.data.columns import Asked, as_text
 from retrieval.data.rows import line_rows
-from retrieval.data.tables import arrow_files, is_hub_name, is_table
+from retrieval.data.tables import as_class, class_names, is_hub_name, is_table, table_files
 from retrieval.errors import UserError
 
 from . import cells
@@ -47,21 +47,14 @@ class Table:
                 yield number, {name: row.get(name) for name in names}
         number = 0
         for file in self.files:
-            classes = {name: told for name, told in cells.class_names(file).items() if name in names}
+            classes = {name: told for name, told in class_names(cells.schema(file)).items() if name in names}
             for at, row in enumerate(cells.rows(file, list(names))):
                 for name in self.holding.intersection(names):
                     row[name] = Cell(file, name, at) if row[name] is True else row[name]
                 for name, told in classes.items():
-                    row[name] = _class(row[name], told)
+                    row[name] = as_class(row[name], told)
                 number += 1
                 yield number, row
-
-
-def _class(number: Any, names: list[str]) -> Any:
-    """A class by its name; data sets write −1 where it is not known."""
-    if not isinstance(number, int):
-        return number
-    return names[number] if 0 <= number < len(names) else None
 
 
 def is_rows(path: Path) -> bool:
@@ -74,7 +67,7 @@ def open_table(path: Path, split: str) -> Table:
     if path.suffix.lower() in LINES:
         first = next(line_rows(Lines(path)), None)
         return Table(path, [] if first is None else list(first[2]))
-    files = [path] if path.is_file() else arrow_files(path, split)
+    files = table_files(path, split)
     kinds = cells.schema(files[0])
     holding = frozenset(field.name for field in kinds if cells.holds_pictures(field.type))
     return Table(path, list(kinds.names), holding, tuple(files))
