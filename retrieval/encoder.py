@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from retrieval.pixels import by_pillow
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+T = TypeVar("T")
 MINILM = "all-MiniLM-L6-v2"
 RUN_KIND = "run"
 HUB_SECONDS = 10
@@ -97,7 +98,7 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
     source = resolve(name)
     if is_open_clip(Path(source)):
         with tempfile.TemporaryDirectory() as folder:  # sentence-transformers reads a folder only
-            write_as_clip(Path(source), Path(folder))
+            _loading(name, lambda: write_as_clip(Path(source), Path(folder)))
             return Encoder(load_encoder(folder, device).model, name)
     if not Path(source).is_dir():
         refuse_what_no_hub_gives(source)
@@ -107,18 +108,28 @@ def load_encoder(name: str, device: str | None = None) -> Encoder:
 
     # Foreign classes would need trust_remote_code, foreign pickles torch.load: neither is ever allowed.
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    try:
-        model = SentenceTransformer(
+    model = _loading(
+        name,
+        lambda: SentenceTransformer(
             source,
             device=device,
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-        )
-    except Exception as error:  # every layer below fails in its own ways on what is not a model
-        raise UserError(f"{name}: cannot load this encoder ({first_line(error)})") from error
+        ),
+    )
     if "image" in model.modalities:
         by_pillow(model)
     return Encoder(model.eval(), name)
+
+
+def _loading(name: str, load: Callable[[], T]) -> T:
+    """What `load` gives. Raises UserError for whatever it raises: every layer below fails in its own ways on what is not a model."""
+    try:
+        return load()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: cannot load this encoder ({first_line(error)})") from error
 
 
 def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]], NDArray[np.float32]]:
@@ -128,10 +139,10 @@ def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]
         refuse_what_no_hub_gives(source)
     from sentence_transformers import CrossEncoder
 
-    try:
-        model = CrossEncoder(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    except Exception as error:
-        raise UserError(f"{name}: cannot load this cross-encoder ({first_line(error)})") from error
+    model = _loading(
+        name,
+        lambda: CrossEncoder(source, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}),
+    )
     if model.num_labels != 1:
         raise UserError(f"{name}: gives {model.num_labels} scores of a pair, not one; choose a reranker")
 

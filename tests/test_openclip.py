@@ -201,6 +201,10 @@ def test_a_pickle_a_broken_file_and_a_foreign_configuration_are_refused(tmp_path
     (folder / WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="is a pickle, which is not opened"):
         load_encoder(name, "cpu")
+    for strange in ({"vision_cfg": "ViT-B-32"}, {"text_cfg": {"width": 25}}, {"vision_cfg": {"head_width": 0}}):
+        (folder / CONFIG).write_text(json.dumps({"model_cfg": {"embed_dim": 12, **strange}}))
+        with pytest.raises(UserError, match="cannot load this encoder"):
+            load_encoder(name, "cpu")
     (folder / CONFIG).write_text("[]")
     with pytest.raises(UserError, match="not what open_clip writes"):
         load_encoder(name, "cpu")
