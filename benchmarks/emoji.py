@@ -47,6 +47,7 @@ SKIN = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 LOSSES = {
     "HCL, κ = 2, t = .1": "hn-nce(temperature=0.1, label_mask=False)",
     "HCL, κ = 5, t = .1": "hn-nce(temperature=0.1, kappa=5, label_mask=False)",
+    "HCL, κ = 2, t = .03": "hn-nce(temperature=0.03, label_mask=False)",
     "InfoNCE, t = .1": "clip(temperature=0.1, label_mask=False)",
     "InfoNCE, t = .07": "clip(label_mask=False)",
     "SigLIP": "siglip(label_mask=False)",
