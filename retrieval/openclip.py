@@ -50,14 +50,11 @@ _PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "t
 
 def write_as_clip(source: Path, target: Path) -> None:
     """Write the open_clip folder `source` as a transformers folder to `target`. Raises UserError for what CLIP does not compute."""
+    told = _told(source)
+    _refuse_incomplete(source)
     from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    told = _told(source)
-    if not any((source / name).is_file() for name in TOKENIZERS):
-        raise UserError(
-            f"{source}: has no tokenizer; put the files of openai/clip-vit-large-patch14's tokenizer beside {CONFIG}"
-        )
     config: Any = _config(source, told["model_cfg"])
     model = CLIPModel(config)
     weights = _weights(source)
@@ -75,6 +72,20 @@ def write_as_clip(source: Path, target: Path) -> None:
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     pixels = CLIPImageProcessorPil(**_pixels(source, told.get("preprocess_cfg") or {}, config.vision_config.image_size))
     CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(target)  # type: ignore[no-untyped-call]
+
+
+def _refuse_incomplete(source: Path) -> None:
+    """Raise UserError for files that are not there, all of them at once."""
+    pickled = (
+        f" ({PICKLE} is a pickle, which is not opened; save it with safetensors)" if (source / PICKLE).is_file() else ""
+    )
+    lacking = [] if (source / WEIGHTS).is_file() else [f"{WEIGHTS}{pickled}"]
+    if not any((source / name).is_file() for name in TOKENIZERS):
+        lacking.append(
+            "a tokenizer (tokenizer.json, or vocab.json and merges.txt; all of OpenAI's CLIPs have one and the same)"
+        )
+    if lacking:
+        raise UserError(f"{source}: lacks {' and '.join(lacking)}; download the whole model")
 
 
 def _told(source: Path) -> dict[str, Any]:
@@ -159,9 +170,6 @@ def _weights(source: Path) -> dict[str, "Tensor"]:
     from safetensors.torch import load_file
 
     path = source / WEIGHTS
-    if not path.is_file():
-        also = f" ({PICKLE} is a pickle, which is not opened)" if (source / PICKLE).is_file() else ""
-        raise UserError(f"{source}: no {WEIGHTS}{also}; save the weights with safetensors.torch.save_file")
     try:
         tensors = load_file(path)
     except SafetensorError as error:

@@ -124,6 +124,78 @@ def test_a_sweep_tells_a_command_that_names_them_too(odd_pictures, texts, run_cl
     assert "--score: is for texts" in error.stderr
 
 
+@pytest.fixture
+def hub(pictures, tmp_path):
+    """A folder of Parquet as the hub has it, of pictures and their classes under names of their own."""
+    import datasets
+
+    files = sorted(map(str, pictures.glob("[0-2]/*.png")))
+    kinds = datasets.Features({"bild": datasets.Image(), "art": datasets.Value("string")})
+    whole = datasets.Dataset.from_dict({"bild": files, "art": [file[-10] for file in files]}, features=kinds)
+    test = range(0, 60, 6)
+    train = [row for row in range(60) if row not in test]
+    for name, rows in {
+        "train-00000-of-00002": train[:25],
+        "train-00001-of-00002": train[25:],
+        "test-00000-of-00001": test,
+    }.items():
+        whole.select(rows).to_parquet(tmp_path / "hub" / f"{name}.parquet")
+    return tmp_path / "hub"
+
+
+def test_a_column_of_pictures_is_no_text(hub, run_cli, tmp_path, tiny):
+    embed = ["embed", "--encoder", tiny, "--device", "cpu", "--output", tmp_path / "x", "--data"]
+    assert "its column 'bild' holds pictures or other bytes" in run_cli(*embed, hub, "--text", "bild", code=2).stderr
+    train = ["train", "text", "--model", tiny, "--head", "--output", tmp_path / "x", "--data", hub]
+    assert "its column 'bild' holds" in run_cli(*train, "--text", "art", "--label", "bild", code=2).stderr
+    for flag in ("--label", "--id"):
+        error = run_cli(*embed, hub, "--image", "bild", flag, "bild", code=2).stderr
+        assert f"{flag} bild: is the column of the pictures" in error
+    run_cli(*train[:2], "--model", tiny, "--data", pair_of_dates(tmp_path), "--label", "day", "--steps", 2, "--no-general", "--output", tmp_path / "y")  # fmt: skip
+
+
+def pair_of_dates(folder):
+    """Classes that are days: words all the same."""
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    days = [datetime.date(2026, 1, 1 + row % 2) for row in range(8)]
+    pq.write_table(pa.table({"text": [f"text {row}" for row in range(8)], "day": days}), folder / "days.parquet")
+    assert set(read_texts(folder / "days.parquet", Asked(label="day")).labels) == {"2026-01-01", "2026-01-02"}
+    return folder / "days.parquet"
+
+
+def test_what_is_not_used_and_which_split_is_told(hub, run_cli, tmp_path):
+    found = read_images(hub)
+    assert len(found) == 50 and found.origin.endswith("columns bild; not used: art; split train (also there: test)")
+    command = ["train", "image", "--data", hub, "--model", "small", "--steps", 2, "--device", "cpu"]
+    assert "no labels, so two views of each picture" in run_cli(*command, "--output", tmp_path / "a").stderr
+    told = run_cli(*command, "--label", "art", "--eval-data", hub, "--output", tmp_path / "b")
+    assert "10 images" in told.stderr and "split test (also there: train)" in told.stderr
+    assert "knn@20" not in told.stdout and "10 queries are few" in told.stdout
+
+
+def test_a_part_that_is_missing_is_told(hub, run_cli, tmp_path):
+    (hub / "train-00001-of-00002.parquet").unlink()
+    for read in (read_images, read_texts):
+        with pytest.raises(UserError, match=r"train-00001-of-00002.parquet is missing \(1 of 2 files\)"):
+            read(hub)
+    assert len(read_images(hub, split="test")) == 10
+
+
+def test_parts_of_other_columns_are_told(hub, texts):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"]}), hub / "train-00001-of-00002.parquet")
+    with pytest.raises(
+        UserError, match="train-00001-of-00002.parquet: has columns text, train-00000-of-00002.parquet has bild, art"
+    ):
+        read_images(hub)
+
+
 def test_flags_are_said_as_they_were_given():
     import click
 

@@ -183,7 +183,7 @@ def test_squashed_pictures_are_squashed(tmp_path):
         ({"pixels": {"interpolation": "random"}}, "preprocess_cfg.interpolation is \"random\""),
         ({"vision": {"patch_size": 16}}, "not the weights that open_clip_config.json tells of"),
         ({"text": {"layers": 3}}, "layers.2"),
-        ({"tokenizer": False}, "has no tokenizer"),
+        ({"tokenizer": False}, "lacks a tokenizer"),
     ],
 )  # fmt: skip
 def test_what_clip_does_not_compute_is_refused_by_name(tmp_path, change, told):
@@ -201,6 +201,12 @@ def test_a_pickle_a_broken_file_and_a_foreign_configuration_are_refused(tmp_path
     (folder / WEIGHTS).rename(folder / "open_clip_pytorch_model.bin")
     with pytest.raises(UserError, match="is a pickle, which is not opened"):
         load_encoder(name, "cpu")
+    (tmp_path / "bare").mkdir()
+    (folder / CONFIG).rename(tmp_path / "bare" / CONFIG)
+    with pytest.raises(UserError, match="lacks open_clip_model.safetensors and a tokenizer"):
+        load_encoder(str(tmp_path / "bare"), "cpu")
+    (tmp_path / "bare" / CONFIG).rename(folder / CONFIG)
+    written(folder, checkpoint())
     for strange in ({"vision_cfg": "ViT-B-32"}, {"text_cfg": {"width": 25}}, {"vision_cfg": {"head_width": 0}}):
         (folder / CONFIG).write_text(json.dumps({"model_cfg": {"embed_dim": 12, **strange}}))
         with pytest.raises(UserError, match="cannot load this encoder"):

@@ -304,7 +304,7 @@ def test_the_command_joins_trains_and_is_judged(tiny, table, run_cli, tmp_path):
     told = run_cli(*words, "--eval-data", table, "--output", tmp_path / "run")
     assert "of the captions have a word that can be changed" in told.stderr and "captions" in told.output
     config = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
-    assert config["loss"].startswith("hn-nce") and config["loss_settings"]["own_negatives"] and config["hard"] == 1
+    assert config["loss"].startswith("hn-nce") and not config["loss_settings"]["own_negatives"] and config["hard"] == 1
     plain = SentenceTransformer(str(tmp_path / "run"), device="cpu")
     assert plain.encode(["one"]).shape == plain.encode([digits()[0]]).shape == (1, 32)
     words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", table, "--hard-captions", 2, "--device", "cpu"]

@@ -107,8 +107,8 @@ def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
     result = json.loads(run_cli(*words, "--json").stdout)
     judged = result["metrics"]["held-out"]["metrics"]
     assert set(judged) == {"r@1", "mrr", "r@10"} and result["steps"] == 6
-    error = run_cli(*words, "--metric", "nonsense", "--overwrite", code=2).stderr
-    assert "--metric nonsense: is not among" in error
+    error = run_cli(*words, "--value", "nonsense", "--overwrite", code=2).stderr
+    assert "--value nonsense: is not among" in error
     words[words.index("--eval-every") + 1] = 9
     assert "--eval-every 9: training has 6 steps" in run_cli(*words, "--overwrite", code=2).stderr
 

@@ -121,7 +121,8 @@ def plan_batches(
 def _refuse_settings(data: Texts, config: TextConfig, source: str) -> None:
     if config.head and not data.is_pairs and data.labels is None:
         raise UserError(
-            f"{source}: plain lines are trained on two dropout views, which a frozen encoder makes equal; leave --head out"
+            f"{source}: has neither labels nor pairs, and a frozen encoder makes two views of a text equal; name the column of classes "
+            f"by --label, or leave --head out"
         )
     config.refuse_contradictions()
     if not data.is_pairs and (config.query_prompt or config.document_prompt):

@@ -35,8 +35,11 @@ lasts = together(
         type=click.IntRange(min=1),
         help="Training steps, instead of --epochs.",
     ),
-    click.option(
-        "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
+    together(
+        click.option(
+            "--batch-size", type=click.IntRange(min=2), help="Pairs in a batch.  [default: 128, or all there are]"
+        ),
+        title="Batches",
     ),
     click.option(
         "--lr",

@@ -119,7 +119,8 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     told += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]
     best = points[0]
     alike = len(result["not_shown_worse"])
-    told += ["", f"recommended: {best['label']}" + (f"; {alike:,} others are not shown to be worse" if alike else "")]
+    others = "; 1 other is not shown to be worse" if alike == 1 else f"; {alike:,} others are not shown to be worse"
+    told += ["", f"recommended: {best['label']}" + (others if alike else "")]
     told += [f"  Warning: {note}" for note in best["warnings"]]
     if result["against_untrained"]["verdict"] != "better":
         told.append(

@@ -87,7 +87,9 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
         flags, ImageConfig, IMAGE_EPOCHS, 1, scratch=scratch, augment=augment, apart=apart, projection=projection
     )
     plan = plan_batches(data, config, loss, str(flags["data"]))
-    say(f"{flags['data']}: {data.origin}" + (f", {len(data.skipped):,} skipped" if data.skipped else ""))
+    views = "" if data.labels is not None else "; no labels, so two views of each picture make a pair"
+    skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
+    say(f"{flags['data']}: {data.origin}{skipped}{views}")
     encoder = _encoder(flags, device, longest_side(data) if scratch else 0)
     pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
     told = {

@@ -22,7 +22,6 @@ from .training_flags import batches, judging, refuse_flags, settings, steps, tra
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.images import Pairs
-    from retrieval.train.loss import LossConfig
     from retrieval.train.pairs import PairConfig
 
     from .held import Held
@@ -58,7 +57,7 @@ encoders = together(
     title="Encoders",
 )
 captions = together(
-    click.option("--hard-captions", type=click.IntRange(min=0), default=0, help="Of each caption so many with a word changed, as further negatives of its own picture."),
+    click.option("--hard-captions", type=click.IntRange(min=0), default=0, show_default=True, help="Of each caption so many with a word changed, as further negatives."),
     click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="What is changed in them.  [default: any]"),
     title="Changed captions",
 )  # fmt: skip
@@ -107,7 +106,6 @@ def pairs(**flags: Any) -> None:
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
     data = _with_hard_captions(data, flags)
-    loss = _own_negatives(loss, flags, len(data.columns) > 2)
     encoder = _encoder(flags, data, device)
     refuse_kinds(encoder.model, data, str(flags["data"]))
     mark = sha256_json([[c.fingerprint if not isinstance(c, list) else c for c in data.columns.values()]])
@@ -156,15 +154,6 @@ def _with_hard_captions(data: "Pairs", flags: dict[str, Any]) -> "Pairs":
         raise UserError(f"--hard-captions: no caption of {flags['data']} has a word that is known; leave it out")
     say(f"  {share:.0%} of the captions have a word that can be changed")
     return more
-
-
-def _own_negatives(loss: "LossConfig", flags: dict[str, Any], there_are: bool) -> "LossConfig":
-    """Wrong captions count for their own picture, unless the loss's name says otherwise."""
-    from retrieval.train.loss.names import open_settings, with_settings
-
-    if there_are and "own_negatives" in open_settings(flags["loss"]):
-        return with_settings(loss, {"own_negatives": True}, "--loss")
-    return loss
 
 
 def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":

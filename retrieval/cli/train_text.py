@@ -42,7 +42,6 @@ of_texts = together(
     click.option("--prompt", help="Put before every text, now and when the encoder is used."),
     click.option("--query-prompt", help="Put before anchors of pairs, and kept as the encoder's prompt `query`."),
     click.option("--document-prompt", help="Likewise of the other texts, `document`."),
-    click.option("--no-general", is_flag=True, help="Judge by no general set."),
     title="Texts",
 )  # fmt: skip
 
@@ -56,6 +55,7 @@ of_texts = together(
 @steps
 @of_texts
 @judging
+@together(click.option("--no-general", is_flag=True, help="Judge by no general set."), title="Judging")
 @trains()
 def text(**flags: Any) -> None:
     """Fine-tune a text encoder.
@@ -90,6 +90,9 @@ def text(**flags: Any) -> None:
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
     summary = _describe(names, data, encoder, sets.get("held-out"))
+    if "general" in sets:
+        there = "" if flags["general_data"] else " of Python's documentation (--no-general leaves that out)"
+        say(f"also judged before and after, against forgetting, on {sets['general'].count:,} texts{there}")
     told = {"kind": "text", "data": names, "summary": summary}
     carry_out(
         flags,

@@ -236,7 +236,7 @@ def watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") ->
     def judged(model: Any, step: int) -> dict[str, float]:
         found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
         if metric not in found:
-            raise UserError(f"--metric {metric}: is not among {', '.join(found)}")
+            raise UserError(f"--value {metric}: is not among {', '.join(found)}")
         say(f"step {step}: {metric} {found[metric]:.4f}")
         return found
 

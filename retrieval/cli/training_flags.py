@@ -75,7 +75,7 @@ judging = together(
     click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: of texts documentation that comes with Python]"),
     click.option("--eval-every", type=click.IntRange(min=1), help="Judge by --eval-data every so many steps, and keep the best."),
     click.option("--patience", type=click.IntRange(min=1), help="Stop when so many judgements in a row brought nothing better."),
-    click.option("--metric", help="What is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),
+    click.option("--value", "metric", help="The metric by which it is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),
     click.option("--interpolate", type=click.FloatRange(0, 1), metavar="SHARE", help="Weights in the end: so much of the trained, the rest of the old encoder."),
     click.option("--report-to", type=click.Choice(["none", "tensorboard", "wandb", "mlflow"]), default="none", show_default=True, help="Where to log every step besides."),
     title="Judging",
@@ -93,7 +93,9 @@ def trains(loss: str = "hcl") -> Callable[[F], F]:
             help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
         ),
         click.option(
-            "--kappa", type=Number(), help="Hardness as concentration on the cosine, κ = β/t.  [default: of hcl 2]"
+            "--kappa",
+            type=Number(),
+            help="Hardness as concentration on the cosine, κ = β/t.  [default: of hcl and hn-nce 2]",
         ),
         click.option("--beta", type=Number(), help="Hardness as the paper's β."),
         click.option("--ess", type=Number(), help="Hardness as the effective number of negatives to keep."),
@@ -102,7 +104,9 @@ def trains(loss: str = "hcl") -> Callable[[F], F]:
             type=Number(),
             help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
         ),
-        click.option("--temperature", type=Number(), help="Temperature t.  [default: the loss's own, of hcl 0.1]"),
+        click.option(
+            "--temperature", type=Number(), help="Temperature t.  [default: the loss's own, of hcl and hn-nce 0.1]"
+        ),
         masks,
         title="Loss",
     )
@@ -136,9 +140,10 @@ def refuse_flags(flags: dict[str, Any], device: str) -> None:
         raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
     for name in ("eval_every", "patience", "metric"):
         if flags[name] is not None and not flags["eval_data"]:
-            raise UserError(f"--{name.replace('_', '-')}: there is nothing to judge by; give --eval-data")
+            flag = {"metric": "value"}.get(name, name.replace("_", "-"))
+            raise UserError(f"--{flag}: there is nothing to judge by; give --eval-data")
     if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
-        given = "--patience" if flags["patience"] else "--metric"
+        given = "--patience" if flags["patience"] else "--value"
         raise UserError(f"{given}: say how often to judge, by --eval-every STEPS")
     if flags["eval_every"] and flags["head"]:
         raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")

@@ -121,6 +121,8 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
             + (
                 "separate columns by commas, or call a file with tabs .tsv"
                 if len(names) == 1 and ";" in names[0]
+                else "rename one in the header, or call it as in --data"
+                if asked.optional
                 else "rename one in the header, or name it by --text, or --anchor and --positive"
             )
         )
@@ -164,7 +166,12 @@ def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any])
     """What a row has in the wanted columns, by our names; a negative may be missing."""
     found = {}
     for name, column in wanted.items():
-        value = as_text(row.get(column))
+        try:
+            value = as_text(row.get(column))
+        except TypeError:
+            raise UserError(
+                f"{source}: its column {column!r} holds pictures or other bytes, and no text; name another column"
+            ) from None
         if not value.strip():
             if not name.startswith("negative"):
                 raise UserError(f"{source}: line {number} has no {column!r}; complete or remove the row")
@@ -174,5 +181,17 @@ def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any])
 
 
 def as_text(value: object) -> str:
-    """A value as a cell; null is an empty one."""
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    """A value as a cell; null is an empty one. Raises TypeError for bytes and pictures."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # as data sets have pictures
+        raise TypeError("pictures are no text")
+    return (
+        json.dumps(value, default=_as_word) if isinstance(value, bool | int | float | list | dict) else _as_word(value)
+    )
+
+
+def _as_word(value: object) -> str:
+    if isinstance(value, bytes):
+        raise TypeError("bytes are no text")
+    return str(value)

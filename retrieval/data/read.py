@@ -1,6 +1,7 @@
 """From a file, folder or name to texts: what kind it is, which columns count, and one line for what cannot be used."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from retrieval.errors import UserError
 from .columns import NLI, PAIR_LABELS, Asked, cells, wanted_columns
 from .documents import Nested, as_pairs, collection, is_collection, nested_columns, nested_row
 from .rows import FORMATS, Lines, line_rows
-from .tables import is_hub_name, is_table, table_rows
+from .tables import is_hub_name, is_table, table_rows, told_split
 from .texts import Collected, TextFile, Texts, stamp
 
 Numbered = tuple[int, dict[str, Any]]  # the number of a row's last line, or of the row, and its cells
@@ -35,7 +36,8 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
         nested = ((number, nested_row(str(path), number, row, columns)) for number, row in rows)
         return _collect_nested(path, nested, asked)
     wanted = wanted_columns(str(path), list(first[1]), first[1], asked)
-    return _collect(path, wanted, rows, list(first[1]))
+    texts = _collect(path, wanted, rows, list(first[1]))
+    return replace(texts, origin=texts.origin + told_split(path, split))
 
 
 def _numbered(path: Path, split: str) -> Iterator[Numbered]:

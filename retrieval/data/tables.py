@@ -47,11 +47,34 @@ def table_files(path: Path, split: str) -> list[Path]:
     if not set(named.values()) <= set(SPLITS):  # no names of splits: all of them are one set
         return parts
     found = [file for file in parts if named[file] == split]
+    _refuse_missing_part(path, found)
     if not found:
         raise UserError(
             f"{path}: has no split {split!r}; choose --split (found: {', '.join(dict.fromkeys(named.values()))})"
         )
     return found
+
+
+def _refuse_missing_part(path: Path, found: list[Path]) -> None:
+    """Raise UserError where files say of how many they are, and some are not there."""
+    for file in found:
+        numbered = re.fullmatch(r"(.+-)(\d+)(-of-)(\d+)(.*)", file.name)
+        if numbered is None:
+            return
+        stem, first, of, count, rest = numbered.groups()
+        names = [f"{stem}{at:0{len(first)}}{of}{count}{rest}" for at in range(int(count))]
+        lost = [name for name in names if not (file.parent / name).is_file()]
+        if lost:
+            raise UserError(f"{path}: {lost[0]} is missing ({len(lost):,} of {int(count):,} files); download the rest")
+
+
+def told_split(path: Path, split: str) -> str:
+    """For people: which split of several is read."""
+    names = [re.split(r"[-.]", file.name)[0] for file in _parts(path)] if path.is_dir() else []
+    if (path / "dataset_dict.json").is_file():
+        names = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
+    others = [name for name in dict.fromkeys(names) if name != split]
+    return f"; split {split} (also there: {', '.join(others)})" if others and split in names else ""
 
 
 def _parts(path: Path) -> list[Path]:

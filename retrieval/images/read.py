@@ -7,6 +7,7 @@ from pathlib import Path
 
 from retrieval.cpus import usable_cpus
 from retrieval.data.columns import PAIR_COLUMNS, TEXT_COLUMNS, Asked
+from retrieval.data.tables import told_split
 from retrieval.errors import UserError
 
 from .arrays import is_idx, read_idx_file, read_npz
@@ -47,6 +48,7 @@ def read_images(path: Path, *, skip_bad: bool = False, split: str = "train", ask
     asked = asked or Asked()
     if is_rows(path):
         images = read_table(open_table(path, split), asked, missing=skip_bad)
+        images = replace(images, origin=images.origin + told_split(path, split))
     else:
         asked.refuse_without_columns(path)
         images = _read_other(path)

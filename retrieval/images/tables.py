@@ -69,6 +69,11 @@ def open_table(path: Path, split: str) -> Table:
         return Table(path, [] if first is None else list(first[2]))
     files = table_files(path, split)
     kinds = cells.schema(files[0])
+    for file in files[1:]:
+        if (other := cells.schema(file).names) != kinds.names:
+            raise UserError(
+                f"{file}: has columns {', '.join(other)}, {files[0].name} has {', '.join(kinds.names)}; give alike ones"
+            )
     holding = frozenset(field.name for field in kinds if cells.holds_pictures(field.type))
     return Table(path, list(kinds.names), holding, tuple(files))
 
@@ -93,6 +98,9 @@ def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
         )
     label = table.named("label", asked.label) or table.find(LABEL_COLUMNS)
     name = table.named("id", asked.id) or table.find(ID_COLUMNS)
+    for flag, other in (("label", label), ("id", name)):
+        if other == column:
+            raise UserError(f"--{flag} {other}: is the column of the pictures; name another")
     source: list[Picture] = []
     labels: list[tuple[int, Any]] = []
     ids: list[str] = []
@@ -107,7 +115,10 @@ def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
     if not source:
         raise UserError(f"{path}: is empty; give a row an image")
     told = _labels(table, label, labels) if label else None
-    origin = f"{described(len(source), told)}; columns {', '.join(each for each in (column, label) if each)}"
+    taken = [each for each in (column, label, name) if each]
+    origin = f"{described(len(source), told)}; columns {', '.join(taken)}"
+    if others := [each for each in table.names if each not in taken]:
+        origin += f"; not used: {', '.join(others)}"
     return Images(source, told, origin, ids=ids or None)
 
 
@@ -120,7 +131,12 @@ def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[st
 
 def text_of(table: Table, number: int, column: str, value: Any) -> str:
     """A cell that must not be empty."""
-    text = as_text(value)
+    try:
+        text = "" if isinstance(value, Cell) else as_text(value)
+    except TypeError:
+        text = ""
+    if isinstance(value, Cell | bytes | dict):
+        raise UserError(f"{table.path}: its column {column} holds pictures, not text; name another")
     if not text.strip():
         raise UserError(f"{table.path}: line {number} lacks its {column}; complete or remove it")
     return text
