@@ -79,7 +79,7 @@ def pairs(**flags: Any) -> None:
 
     DATA is a table with columns image,caption or image1,image2, perhaps negative…; tar shards or a folder in which texts stand
     beside the pictures under the same names; or a Hugging Face data set. The default loss, hn-nce, is HCL in both directions,
-    without negatives of the anchor's own side. Wrong captions are negatives of their own picture only. The result opens with plain
+    without negatives of the anchor's own side. Wrong captions are negatives of every picture. The result opens with plain
     SentenceTransformer(OUTPUT) and encodes pictures and texts.
 
     \b
