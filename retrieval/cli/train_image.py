@@ -71,6 +71,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
 
     read = read_images(flags["data"], skip_bad=skip_bad, split=split, asked=asked_columns(flags))
     data = without_singles(read, str(flags["data"]))
+    sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag))}
     # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
@@ -81,7 +82,6 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     device = join(pick_device(flags["device"]))
     refuse_flags(flags, device)
     loss = fit_to_data(loss, flags, data.labels is not None)
-    sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag))}
     scratch = flags["model"] in SCRATCH
     config = settings(
         flags, ImageConfig, IMAGE_EPOCHS, 1, scratch=scratch, augment=augment, apart=apart, projection=projection

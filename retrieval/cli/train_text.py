@@ -73,6 +73,7 @@ def text(**flags: Any) -> None:
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     quiet_libraries()
     data = [without_singles(training_data(path, flags), str(path)) for path in flags["data"]]
+    sets = _sets(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.encoder import load_encoder
     from retrieval.train.text import plan_batches
@@ -83,7 +84,7 @@ def text(**flags: Any) -> None:
     names = [str(path) for path in flags["data"]]
     labelled = any(each.labels is not None and not each.is_pairs for each in data)
     loss = fit_to_data(loss, {**flags, "data": ", ".join(names)}, labelled)
-    config, sets = _config(flags), _sets(flags)
+    config = _config(flags)
     for name, each in zip(names, data, strict=True):
         plan_batches(each, config, loss, name)  # refuses bad data before the encoder loads
     encoder = load_encoder(flags["model"], device)
