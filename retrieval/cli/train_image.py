@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     type=click.Choice(["simclr", "light", "photo"]),
     help="light: crops; photo: smaller ones, mirrored; simclr: colours too.  [default: simclr without labels, light with them]",
 )
-@click.option("--apart", is_flag=True, help="Anchors and positives in two forward passes, as in the paper's code.")
+@together(
+    click.option("--apart", is_flag=True, help="Anchors and positives in two forward passes, as in the paper's code."),
+    title="Batches",
+)
 @click.option(
     "--projection",
     type=click.IntRange(min=2),

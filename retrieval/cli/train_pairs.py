@@ -68,7 +68,9 @@ captions = together(
 @pair_columns("train")
 @encoders
 @captions
-@click.option("--apart", is_flag=True, help="Pictures of the two sides in two forward passes.")
+@together(
+    click.option("--apart", is_flag=True, help="Pictures of the two sides in two forward passes."), title="Batches"
+)
 @what_learns
 @batches
 @steps
