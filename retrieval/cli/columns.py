@@ -35,7 +35,7 @@ text, image, label, identifier = (
     column(which, f"Column of {what}.")
     for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
 )
-texts = column("text", "Column of texts.  [default: found by name; of pairs the anchors]")
+text_or_anchor = column("text", "Column of texts.  [default: found by name; of pairs the anchors]")
 columns = together(
     column("anchor", "Column of anchors, with --positive.  [default: found by name]"),
     column("positive", "Column of positives."),

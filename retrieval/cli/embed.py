@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What texts are, for encoders with prompts for each.",
 )
-@together(columns.texts, columns.image, columns.label, columns.identifier, title="Columns")
+@together(columns.text_or_anchor, columns.image, columns.label, columns.identifier, title="Columns")
 @click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store

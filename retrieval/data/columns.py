@@ -192,6 +192,6 @@ def as_text(value: object) -> str:
 
 
 def _as_word(value: object) -> str:
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | tuple):  # bytes, or where a picture's are
         raise TypeError("bytes are no text")
     return str(value)

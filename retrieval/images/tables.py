@@ -132,11 +132,9 @@ def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[st
 def text_of(table: Table, number: int, column: str, value: Any) -> str:
     """A cell that must not be empty."""
     try:
-        text = "" if isinstance(value, Cell) else as_text(value)
+        text = as_text(value)
     except TypeError:
-        text = ""
-    if isinstance(value, Cell | bytes | dict):
-        raise UserError(f"{table.path}: its column {column} holds pictures, not text; name another")
+        raise UserError(f"{table.path}: its column {column} holds pictures, not text; name another") from None
     if not text.strip():
         raise UserError(f"{table.path}: line {number} lacks its {column}; complete or remove it")
     return text
