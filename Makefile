@@ -39,7 +39,7 @@ wheel: $(BIN)/.installed
 	$(BIN)/python -m build --no-isolation -o dist . > /dev/null
 	test -x $(WHEEL_VENV)/bin/python || $(PYTHON) -m venv $(WHEEL_VENV)
 	$(WHEEL_VENV)/bin/python -m pip install -q --upgrade pip
-	$(WHEEL_VENV)/bin/python -m pip install -q -c constraints.txt "$$(ls dist/*.whl)[cpu,offline]"
+	$(WHEEL_VENV)/bin/python -m pip install -q --no-compile -c constraints.txt "$$(ls dist/*.whl)[cpu,offline]"
 	$(WHEEL_VENV)/bin/python -m pip install -q --no-deps --force-reinstall dist/*.whl
 	cd dist && ../$(WHEEL_VENV)/bin/retrieval --version && ../$(WHEEL_VENV)/bin/retrieval doctor
 

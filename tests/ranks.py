@@ -1,6 +1,6 @@
-"""One process of several, over gloo: started by test_gather.py with rank, processes, whether shares are uneven, and a folder."""
+"""One process of several, over gloo: begun by test_gather.py with rank, processes, whether shares are uneven, and a folder."""
 
-import sys
+import warnings
 
 import torch
 from torch import distributed, nn
@@ -79,15 +79,12 @@ def train(name, pairs, wrap=lambda net: net):
     return [*gradients, *(parameter.detach() for parameter in parameters)]
 
 
-def main():
-    rank, processes, uneven, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4]
+def process(rank, processes, uneven, folder):
+    """One process of several: what it finds is kept in `folder`."""
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
     pairs = share(rank, processes, uneven)
     torch.save({name: train(name, pairs, DistributedDataParallel) for name in CASES}, f"{folder}/{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -89,7 +89,7 @@ def test_training_reproduces_bit_for_bit():
 
 def test_a_head_needs_two_different_views(minilm):
     lines = Texts({"text": ["a", "b"]}, None, None, "")
-    with pytest.raises(UserError, match="dropout views"):
+    with pytest.raises(UserError, match="neither labels nor pairs"):
         train_text(minilm.model, lines, TextConfig(head=True), LossConfig(label_mask=False), source="x.txt")
 
 

@@ -1,12 +1,9 @@
 """Several processes train as one: the same gradients as a single process with the whole batch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import ranks
 import torch
+from apart import begin
 
 
 @pytest.fixture(scope="module", params=[(2, False), (4, False), (2, True)], ids=["two", "four", "uneven"])
@@ -14,10 +11,9 @@ def processes(request, tmp_path_factory):
     """What each of several processes found."""
     count, uneven = request.param
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("ranks.py")
-    words = [str(count), str(int(uneven)), str(folder)]
-    running = [subprocess.Popen([sys.executable, "-W", "error", script, str(r), *words]) for r in range(count)]
-    assert [process.wait(timeout=300) for process in running] == [0] * count
+    running = [begin(ranks.process, rank, count, uneven, str(folder)) for rank in range(count)]
+    done = [each.end() for each in running]
+    assert [each.returncode for each in done] == [0] * count, done
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 

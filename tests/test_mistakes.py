@@ -24,7 +24,7 @@ PAIRS = "anchor,positive\n" + "".join(f"question {i},answer {i}\n" for i in rang
         ("a.csv", "", [], ["a.csv", "is empty"]),
         ("a.csv", "text,label\na,x\nb,y\n", [], ["labels 'x', 'y' have one member each"]),
         ("a.csv", "text,label\na,x\nb,x\n", [], ["only one class"]),
-        ("a.txt", "one\ntwo\nthree\n", ["--head"], ["plain lines", "--head"]),
+        ("a.txt", "one\ntwo\nthree\n", ["--head"], ["neither labels nor pairs", "leave --head out"]),
         ("a.txt", "one\ntwo\nthree\n", ["--label-mask"], ["--label-mask", "no labels"]),
         ("a.csv", PAIRS, ["--label-mask"], ["--label-mask", "no labels"]),
         ("a.csv", LABELLED, ["--tau-plus", "0.1"], ["--tau-plus", "--no-label-mask"]),
