@@ -18,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip setuptools
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -c constraints.txt -e '.[$(FAISS),offline,dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[$(FAISS),offline,dev]'
 	touch $@
 
 demo: $(BIN)/.installed   ## the whole path on real data; report in demo/report.html
