@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from machine import header
@@ -52,11 +53,11 @@ def main() -> None:
         print(f"train: {seconds:.0f} s, {rate:.0f} pictures/s")
         seconds = command("embed", "--encoder", run, "--data", test, "--output", store)[0]
         print(f"embed: {seconds:.0f} s")
-        metrics = command("eval", "clusters", store)[1]
+        metrics = command("eval", "clusters", store)[1]["metrics"]
         print({name: round(value, 4) for name, value in metrics.items()})
 
 
-def command(*words: object) -> tuple[float, dict[str, float]]:
+def command(*words: object) -> tuple[float, dict[str, Any]]:
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "retrieval", *map(str, words), "--json"], stdout=subprocess.PIPE, check=True
