@@ -49,6 +49,13 @@ CLOCKED = {  # a part of a step, and the method that does it
     "forward and loss": (SentenceLoss, "forward"),
 }
 SEEDS = (0, 1, 2)
+METHODS = {
+    "H-SCL, κ = 2": "hcl",
+    "SINCERE (κ = 0)": "infonce",
+    "SINCERE, t = .05": "infonce(temperature=0.05)",
+    "SINCERE, t = .2": "infonce(temperature=0.2)",
+    "SupCon": "supcon",
+}
 
 
 def fashion(part: str) -> Images:
@@ -188,7 +195,7 @@ def unseen(asked: argparse.Namespace) -> None:
     train = train.take([row for row, label in enumerate(train.labels or []) if label in seen])
     judged = test.take([row for row, label in enumerate(test.labels or []) if label not in seen])
     held = by_classes(judged)
-    methods = {"H-SCL, κ = 2": "hcl", "SINCERE (κ = 0)": "infonce", "SupCon": "supcon"}
+    methods = {name: METHODS[name] for name in asked.method or METHODS}
     print(f"\nFashion-MNIST, classes {', '.join(sorted(seen))} to train on ({len(train):,}), {len(judged):,} pictures of the others; {asked.steps} steps of {PAIRS} pairs")  # fmt: skip
     before, tables = [], {name: [] for name in methods}  # type: ignore[var-annotated]
     for seed in SEEDS:
@@ -222,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--method", choices=METHODS, action="append", help="of `unseen`: only those")
     parser.add_argument("--steps", type=int, default=300, help="of `unseen`")
     asked = parser.parse_args()
     if "RETRIEVAL_DATA" not in os.environ:

@@ -36,12 +36,12 @@ text, image, label, identifier = (
     for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
 )
 text_or_anchor = column("text", "Column of texts.  [default: found by name; of pairs the anchors]")
-columns = together(
+_pairs = (
     column("anchor", "Column of anchors, with --positive.  [default: found by name]"),
     column("positive", "Column of positives."),
     column("negative", "Column of hard negatives; may be given several times.", multiple=True),
-    text,
-    label,
+)
+_scores = (
     column("score", "Column of scores of pairs."),
     click.option("--min-score", type=float, help="Pairs scored so are positives; the rest are left out."),
     click.option(
@@ -54,8 +54,9 @@ columns = together(
     click.option(
         "--split", default=USUAL["split"], show_default=True, help="Of a BEIR folder or data set with several."
     ),
-    title="Columns",
 )
+columns = together(*_pairs, text, label, *_scores, title="Columns")
+of_pairs = together(*_pairs, *_scores, title="Columns")
 
 
 def asked_columns(flags: dict[str, Any], *, optional: bool = False) -> "Asked":

@@ -41,43 +41,52 @@ if TYPE_CHECKING:
     required=True,
     help="Texts or images, as for train; or a store by this encoder without its head.",
 )
-@click.option(
-    "--compute",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="How the encoder runs; half precision is for GPUs, and bfloat16 for openvino.",
+@together(
+    click.option(
+        "--compute",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        default="float32",
+        show_default=True,
+        help="How the encoder runs; half precision is for GPUs, and bfloat16 for openvino.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["torch", "openvino"]),
+        default="torch",
+        show_default=True,
+        help="openvino is twice as fast on a CPU.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        help="Pictures at a time; texts go by length.",
+    ),
+    click.option(
+        "--shard-rows",
+        type=click.IntRange(min=1),
+        help="Rows a shard: an interrupted run goes on from its last whole one.  [default: 4,096]",
+    ),
+    click.option(
+        "--as",
+        "role",
+        type=click.Choice(["document", "query"]),
+        default="document",
+        show_default=True,
+        help="What texts are, for encoders with prompts for each.",
+    ),
+    title="Encoding",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["torch", "openvino"]),
-    default="torch",
-    show_default=True,
-    help="openvino is twice as fast on a CPU.",
+@together(
+    columns.text_or_anchor,
+    columns.image,
+    columns.label,
+    columns.identifier,
+    click.option("--split", default="train", show_default=True, help="Of a data set with several."),
+    click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them."),
+    title="Data",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Pictures at a time; texts go by length.",
-)
-@click.option(
-    "--shard-rows",
-    type=click.IntRange(min=1),
-    help="Rows a shard: an interrupted run goes on from its last whole one.  [default: 4,096]",
-)
-@click.option(
-    "--as",
-    "role",
-    type=click.Choice(["document", "query"]),
-    default="document",
-    show_default=True,
-    help="What texts are, for encoders with prompts for each.",
-)
-@together(columns.text_or_anchor, columns.image, columns.label, columns.identifier, title="Columns")
-@click.option("--split", default="train", show_default=True, help="Of a data set with several.")
-@click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them.")
 @fills_store
 @writes
 @uses_device

@@ -13,7 +13,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .columns import columns, training_data
+from .columns import of_pairs, training_data
 from .options import Command, Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
 
@@ -59,7 +59,7 @@ class Searched:
 
 
 @click.command(cls=Command)
-@columns
+@of_pairs
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Pairs, as for train text.")
 @click.option("--model", required=True, help="Encoder that finds the candidates.")
 @click.option(
