@@ -448,7 +448,7 @@ def test_processes_do_not_outlive_a_killed_parent(docs, tmp_path):
     running, children = started()
     running.process.kill()
     assert running.end().returncode == -signal.SIGKILL
-    assert not psutil.wait_procs(children, timeout=20)[1]
+    assert not psutil.wait_procs(children, timeout=120)[1]  # they look when they have imported what they need
     running, children = started()
     running.process.terminate()
     done = running.end()
