@@ -156,6 +156,8 @@ def test_a_folder_of_parquet_is_one_set(tmp_path):
     pq.write_table(pa.table({"text": ["e"]}), tmp_path / "mixed" / "more.parquet")
     assert list(read_texts(tmp_path / "hub").texts) == ["a", "b", "c"]
     assert list(scan_texts(tmp_path / "hub", 2, "test").texts) == ["d"]
+    assert "split train (also there: test)" in read_texts(tmp_path / "hub").origin
+    assert "split" not in read_texts(tmp_path / "mixed").origin
     assert list(read_texts(tmp_path / "plain").texts) == ["a", "b", "c", "d"]
     assert sorted(read_texts(tmp_path / "mixed").texts) == ["a", "b", "c", "d", "e"]
     with pytest.raises(UserError, match=r"no split 'dev'; choose --split \(found: test, train\)"):

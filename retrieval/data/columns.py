@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from retrieval.errors import UserError
@@ -91,17 +92,20 @@ class Asked:
                 raise UserError(f"--{which} {name}: {path} has no columns; give a table, or leave it out")
 
 
+def named_column(source: object, names: Sequence[str], flag: str, name: str | None) -> str | None:
+    """A column that the user names. Raises UserError where the table lacks it."""
+    if name is not None and name not in names:
+        raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)})")
+    return name
+
+
 def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
     """Which column serves as what: {our name: its name}, in our order. first: a row, to tell scores from labels."""
 
     def find(choices: Sequence[str]) -> str | None:
         return next((name for choice in choices for name in names if name.strip().lower() == choice), None)
 
-    def named(flag: str, name: str | None) -> str | None:
-        if name is not None and name not in names:
-            raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)})")
-        return name
-
+    named = partial(named_column, source, names)
     asked = asked.of(names)
     identifier = named("id", asked.id) or find(ID_COLUMNS)
     extra = {"id": identifier} if identifier else {}

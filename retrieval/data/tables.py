@@ -43,37 +43,40 @@ def table_files(path: Path, split: str) -> list[Path]:
     parts = _parts(path)
     if not parts:
         return _arrow_files(path, split)
-    named = {file: re.split(r"[-.]", file.name)[0] for file in parts}
-    if not set(named.values()) <= set(SPLITS):  # no names of splits: all of them are one set
+    splits = _by_split(parts)
+    if not splits:
         return parts
-    found = [file for file in parts if named[file] == split]
-    _refuse_missing_part(path, found)
-    if not found:
-        raise UserError(
-            f"{path}: has no split {split!r}; choose --split (found: {', '.join(dict.fromkeys(named.values()))})"
-        )
-    return found
+    if split not in splits:
+        raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(splits)})")
+    _refuse_missing_part(path, splits[split])
+    return splits[split]
+
+
+def _by_split(parts: list[Path]) -> dict[str, list[Path]]:
+    """The files of each split; none where names begin with other words, for then all of them are one set."""
+    found: dict[str, list[Path]] = {}
+    for file in parts:
+        found.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
+    return found if set(found) <= set(SPLITS) else {}
 
 
 def _refuse_missing_part(path: Path, found: list[Path]) -> None:
     """Raise UserError where files say of how many they are, and some are not there."""
-    for file in found:
-        numbered = re.fullmatch(r"(.+-)(\d+)(-of-)(\d+)(.*)", file.name)
-        if numbered is None:
-            return
-        stem, first, of, count, rest = numbered.groups()
-        names = [f"{stem}{at:0{len(first)}}{of}{count}{rest}" for at in range(int(count))]
-        lost = [name for name in names if not (file.parent / name).is_file()]
+    numbered = {re.fullmatch(r"(.+-)(\d+)(-of-(\d+).*)", file.name) for file in found}
+    series = {(each[1], len(each[2]), each[3], int(each[4])) for each in numbered if each}
+    there = {file.name for file in found}
+    for stem, digits, rest, count in series:
+        lost = [name for at in range(count) if (name := f"{stem}{at:0{digits}}{rest}") not in there]
         if lost:
-            raise UserError(f"{path}: {lost[0]} is missing ({len(lost):,} of {int(count):,} files); download the rest")
+            raise UserError(f"{path}: {lost[0]} is missing ({len(lost):,} of {count:,} files); download the rest")
 
 
 def told_split(path: Path, split: str) -> str:
     """For people: which split of several is read."""
-    names = [re.split(r"[-.]", file.name)[0] for file in _parts(path)] if path.is_dir() else []
+    names = list(_by_split(_parts(path))) if path.is_dir() else []
     if (path / "dataset_dict.json").is_file():
         names = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
-    others = [name for name in dict.fromkeys(names) if name != split]
+    others = [name for name in names if name != split]
     return f"; split {split} (also there: {', '.join(others)})" if others and split in names else ""
 
 

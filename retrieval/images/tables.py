@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
-from retrieval.data.columns import Asked, as_text
+from retrieval.data.columns import Asked, as_text, named_column
 from retrieval.data.rows import line_rows
 from retrieval.data.tables import as_class, class_names, is_hub_name, is_table, table_files
 from retrieval.errors import UserError
@@ -36,9 +36,7 @@ class Table:
 
     def named(self, flag: str, name: str | None) -> str | None:
         """A column that the user names. Raises UserError where the table lacks it."""
-        if name is not None and name not in self.names:
-            raise UserError(f"--{flag} {name}: {self.path} has no such column (found: {', '.join(self.names)})")
-        return name
+        return named_column(self.path, self.names, flag, name)
 
     def rows(self, names: Sequence[str]) -> Iterator[Row]:
         """Those columns of each row. A picture's bytes are told by their place, and classes by their names."""
