@@ -139,7 +139,7 @@ def _taken_over(trained_by: Index, factory: str | None, store: Store) -> tuple[l
     if factory is not None:
         raise UserError("--trained-by: takes the type over too; leave --factory out")
     require_fitting(trained_by.manifest, store.manifest, str(store.folder))
-    empty_one = read_faiss(trained_by.folder / trained_by.about["file"], mapped=False)
+    empty_one = read_faiss(trained_by.folder / trained_by.about["file"], changing=True)
     empty_one.reset()
     return [Candidate(trained_by.about["factory"], 0, f"trained by {trained_by.folder.name}")], [empty_one]
 
@@ -153,7 +153,7 @@ def grow(
     """
     started = time.monotonic()
     if path.exists():
-        index = read_faiss(path, mapped=False)
+        index = read_faiss(path, changing=True)
     try:
         if index is None:
             index = cagra(store.embeddings(), METRICS[store.manifest["metric"]](faiss()), one.factory, device)

@@ -137,7 +137,7 @@ def _emptied(index: Any) -> bytes:
 
 def _whole(index: Index) -> Any:
     """The FAISS index as new, in memory: not the one that searches use."""
-    return read_faiss(index.folder / index.about["file"], mapped=False)
+    return read_faiss(index.folder / index.about["file"], changing=True)
 
 
 def _replace(folder: Path, manifest: Manifest, grown: Any) -> None:

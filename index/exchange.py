@@ -41,7 +41,7 @@ def import_faiss(
     Raises UserError for a type that does not give its vectors back, and for ids that do not match.
     """
     try:
-        index = read_faiss(path, mapped=False)
+        index = read_faiss(path, changing=True)
     except UserError as error:
         raise UserError(str(error).replace("build the index again", "give what faiss.write_index wrote")) from None
     index, own = _without_map(index)

@@ -8,6 +8,7 @@ from retrieval.errors import UserError
 EXACT_UP_TO = 200_000  # vectors; where nothing is asked for, exact search answers in milliseconds and is never wrong
 ALL_UP_TO = 2_000_000  # vectors; up to here the best types are built and the fastest is kept
 RECALL = 0.95
+MORE_LINKS_FROM = 0.97  # recall
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Candidate:
 def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
     """What is worth building, the most promising first: one type, or some of which the fastest is to be kept.
 
-    Measured on 60,000 × 784, 140,000 × 384 and a million × 128 (docs/index.md): graphs answer single queries fastest; in
-    batches, and the more the higher the recall, inverted files of 4-bit codes whose candidates are scored again.
+    Measured on 60,000 × 784, 140,000 × 384 and a million × 128 (docs/log.md): graphs answer single queries fastest; in
+    batches, and the more the higher the recall, inverted files of 4-bit codes whose candidates are scored again, or of
+    whole vectors where a look into one list or two is enough.
 
     Raises UserError where nothing fits the memory.
     """
@@ -51,8 +53,13 @@ def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
         )
         found = [_flat(count, dim, why)]
     else:
-        graph, lists = _graph(count, dim, goal), _lists(count, dim)
-        found = [graph] if goal.single else [graph, *lists] if count <= ALL_UP_TO else [*lists, graph]
+        graphs, lists = _graphs(count, dim, goal), _lists(count, dim)
+        if goal.single:
+            found = graphs
+        elif count <= ALL_UP_TO:
+            found = [graphs[0], *lists, _whole_lists(count, dim)]
+        else:
+            found = [*lists, graphs[0]]
     fit = [one for one in found if goal.memory is None or one.memory <= goal.memory]
     if not fit and goal.recall < 1 and count >= 1000:
         fit = [one for one in _smaller(count, dim) if one.memory <= (goal.memory or 0)][:1]
@@ -75,10 +82,15 @@ def _flat(count: int, dim: int, why: str) -> Candidate:
     return Candidate("Flat", 4 * dim * count, why)
 
 
-def _graph(count: int, dim: int, goal: Goal) -> Candidate:
-    links = 16 if goal.recall < 0.97 else 32
+def _graphs(count: int, dim: int, goal: Goal) -> list[Candidate]:
+    """More links pay at high recall, on some data: then both race for queries that come one by one."""
     why = "a graph: fastest for one query at a time" if goal.single else "a graph, held against lists"
-    return Candidate(f"HNSW{links}", count * (4 * dim + 4 * 2 * links + 12), why)
+    links = (16,) if goal.recall < MORE_LINKS_FROM else (16, 32) if goal.single else (32,)
+    return [Candidate(f"HNSW{each}", count * (4 * dim + 4 * 2 * each + 12), why) for each in links]
+
+
+def _whole_lists(count: int, dim: int) -> Candidate:
+    return Candidate(f"IVF{lists_for(count)},Flat", count * (4 * dim + 8), "lists of whole vectors")
 
 
 def _lists(count: int, dim: int) -> list[Candidate]:

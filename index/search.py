@@ -163,7 +163,8 @@ def _covered(index: Index, queries: Floats, k: int, where: Mask | None, settings
     k = min(k, most)
     if selector is None:
         found = _faiss_search(index, queries, k, settings, None)
-        return found if (found.ids[:, -1] >= 0).all() else _filled(index, queries, found, where, settings, None)
+        full = -1 not in found.ids[:, -1].tolist()  # of one query a tenth of the time that NumPy takes
+        return found if full else _filled(index, queries, found, where, settings, None)
     if not index.selects:
         return _more_until_enough(index, queries, k, where, settings)
     settings = _widened(index, settings, index.about["covers"] / max(1, most))

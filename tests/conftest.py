@@ -60,6 +60,12 @@ def minilm():
 
 
 @pytest.fixture(scope="session")
+def docs():
+    """150 documentation texts of Python's library, of all lengths."""
+    return docs_as_texts(library_docs()).texts[:150]
+
+
+@pytest.fixture(scope="session")
 def tiny(minilm, tmp_path_factory):
     """The folder of an encoder of three small layers behind MiniLM's tokenizer, with dropout."""
     from sentence_transformers import SentenceTransformer

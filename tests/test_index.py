@@ -164,8 +164,11 @@ def test_queries_of_another_kind_tune_and_measure(store, tmp_path):
 
 def test_the_plan_keeps_to_the_memory_and_says_when_nothing_does():
     assert [one.factory for one in candidates(200_000, 384, None)] == ["Flat"]
-    assert [one.factory for one in candidates(10**6, 384, None)] == ["HNSW16", "IVF4096,PQ192x4fs", "IVF4096,PQ96x4fs"]
+    lists = [f"IVF4096,{code}" for code in ("PQ192x4fs", "PQ96x4fs", "Flat")]
+    assert [one.factory for one in candidates(10**6, 384, None)] == ["HNSW16", *lists]
+    assert [one.factory for one in candidates(10**6, 384, Goal(0.99))] == ["HNSW32", *lists]
     assert [one.factory for one in candidates(10**6, 384, Goal(single=True))] == ["HNSW16"]
+    assert [one.factory for one in candidates(10**6, 384, Goal(0.99, single=True))] == ["HNSW16", "HNSW32"]
     assert [one.factory for one in candidates(10**6, 384, Goal(1.0))] == ["Flat"]
     small = candidates(10**6, 384, Goal(memory=60_000_000))
     assert len(small) == 1 and small[0].memory <= 60_000_000
