@@ -111,6 +111,8 @@ def mixed(one: Doubles, other: Doubles, groups: Ints | None = None) -> tuple[tup
     """Interval and p of the difference of values (runs, q) of two systems, of which at least one has several runs."""
     difference = other.mean(0) - one.mean(0)
     totals, sizes = group_totals(difference[:, None], groups)
+    if len(sizes) < 2:
+        raise UserError("the evaluations have one query, or class, in common; several runs are compared from two on")
     deviations = (totals[:, 0] - sizes * difference.mean()) / sizes.mean()  # of a ratio of means
     parts = [(float(deviations.var(ddof=1)) / len(sizes), len(sizes) - 1)]
     parts += [(float(runs.mean(1).var(ddof=1)) / len(runs), len(runs) - 1) for runs in (one, other) if len(runs) > 1]

@@ -65,10 +65,13 @@ class PerQuery:
 
 def read_per_query(path: Path) -> PerQuery:
     """The reverse. Raises UserError for another kind of table."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        rows = list(reader)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no CSV in UTF-8 ({error})") from None
     first = 2 if header[1:2] == ["group"] else 1
     if header[:1] != ["query"] or len(header) <= first or not rows:
         raise UserError(f"{path}: is no table of values by query; it needs a column query and one a metric")
@@ -80,4 +83,8 @@ def read_per_query(path: Path) -> PerQuery:
         values = {name: np.array(columns[at], np.float64) for at, name in enumerate(header[first:], first)}
     except ValueError as error:
         raise UserError(f"{path}: {error}; every metric needs a number for every query") from None
+    for name, found in values.items():
+        if not np.isfinite(found).all():
+            line = int(np.flatnonzero(~np.isfinite(found))[0]) + 2
+            raise UserError(f"{path}: line {line}: {name} is {found[line - 2]}; every metric needs a number for every query")
     return PerQuery(list(columns[0]), list(columns[1]) if first == 2 else None, values)

@@ -367,9 +367,10 @@ def _write(path: Path, data: "Texts", negatives: "Ints", texts: Sequence[str]) -
                 own = [part.columns[name][row] for name in held]
                 bad = [*(t for t in own if t), *(t for t in mined if t)]
                 cells = [*([part.ids[row]] if part.ids is not None else []), part.columns["anchor"][row], part.columns["positive"][row], *bad]  # fmt: skip
+                cells += [""] * (len(names) - len(cells))
                 if lines:
-                    file.write(json.dumps(dict(zip(names, cells, strict=False)), ensure_ascii=False) + "\n")
+                    file.write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
                 else:
-                    table.writerow([*cells, *[""] * (len(names) - len(cells))])
+                    table.writerow(cells)
         file.flush()
         file.detach()

@@ -118,7 +118,7 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Fault(f"{path}: not TOML ({error})") from None
     known = _option_names(ctx.command)
@@ -127,15 +127,17 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if key.replace("_", "-") not in known:
             raise Fault(f"{path}: unknown key {key!r}; this command knows {', '.join(sorted(known))}")
         found, negated = known[key.replace("_", "-")]
-        if found.multiple and not isinstance(value, list):
+        if (found.multiple or found.nargs == -1) and not isinstance(value, list):
             value = [value]
+        if isinstance(found.type, click.Path) and not isinstance(value, list):
+            value = str(value)
+        if isinstance(found.type, click.types.IntParamType) and isinstance(value, bool | float):
+            raise Fault(f"{path}: {key}: {value!r} is no whole number")
         try:
-            checked = found.type_cast_value(
-                ctx, str(value) if isinstance(found.type, click.Path) and not found.multiple else value
-            )
+            checked = found.type_cast_value(ctx, value)
         except click.BadParameter as error:
             raise Fault(f"{path}: {key}: {error.message}") from None
-        defaults[found.name or ""] = not checked if negated else checked
+        defaults[found.name or ""] = not checked if negated else value  # which click casts when it is used
     ctx.default_map = defaults
 
 

@@ -30,6 +30,7 @@ PAIR_COLUMNS = (
 )
 ID_COLUMNS = ("id", "_id")
 NEGATIVES = 7  # of each row that are used unless asked otherwise
+_COUNTING = {*TEXT_COLUMNS, *LABEL_COLUMNS, *SCORE_COLUMNS, *PAIR_LABELS, *ID_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class Asked:
             name = getattr(self, which)
             if name is not None and not self.optional:
                 raise UserError(f"--{which} {name}: {path} has no columns; give a table, or leave it out")
+
+
+def counts(name: str) -> bool:
+    """Whether a column of this name may be taken for something unasked."""
+    word = name.strip().lower()
+    return word in _COUNTING or word.startswith("negative")
 
 
 def named_column(source: object, names: Sequence[str], flag: str, name: str | None) -> str | None:
@@ -185,7 +192,9 @@ def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any])
 
 
 def as_text(value: object) -> str:
-    """A value as a cell; null is an empty one. Raises TypeError for bytes and pictures."""
+    """A value as a cell; null is an empty one, and so is NaN, as pandas writes it. Raises TypeError for bytes and pictures."""
+    if isinstance(value, float) and value != value:
+        return ""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # as data sets have pictures

@@ -37,7 +37,7 @@ def nested_columns(row: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]] |
     """Which columns of a row are a query, its positives and its negatives, if they are lists of texts, or one text."""
     for query, positives, negatives in NESTED:
         if query in row and isinstance(_listed(row.get(positives)), list | str):
-            return query, positives, tuple(name for name in negatives if name in row)
+            return query, positives, negatives
     return None
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from retrieval.errors import UserError
 
+from .columns import counts
+
+LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 FORMATS = ".csv, .tsv, .jsonl, .parquet or .txt"
 Place = tuple[int, int]  # the bytes and the lines before a row
 Row = tuple[Place, int, dict[str, Any]]  # where it begins, the number of its last line, its cells
@@ -33,14 +36,14 @@ class Lines:
 
 
 def line_rows(lines: Lines, fields: list[str] | None = None) -> Iterator[Row]:
-    """Rows from where `lines` stands, for a table with the header `fields` if it does not stand there."""
+    """Rows from where `lines` stands, for a table with the header or the first row's names `fields` if it does not stand there."""
     suffix = lines.path.suffix.lower()
     if suffix == ".txt":
         return _plain_rows(lines)
     if suffix in (".csv", ".tsv"):
         return _delimited_rows(lines, "," if suffix == ".csv" else "\t", fields)
     if suffix in (".jsonl", ".ndjson"):
-        return json_rows(lines)
+        return _alike(lines.path, json_rows(lines), fields)
     raise UserError(f"{lines.path}: cannot read {suffix or 'a file without ending'}; give a {FORMATS} file")
 
 
@@ -54,6 +57,7 @@ def _plain_rows(lines: Lines) -> Iterator[Row]:
 
 def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> Iterator[Row]:
     path, place = lines.path, lines.place
+    csv.field_size_limit(LONGEST_CELL)
     try:
         reader = csv.DictReader(lines, fields, delimiter=delimiter, strict=True)
         _ = reader.fieldnames  # reads the header, so that `place` is the first row's
@@ -67,6 +71,10 @@ def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> I
                 raise UserError(f"{path}: line {number} has more fields than the header; quote the text")
             if None in row.values():
                 raise UserError(f"{path}: line {number} has fewer fields than the header; complete or remove it")
+            if delimiter == "\t" and number > place[1] + 1 and any("\t" in cell for cell in row.values()):
+                raise UserError(
+                    f"{path}: a quote that begins at line {place[1] + 1} ends at line {number}; double the quotes of the text"
+                )
             yield place, number, row
     except csv.Error as error:
         raise UserError(f"{path}: the row that begins at line {place[1] + 1}: {error}; close the quote") from None
@@ -85,3 +93,17 @@ def json_rows(lines: Lines) -> Iterator[Row]:
                 raise UserError(f'{path}: line {number} is not an object; give one like {{"text": …}} a line')
             yield place, number, row
         place = lines.place
+
+
+def _alike(path: Path, rows: Iterator[Row], fields: list[str] | None) -> Iterator[Row]:
+    """The rows. Raises UserError for one with a column that counts and that the first row lacks: it says which columns there are."""
+    known = set(fields or ())
+    for place, number, row in rows:
+        if not row.keys() <= known:
+            if known and (more := [name for name in row if name not in known and counts(name)]):
+                raise UserError(
+                    f"{path}: line {number} has {more[0]!r}, which the first row lacks; give the first row all columns, null "
+                    f"where it has nothing"
+                )
+            known |= row.keys()
+        yield place, number, row

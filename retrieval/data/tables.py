@@ -10,7 +10,7 @@ from typing import Any
 from retrieval.errors import UserError, first_line
 
 ROWS = 4096  # read at a time
-SPLITS = ("train", "validation", "valid", "dev", "test")
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "unsupervised")
 NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 
@@ -53,11 +53,25 @@ def table_files(path: Path, split: str) -> list[Path]:
 
 
 def _by_split(parts: list[Path]) -> dict[str, list[Path]]:
-    """The files of each split; none where names begin with other words, for then all of them are one set."""
+    """The files of each split; none where no name begins with one, for then all of them are one set. Raises UserError where only
+    some do."""
     found: dict[str, list[Path]] = {}
     for file in parts:
-        found.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
-    return found if set(found) <= set(SPLITS) else {}
+        found.setdefault(_split_of(file.name), []).append(file)
+    if others := found.pop("", []) if len(found) > 1 else []:
+        raise UserError(
+            f"{others[0]}: beside {', '.join(found)}, this is perhaps a split, perhaps not; give one file, or rename it"
+        )
+    return {} if "" in found else found
+
+
+def _split_of(name: str) -> str:
+    """The split that a file's name says, "" if none: train.parquet, validation_matched-00000-of-00001.parquet, dev_2.parquet."""
+    numbered = re.match(r"(.+)-\d+-of-\d+", name)  # as the hub writes them
+    word = re.match(r"[a-z]*", name.lower())
+    if word is None or word[0] not in SPLITS:
+        return ""
+    return numbered[1] if numbered else word[0]
 
 
 def _refuse_missing_part(path: Path, found: list[Path]) -> None:
@@ -121,14 +135,15 @@ def class_names(schema: Any) -> dict[str, list[str]]:
     told = (schema.metadata or {}).get(b"huggingface", b"{}")
     features = json.loads(told).get("info", {}).get("features", {})
     classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    return {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
+    labels = {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
+    return {name: told for name, told in labels.items() if name in schema.names}  # columns may have been taken out since
 
 
 def as_class(number: Any, names: list[str]) -> Any:
-    """A class by its name; data sets write −1 where it is not known."""
+    """A class by its name. Data sets write −1 where it is not known, and "-" for it where the classes are of inference."""
     if not isinstance(number, int):
         return number
-    return names[number] if 0 <= number < len(names) else None
+    return names[number] if 0 <= number < len(names) else "-" if "entailment" in names else None
 
 
 def _dataset(path: Path, split: str) -> Iterator[dict[str, Any]]:

@@ -65,14 +65,16 @@ def sum_tiles(task: Task, setting: Setting, gradient: bool) -> Summed:
     anchors = task.anchors.detach()
     count, sharpness = len(anchors), 1 / setting.temperature
     # A symmetric pass has the gradient of both sides in one.
-    to_sharpness = torch.sum(to_anchors * anchors) / (2 if tiles.symmetric else 1) - found.to_floor.sum()
+    to_sharpness = -found.to_floor.sum()
+    for some in _parts(count):
+        to_sharpness += torch.sum(to_anchors[some] * anchors[some]) / (2 if tiles.symmetric else 1)
     if found.pairs is not None:
-        to_pairs = found.pairs.gradient
-        to_anchors.add_(torch.bmm(to_pairs[:, None], found.pairs.partners)[:, 0])
         target = to_anchors if to_candidates is None else to_candidates
-        of_anchors = to_pairs[:, :, None] * anchors[:, None]
-        target.index_add_(0, task.partners.flatten(), of_anchors.flatten(0, 1))
-        to_sharpness += torch.sum(to_pairs * found.pairs.z) / sharpness
+        for some in _parts(count):
+            to_pairs, partners = found.pairs.gradient[some], task.partners[some]
+            to_anchors[some] += torch.bmm(to_pairs[:, None], task.candidates.detach()[partners])[:, 0]
+            target.index_add_(0, partners.flatten(), (to_pairs[:, :, None] * anchors[some, None]).flatten(0, 1))
+        to_sharpness += torch.sum(found.pairs.gradient * found.pairs.z) / sharpness
     for rows in (to_anchors, to_candidates):
         if rows is not None:
             rows.mul_(sharpness / count)
@@ -89,9 +91,8 @@ class Sums(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Partners as positives: their rows (A, M, d), their logits and the gradient in these, (A, M)."""
+    """Partners as positives: their logits and the gradient in these, (A, M)."""
 
-    partners: Tensor
     z: Tensor
     gradient: Tensor
 
@@ -119,8 +120,11 @@ def _pair_losses(tiles: "Tiles", sums: Sums) -> Losses:
 
     task, setting = tiles.task, tiles.setting
     config, tau, sharpness = setting.config, setting.tau_plus, 1 / setting.temperature
-    anchors, partners = task.anchors.detach(), task.candidates.detach()[task.partners]
-    z = torch.bmm(partners, anchors[:, :, None])[:, :, 0] * sharpness
+    anchors, candidates = task.anchors.detach(), task.candidates.detach()
+    z = torch.empty(task.partners.shape, device=anchors.device)
+    for some in _parts(len(z)):
+        z[some] = torch.bmm(candidates[task.partners[some]], anchors[some, :, None])[:, :, 0]
+    z.mul_(sharpness)
     losses, on_floor, to_floor, push, draw = torch.empty(5, len(z), device=z.device)
     gradient = torch.empty_like(z)
     numbers = (setting.beta, math.log(tau) if tau else 0.0, math.log1p(-tau), -sharpness)
@@ -130,7 +134,12 @@ def _pair_losses(tiles: "Tiles", sums: Sums) -> Losses:
         M=z.shape[1], DEBIASED=tau > 0, THROUGH=setting.through and setting.beta != 0, ENTRY=config.entry, BA=ROWS,
     )  # fmt: skip
     nothing = losses  # never read: there are no positives by label
-    return Losses(losses, on_floor, to_floor, push, draw, nothing, nothing, Pairs(partners, z, gradient))
+    return Losses(losses, on_floor, to_floor, push, draw, nothing, nothing, Pairs(z, gradient))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Rows of a tile at a time, for what takes as much memory again as the rows that it is done with."""
+    return (slice(at, at + TILE_ROWS) for at in range(0, count, TILE_ROWS))
 
 
 def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
