@@ -86,5 +86,7 @@ def read_per_query(path: Path) -> PerQuery:
     for name, found in values.items():
         if not np.isfinite(found).all():
             line = int(np.flatnonzero(~np.isfinite(found))[0]) + 2
-            raise UserError(f"{path}: line {line}: {name} is {found[line - 2]}; every metric needs a number for every query")
+            raise UserError(
+                f"{path}: line {line}: {name} is {found[line - 2]}; every metric needs a number for every query"
+            )
     return PerQuery(list(columns[0]), list(columns[1]) if first == 2 else None, values)

@@ -33,7 +33,9 @@ Manifest = dict[str, Any]
 
 
 def staging_folder(final: Path) -> Path:
-    """Where the parts of `final` are written until it is whole: beside it, so that the last step is a rename."""
+    """Where the parts of `final` are written until it is whole: beside it, so that the last step is a rename; if it is a link,
+    beside what that points to."""
+    final = final.resolve()
     return final.parent / f".{final.name}.partial"
 
 
@@ -45,7 +47,7 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
     finds it as it was. Raises UserError if `final` exists and is not an empty folder, unless `overwrite` is set.
     """
     refuse_to_clobber(final, kind, overwrite)
-    staging = staging_folder(final)
+    final, staging = final.resolve(), staging_folder(final)
     staging.mkdir(parents=True, exist_ok=True)
     with sole_writer(staging):
         try:
@@ -131,11 +133,12 @@ def _replace_folder(staging: Path, final: Path) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    """Give every file the mode that open() would have given it: safetensors writes for its owner alone."""
+    """Give every file the mode that open() would have given it: safetensors writes for its owner alone. Files with another name
+    elsewhere, which an index shares with a store, are left as they are."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(0o666 & ~mask)
 
 
@@ -262,12 +265,12 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
-    temporary.rename(path)
     sync_folder(path.parent)
 
 

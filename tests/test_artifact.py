@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from retrieval.artifact import MANIFEST, creating, member, read_manifest, staging_folder, verify
+from retrieval.artifact import MANIFEST, creating, member, read_manifest, staging_folder, verify, write_atomically
 from retrieval.errors import UserError
 from retrieval.locks import sole_writer
 
@@ -54,6 +54,37 @@ def test_verify_hashes_everything(tmp_path):
     (tmp_path / "x" / "a").write_text("b")
     with pytest.raises(UserError, match="does not match"):
         verify(tmp_path / "x", KIND, manifest["files"])
+
+
+def test_a_link_is_written_through(tmp_path):
+    """What it points to is replaced, on its own disk; the link stays, also one to nothing."""
+    (tmp_path / "big").mkdir()
+    link = tmp_path / "x"
+    link.symlink_to(tmp_path / "big" / "real")
+    for content in ("one", "two"):
+        with creating(link, KIND, overwrite=True) as (folder, _):
+            assert folder.parent == tmp_path / "big" and staging_folder(link) == folder
+            (folder / "a").write_text(content)
+        assert link.is_symlink() and (tmp_path / "big" / "real" / "a").read_text() == content
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "a", "big", MANIFEST, "real", "x"]
+
+
+def test_files_that_are_shared_keep_their_mode(tmp_path):
+    (tmp_path / "shared").write_text("a")
+    (tmp_path / "shared").chmod(0o600)
+    with creating(tmp_path / "x", KIND) as (folder, _):
+        (folder / "linked").hardlink_to(tmp_path / "shared")
+        (folder / "own").write_text("b")
+        (folder / "own").chmod(0o600)
+    modes = [(tmp_path / "x" / name).stat().st_mode & 0o777 for name in ("linked", "own")]
+    assert modes[0] == 0o600 and modes[1] != 0o600
+
+
+def test_a_file_whose_name_is_a_folders_leaves_nothing(tmp_path):
+    (tmp_path / "taken" / "full").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as caught:
+        write_atomically(tmp_path / "taken", b"x")
+    assert caught.value.filename == str(tmp_path / "taken") and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_second_of_two_writers_is_refused(tmp_path):

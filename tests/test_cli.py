@@ -203,8 +203,17 @@ def test_a_configuration_file_knows_every_option(text_path, texts, run_cli, tmp_
     run_cli("train", "text", "--config", path)
     saved = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
     assert saved["loss_settings"]["label_mask"] is False and saved["lr"] == 1e-3 and saved["batch_size"] == 111
-    path.write_text('steps = "many"\n')
-    assert f"{path}: steps: 'many' is not a valid integer" in run_cli("train", "text", "--config", path, code=2).stderr
+    for value, wrong in (
+        ('"many"', "'many' is not a valid integer"),
+        ("1.5", "1.5 is no whole number"),
+        ("true", "True is no whole number"),
+    ):
+        path.write_text(f"steps = {value}\n")
+        assert f"{path}: steps: {wrong}" in run_cli("train", "text", "--config", path, code=2).stderr
+    path.write_text(f'store = "{folder / "store"}"\nmemory = "2GB"\nlatency = "5ms"\nplan = true\n', "utf-8-sig")
+    assert "Flat" in run_cli("index", "build", "--config", path, "--output", tmp_path / "i").stdout
+    path.write_text('sources = "absent"\n')
+    assert "absent: no such file" in run_cli("report", "--config", path, "--output", tmp_path / "r.html", code=2).stderr
 
 
 def test_help_shows_every_option_once_under_its_title(run_cli):

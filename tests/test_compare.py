@@ -9,7 +9,7 @@ from test_cli import read_json
 
 from retrieval.errors import UserError
 from retrieval.eval.compare import compare, flipped, holm, mixed, paired
-from retrieval.eval.values import PerQuery
+from retrieval.eval.values import PerQuery, read_per_query
 
 
 def table(values, groups=None, ids=None):
@@ -143,6 +143,31 @@ def test_mistakes(evaluations, run_cli, monkeypatch, words, message):
     monkeypatch.chdir(evaluations)
     (evaluations / "x.run").write_text("q Q0 d 1 1.0 x\n")
     assert message in run_cli("eval", "compare", *words, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"query,a\nq,1\nr,nan\n", "line 3: a is nan"),
+        (b"query,a\nq,1\nr,inf\n", "line 3: a is inf"),
+        (b"query,a\nq\xe9,1\n", "is no CSV in UTF-8"),
+        (b"query,a\nq,x\n", "every metric needs a number"),
+    ],
+)
+def test_values_that_cannot_be_compared(tmp_path, content, words):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_per_query(tmp_path / "a.csv")
+
+
+def test_a_table_that_another_tool_wrote(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfquery,a\r\nq,1\r\n")
+    assert read_per_query(tmp_path / "a.csv").values["a"].tolist() == [1]
+
+
+def test_one_query_of_several_runs_says_nothing():
+    with pytest.raises(UserError, match="one query, or class, in common"):
+        compare([table([1]), table([0])], [table([1]), table([1])], "m")
 
 
 def test_evaluations_of_other_queries_are_refused():

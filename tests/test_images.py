@@ -292,7 +292,7 @@ def test_truncated_tables_and_cells(tmp_path):
 def test_a_missing_split_and_a_missing_set(tmp_path, monkeypatch):
     path = as_saved_splits(tmp_path, noise())
     assert len(read_images(path, split="other")) == 1
-    with pytest.raises(UserError, match=r"no split 'test'; choose --split \(found: other, train\)"):
+    with pytest.raises(UserError, match=r"no split 'test'; choose another split \(found: other, train\)"):
         read_images(path, split="test")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nowhere.csv: no such file or folder"):

@@ -146,7 +146,7 @@ def test_a_beir_folder(beir, run_cli, minilm, tmp_path):
     )
     assert again["metrics"] == found["metrics"]
     assert (judged / "queries.csv").read_text().startswith("query,ndcg@2")
-    with pytest.raises(UserError, match=r"choose --split \(found: test\)"):
+    with pytest.raises(UserError, match=r"choose another split \(found: test\)"):
         read_beir(beir, "dev")
     (beir / "queries.jsonl").write_text('{"_id": "q1"}')
     with pytest.raises(UserError, match="line 1 is no JSON object with _id and text"):

@@ -81,11 +81,12 @@ def as_words(flags: dict[str, Any]) -> list[str]:
     return words
 
 
-def training_data(path: Path, flags: dict[str, Any], *, optional: bool = False) -> "Texts":
-    """The texts; of scored pairs those that count as positives. optional: named columns need not be there."""
+def training_data(path: Path, flags: dict[str, Any], *, split: str | None = None, optional: bool = False) -> "Texts":
+    """The texts; of scored pairs those that count as positives. split: another than that of the training data. optional: named columns
+    need not be there."""
     from retrieval.data import pairs_by_score, read_texts
 
-    data = read_texts(path, asked_columns(flags, optional=optional), flags["split"])
+    data = read_texts(path, asked_columns(flags, optional=optional), split or flags["split"])
     if data.scores is not None:
         return pairs_by_score(data, flags["min_score"], str(path))
     if flags["min_score"] is not None and not optional:

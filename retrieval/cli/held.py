@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from retrieval.images import Images, Pairs
     from retrieval.neighbors import Floats
 
-SPLIT = "test"  # of folders and data sets that have several
 VOTERS = 40  # items; of fewer the 20 nearest are half of all, and their vote says little
 DEEP = 100  # documents of each query that are ranked
 
@@ -73,14 +72,14 @@ class Held:
         return vectors
 
 
-def read_held(path: Path, asked: "Asked | None" = None) -> Held:
-    """Judge by a file, folder or data set of any kind. asked: columns that the user names."""
+def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
+    """Judge by a file, folder or data set of any kind. asked: columns that the user names. split: where there are several."""
     from retrieval.data import read_texts
     from retrieval.data.documents import is_collection
 
     if path.is_dir() and is_collection(path):
-        return by_judgments(path, SPLIT)
-    data = read_texts(path, asked, SPLIT)
+        return by_judgments(path, split)
+    data = read_texts(path, asked, split)
     if data.scores is not None:
         return by_scores(data)
     if data.is_pairs:

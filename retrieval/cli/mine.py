@@ -95,7 +95,7 @@ class Searched:
 def mine(**flags: Any) -> None:
     """Find hard negatives for pairs: texts that are near an anchor and none of its positives.
 
-    Negatives of the data are kept, the mined ones come after. A row for which fewer pass has fewer. The result is read by
+    The data's own negatives (--negatives of a row) are kept, the mined ones come after. A row for which fewer pass has fewer. The result is read by
     `train text`. Killed, the same command goes on from what is embedded.
 
     \b

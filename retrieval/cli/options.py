@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retrieval.store import Ids, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
+ELSEWHERE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG)
 MOST = 1_000_000
 
 
@@ -81,12 +82,7 @@ class Commands(Group):
         except PermissionError as error:
             raise Fault(f"{error.filename}: permission denied; change its mode, or choose another place") from error
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (
-                errno.EROFS,
-                errno.ENOENT,
-                errno.ENOTDIR,
-                errno.ENAMETOOLONG,
-            ):
+            if isinstance(error, OSError) and error.errno in ELSEWHERE:
                 raise Fault(f"{error.filename}: {(error.strerror or '').lower()}; choose another place") from error
             if is_disk_full(error):
                 where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
@@ -228,8 +224,10 @@ def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
 
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:
-    """Raise UserError where a file would be replaced unasked."""
+    """Raise UserError where a file would be replaced unasked, or has no folder to stand in."""
     for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
         if path is not None and path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
 

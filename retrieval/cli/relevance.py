@@ -42,7 +42,9 @@ NOTES = {
     "--level", type=click.IntRange(min=1), default=1, show_default=True, help="The least grade that is relevant."
 )
 @click.option("--drop-self", is_flag=True, help="Leave out results whose id is the query's own.")
-@click.option("--run-output", type=click.Path(path_type=Path), help="Write the results in TREC's format.")
+@click.option(
+    "--run-output", type=click.Path(path_type=Path, dir_okay=False), help="Write the results in TREC's format."
+)
 @keeps
 @checks
 @uses_device

@@ -24,7 +24,7 @@ LARGE = 5_000_000
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="HTML file to write.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="HTML file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier report.")
 @click.option(
     "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for every figure as SVG and PNG."

@@ -56,6 +56,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 @click.option(
     "--held-out", type=existing("any"), help="Choose by these, never by your test set.  [default: a fifth of DATA]"
 )
+@click.option("--eval-split", default="validation", show_default=True, help="Of --held-out, where it has several.")
 @click.option(
     "--loss",
     "methods",
@@ -121,7 +122,7 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     of_heads = not (flags["whole"] or flags["steps"] or flags["epochs"])  # whose number of steps is then ours to choose
     passes = HEAD_PASSES if not flags["whole"] else 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, passes)
-    out = f", {held.left_out:,} left out whose texts were trained on" if held.left_out else ""
+    out = f", {held.left_out:,} left out that are trained on" if held.left_out else ""
     plans = [
         plan_of(train, loss, flags, flags["seed"]) for loss in losses
     ]  # refuses bad data before anything is encoded
@@ -152,13 +153,13 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
     if idle:
         raise UserError(f"--{idle.replace('_', '-')}: is for texts, and {flags['data']} has pictures; leave it out")
 
-    def read(path: Path, *, optional: bool = False) -> "Texts | Images":
+    def read(path: Path, split: str, *, optional: bool = False) -> "Texts | Images":
         if of_pictures:
-            return read_images(path, split=flags["split"], asked=asked_columns(flags, optional=optional))
-        return training_data(path, flags, optional=optional)
+            return read_images(path, split=split, asked=asked_columns(flags, optional=optional))
+        return training_data(path, flags, split=split, optional=optional)
 
-    data = read(flags["data"])
-    held_out = None if flags["held_out"] is None else read(flags["held_out"], optional=True)
+    data = read(flags["data"], flags["split"])
+    held_out = None if flags["held_out"] is None else read(flags["held_out"], flags["eval_split"], optional=True)
     judged, named = (data, "data") if held_out is None else (held_out, "held_out")
     if judged.labels is None and not judged.is_pairs:
         remedy = "; give --held-out a file that has" if held_out is None else ""

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
-@click.option(
-    "--split", default="train", show_default=True, help="Of a data set with several; of --eval-data it is test."
-)
+@click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @together(columns.image, columns.label, title="Columns")
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
 @click.option(
@@ -127,10 +125,10 @@ def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
     """What is judged before and after, of --eval-data or --general-data."""
     from retrieval.images import read_images
 
-    from .held import SPLIT, by_classes
+    from .held import by_classes
 
     path = flags[name]
-    data = read_images(path, split=SPLIT, asked=asked_columns(flags, optional=True)) if path else None
+    data = read_images(path, split=flags["eval_split"], asked=asked_columns(flags, optional=True)) if path else None
     if data is not None and data.labels is None:
         raise UserError(f"{path}: --{name.replace('_', '-')} needs labels; give class folders or a column label")
     if data is None:

@@ -195,7 +195,7 @@ def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> "dict[str, Held]"
     sets = {}
     for name, flag in SETS.items():
         if flags[flag]:
-            judged = read_pairs(flags[flag], split="test", asked=asked)
+            judged = read_pairs(flags[flag], split=flags["eval_split"], asked=asked)
             say(f"{flags[flag]}: {judged.origin}")
             if kinds(judged) != kinds(data):
                 what = " and ".join(kinds(judged)), " and ".join(kinds(data))

@@ -167,9 +167,9 @@ def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
     sets = {}
     asked = asked_columns(flags, optional=True)
     if flags["eval_data"]:
-        sets["held-out"] = read_held(flags["eval_data"], asked)
+        sets["held-out"] = read_held(flags["eval_data"], asked, flags["eval_split"])
     if flags["general_data"]:
-        sets["general"] = read_held(flags["general_data"], asked)
+        sets["general"] = read_held(flags["general_data"], asked, flags["eval_split"])
     elif not flags["no_general"]:
         docs = docs_as_texts(library_docs())
         sets["general"] = by_classes(docs.take(range(0, len(docs), max(1, len(docs) // GENERAL))))

@@ -73,6 +73,7 @@ steps = together(
 )  # fmt: skip
 judging = together(
     click.option("--general-data", type=existing("any"), help="Judged before and after too, against forgetting.  [default: of texts documentation that comes with Python]"),
+    click.option("--eval-split", default="test", show_default=True, help="Of --eval-data and --general-data, where they have several."),
     click.option("--eval-every", type=click.IntRange(min=1), help="Judge by --eval-data every so many steps, and keep the best."),
     click.option("--patience", type=click.IntRange(min=1), help="Stop when so many judgements in a row brought nothing better."),
     click.option("--value", "metric", help="The metric by which it is best.  [default: map@r, of pairs mrr, of judgments ndcg@10, of scores spearman]"),

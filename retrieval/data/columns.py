@@ -30,7 +30,14 @@ PAIR_COLUMNS = (
 )
 ID_COLUMNS = ("id", "_id")
 NEGATIVES = 7  # of each row that are used unless asked otherwise
-_COUNTING = {*TEXT_COLUMNS, *LABEL_COLUMNS, *SCORE_COLUMNS, *PAIR_LABELS, *ID_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair)}
+_COUNTING = {
+    *TEXT_COLUMNS,
+    *LABEL_COLUMNS,
+    *SCORE_COLUMNS,
+    *PAIR_LABELS,
+    *ID_COLUMNS,
+    *(name for pair in PAIR_COLUMNS for name in pair),
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,8 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
                 else "rename one in the header, or name it by --text, or --anchor and --positive"
             )
         )
-    return {"text": text} | ({"label": label} if label else {}) | extra
+    of_beir = asked.text is None and {"_id", "title", "text"} <= set(names)
+    return {"text": text} | ({"title": "title"} if of_beir else {}) | ({"label": label} if label else {}) | extra
 
 
 def _of_pairs(
@@ -174,9 +182,14 @@ def _is_number(value: object) -> bool:
 
 
 def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any]) -> dict[str, str]:
-    """What a row has in the wanted columns, by our names; a negative may be missing."""
+    """What a row has in the wanted columns, by our names; a negative may be missing. A document of BEIR is title and text."""
     found = {}
+    if "title" in wanted:
+        text = wanted["text"]
+        row = row | {text: f"{as_text(row.get(wanted['title']))} {as_text(row.get(text))}".strip()}
     for name, column in wanted.items():
+        if name == "title":
+            continue
         try:
             value = as_text(row.get(column))
         except TypeError:

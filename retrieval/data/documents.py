@@ -6,6 +6,7 @@ collections   BEIR (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; FlagEmbedding'
               with ids (positive_document_ids), LlamaIndex (one .json of queries, corpus, relevant_docs)
 """
 
+import ast
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,12 +43,14 @@ def nested_columns(row: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]] |
 
 
 def _listed(value: Any) -> Any:
-    """A list, also one that a CSV holds as JSON, or an array from a table."""
+    """A list, also one that a CSV holds as JSON or as Python writes it, or an array from a table."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value)
+            except (ValueError, SyntaxError):
+                continue
+        return value
     return value.tolist() if hasattr(value, "tolist") else value
 
 

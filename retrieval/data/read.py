@@ -61,7 +61,7 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
     wanted = {
         name: column
         for name, column in wanted_columns(str(path), fields, first[2], asked).items()
-        if name in ("anchor", "text", "label", "id")
+        if name in ("anchor", "text", "title", "label", "id")
     }
     starts, count, labels = [], 0, set()
     for place, number, row in chain([first], rows):
@@ -105,7 +105,7 @@ def _first(path: Path, rows: Iterator[Any]) -> Any:
 
 
 def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Numbered], fields: list[str]) -> Texts:
-    told = Collected(name for name in wanted if name not in ("label", "score"))
+    told = Collected(name for name in wanted if name not in ("title", "label", "score"))
     known: dict[str, str] = {}  # each label as one string, however often it stands
     labels: list[str] = []
     scores: list[float] = []

@@ -44,6 +44,8 @@ def line_rows(lines: Lines, fields: list[str] | None = None) -> Iterator[Row]:
         return _delimited_rows(lines, "," if suffix == ".csv" else "\t", fields)
     if suffix in (".jsonl", ".ndjson"):
         return _alike(lines.path, json_rows(lines), fields)
+    if suffix in (".gz", ".zip", ".bz2", ".xz", ".zst"):
+        raise UserError(f"{lines.path}: is compressed; unpack it first")
     raise UserError(f"{lines.path}: cannot read {suffix or 'a file without ending'}; give a {FORMATS} file")
 
 
@@ -89,10 +91,20 @@ def json_rows(lines: Lines) -> Iterator[Row]:
                 row = json.loads(line)
             except ValueError:
                 raise UserError(f"{path}: line {number} is not JSON; give one object a line") from None
+            if "\\ud" in line.lower():
+                _refuse_half_characters(path, number, row)
             if not isinstance(row, dict):
                 raise UserError(f'{path}: line {number} is not an object; give one like {{"text": …}} a line')
             yield place, number, row
         place = lines.place
+
+
+def _refuse_half_characters(path: Path, number: int, row: Any) -> None:
+    """Raise UserError for half of a pair of escapes, as where a text was cut within a character: no file can hold it as UTF-8."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: line {number} has half a character (\\ud…); complete or remove it") from None
 
 
 def _alike(path: Path, rows: Iterator[Row], fields: list[str] | None) -> Iterator[Row]:

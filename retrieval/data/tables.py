@@ -10,7 +10,19 @@ from typing import Any
 from retrieval.errors import UserError, first_line
 
 ROWS = 4096  # read at a time
-SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "unsupervised")
+SPLITS = (
+    "train",
+    "training",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "test",
+    "testing",
+    "eval",
+    "evaluation",
+    "unsupervised",
+)
 NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 
 
@@ -47,7 +59,7 @@ def table_files(path: Path, split: str) -> list[Path]:
     if not splits:
         return parts
     if split not in splits:
-        raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(splits)})")
+        raise UserError(f"{path}: has no split {split!r}; choose another split (found: {', '.join(splits)})")
     _refuse_missing_part(path, splits[split])
     return splits[split]
 
@@ -136,7 +148,9 @@ def class_names(schema: Any) -> dict[str, list[str]]:
     features = json.loads(told).get("info", {}).get("features", {})
     classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
     labels = {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
-    return {name: told for name, told in labels.items() if name in schema.names}  # columns may have been taken out since
+    return {
+        name: told for name, told in labels.items() if name in schema.names
+    }  # columns may have been taken out since
 
 
 def as_class(number: Any, names: list[str]) -> Any:
@@ -162,7 +176,7 @@ def _split(path: Path, split: str) -> tuple[Any, dict[str, list[str]]]:
     loaded = _loaded(path, split)
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
-            raise UserError(f"{path}: has no split {split!r}; choose --split (found: {', '.join(loaded)})")
+            raise UserError(f"{path}: has no split {split!r}; choose another split (found: {', '.join(loaded)})")
         loaded = loaded[split]
     return loaded, {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
 

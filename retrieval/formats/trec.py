@@ -103,7 +103,7 @@ def read_beir(folder: Path, split: str = "test") -> Beir:
     if not judged.is_file():
         there = sorted({path.stem for path in (folder / "qrels").glob("*.tsv")})
         there += sorted(path.name.removesuffix("_qrels.jsonl") for path in folder.glob("*_qrels.jsonl"))
-        raise UserError(f"{judged}: no such file; choose --split (found: {', '.join(there) or 'none'})")
+        raise UserError(f"{judged}: no such file; choose another split (found: {', '.join(there) or 'none'})")
     qrels = _json_qrels(judged) if judged.suffix == ".jsonl" else read_qrels(judged)
     corpus = dict(_entries(folder / "corpus.jsonl"))
     queries = dict(_entries(asked))
@@ -138,8 +138,12 @@ def _entries(path: Path) -> Iterator[tuple[str, str]]:
     """Id, and title and text, of each line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels")
+    seen = set()
     for _, number, entry in json_rows(Lines(path)):
         name = entry.get("_id", entry.get("id"))
         if name is None or "text" not in entry:
             raise UserError(f"{path}: line {number} is no JSON object with _id and text")
-        yield as_text(name), f"{as_text(entry.get('title'))} {as_text(entry['text'])}".strip()
+        if (name := as_text(name)) in seen:
+            raise UserError(f"{path}: line {number}: id {name!r} stands more than once; ids must be unique")
+        seen.add(name)
+        yield name, f"{as_text(entry.get('title'))} {as_text(entry['text'])}".strip()

@@ -35,7 +35,7 @@ def is_image_data(path: Path, split: str = "train", asked: Asked | None = None) 
             return False
         worded = table.find(TEXT_COLUMNS) or any(all(map(table.find, ((a,), (b,)))) for a, b in PAIR_COLUMNS)
         return not worded or looks_like_pictures(next(table.rows([column]))[1][column])
-    return path.is_dir() or path.suffix.lower() in (".npz", ".gz") or is_shards(path) or is_idx(path)
+    return path.is_dir() or path.suffix.lower() == ".npz" or is_shards(path) or is_idx(path)
 
 
 def read_images(path: Path, *, skip_bad: bool = False, split: str = "train", asked: Asked | None = None) -> Images:
