@@ -82,8 +82,6 @@ def fitting(index: Index, on: Probe, target: float) -> tuple[list[Settings], boo
         settings: Settings = {"rerank": rerank} if able.coded else {}
         if knob is not None:
             value = least(lambda value, fixed=settings: recall(fixed | {knob: value}), target, able.limit)  # type: ignore[misc]
-            if knob == "effort":
-                value = max(value, on.truth.shape[1])  # FAISS takes k where it is less
             settings = settings | {knob: value}
         if recall(settings) >= target:
             found.append(settings)

@@ -169,6 +169,13 @@ def test_doctor_says_what_is_here(run_cli):
     assert "all is well" in run_cli("doctor").stdout
 
 
+def test_what_is_no_number_is_null_in_json(capsys):
+    from retrieval.cli.output import emit
+
+    emit({"a": [float("nan"), 1.5], "b": (float("inf"),)}, True, [])
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None]}
+
+
 def test_progress_in_a_log_is_lines(monkeypatch, capsys):
     from retrieval.cli import output
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import click
@@ -43,7 +44,16 @@ def say(line: str) -> None:
 def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """The result on stdout: one JSON object, or lines for people."""
     if not _silent:
-        click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+        click.echo(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 @contextmanager
