@@ -185,7 +185,7 @@ def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> N
         for start in range(0, len(names), 1000):
             part = found[start : start + 1000]
             for query, best in zip(names[start : start + 1000], hits(opened, part), strict=True):
-                _write_one(file, output.suffix, query, best)
+                _write_one(file, output.suffix, query, best, opened.metric)
 
 
 def _ids(opened: "Index", found: "Found") -> Any:
@@ -204,7 +204,8 @@ def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> No
         return
     from retrieval.formats.trec import run_lines
 
-    file.write(run_lines(query, ((str(hit.id), hit.score) for hit in best)))
+    sign = -1 if metric == "euclidean" else 1  # in a run larger is better
+    file.write(run_lines(query, ((str(hit.id), sign * hit.score) for hit in best)))
 
 
 def _explained(opened: "Index", found: "Found") -> list[str]:
