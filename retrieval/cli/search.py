@@ -192,12 +192,15 @@ def _ids(opened: "Index", found: "Found") -> Any:
     """(q, k) ids; −1 or "" where there are fewer."""
     import numpy as np
 
-    held = np.asarray(opened.rows.ids_between(0, opened.rows.count))
-    nothing = np.zeros((), held.dtype) if held.dtype.kind == "U" else np.array(-1)
-    return np.where(found.rows >= 0, held[found.rows], nothing) if len(held) else found.rows
+    held = opened.rows.ids_between(0, opened.rows.count)
+    if isinstance(held, np.ndarray):
+        return np.where(found.rows >= 0, held[found.rows], -1) if len(held) else found.rows
+    # Of the rows found alone: an array of strings is as wide as its longest.
+    ids = [held[row] if row >= 0 else "" for row in found.rows.ravel().tolist()]
+    return np.array(ids, dtype=str).reshape(found.rows.shape)
 
 
-def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> None:
+def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]", metric: str) -> None:
     if ending == ".jsonl":
         line = {"query": query, "hits": [_as_json(hit) for hit in best]}
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -266,7 +269,9 @@ def _recorded_encoder(opened: "Index") -> str:
 
 
 def _as_json(hit: "Hit") -> dict[str, Any]:
-    return {"score": hit.score, "id": hit.id, "label": hit.label, "text": None, **hit.payload}
+    own: dict[str, Any] = {"score": hit.score, "id": hit.id, "label": hit.label}
+    payload = {f"payload.{name}" if name in own else name: value for name, value in hit.payload.items()}
+    return own | {"text": None} | payload
 
 
 def _described(hit: "Hit") -> str:
