@@ -179,7 +179,7 @@ def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tupl
     return whole[:half], whole[-half:]
 
 
-def worth(about: Manifest) -> tuple[bool, float]:
-    """Larger is better: the recall reached in tuning, then the speed when all took turns."""
+def worth(about: Manifest) -> tuple[bool, float, float]:
+    """Larger is better: whether the recall was reached in tuning; if not, what was found; then the speed when all took turns."""
     told = about["measured"]
-    return told["reached"], -told["raced"]
+    return told["reached"], 0.0 if told["reached"] else told["recall"], -told["raced"]
