@@ -11,6 +11,7 @@ from retrieval.index.build import build
 from retrieval.index.bundle import open_index
 from retrieval.index.change import add, compact, fold, merge, remove, retune
 from retrieval.index.exchange import export_faiss, import_faiss
+from retrieval.index.filters import rows_of_labels
 from retrieval.index.hnswlib_file import write_hnswlib
 from retrieval.index.plan import Goal
 from retrieval.index.search import hits, search
@@ -78,6 +79,33 @@ def test_rows_come_and_go_on_every_type(store, later, tmp_path, factory):
     assert sum(name in three for name, three in zip(["id-850", "id-870", "id-998"], found, strict=True)) >= 2
     on_disk = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
     assert on_disk == set(index.manifest["files"])
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF16,Flat", "IVF8,PQ12x4fs", "PQ12x4"])
+def test_where_nothing_is_covered_all_is_compared(store, tmp_path, monkeypatch, factory):
+    folder = tmp_path / "index"
+    tuned = build(store, folder, factory=factory).about["search"]
+    index = add(folder, store_of(tmp_path / "all", rows_for(900, seed=7)), replace=True)
+    assert (index.covered, index.rows.count) == (0, 900)
+    same_as_exact(index, 1)
+    monkeypatch.setattr("retrieval.index.search.EXACT_UP_TO", 0)
+    where = rows_of_labels(index, ["1", "2"])
+    found = search(index, unit(20, seed=5), 7, where=where)
+    assert found.how == {"way": "exact", "compared": 360} and where[found.rows].all()
+    index.rows.close()
+    index = retune(folder, Goal(0.9))
+    assert index.about["search"] == tuned and index.about["measured"]["recall"] == 1
+    index.rows.close()
+    assert compact(folder).covered == 900
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "PQ12x4"])
+def test_a_filter_may_leave_late_rows_alone(store, later, tmp_path, monkeypatch, factory):
+    build(store, tmp_path / "index", factory=factory)
+    index = add(tmp_path / "index", later, replace=True)
+    monkeypatch.setattr("retrieval.index.search.EXACT_UP_TO", 0)
+    found = search(index, later.embeddings()[:5], 3, where=np.arange(1000) >= index.covered)
+    assert found.rows[:, 0].tolist() == [850, 851, 852, 853, 854] and (found.rows >= 850).all()
 
 
 def test_many_late_rows_are_given_to_faiss(store, tmp_path, monkeypatch):
