@@ -261,3 +261,39 @@ def test_graphs_go_out_to_hnswlib(tmp_path, metric):
     assert there.knn_query(unit(50, seed=9), 1)[0][:, 0].tolist() == list(range(10_000, 10_050))
     with pytest.raises(UserError, match="is IVF8,Flat; hnswlib reads"):
         write_hnswlib(build(index.rows, tmp_path / "ivf", factory="IVF8,Flat"), None)
+
+
+def test_what_does_not_go_with_a_faiss_file_is_refused(tmp_path):
+    x, path = unit(300), tmp_path / "plain.faiss"
+
+    def written(key, vectors):
+        index = faiss.index_factory(24, key, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, str(path))
+
+    written("Flat", x)
+    with pytest.raises(UserError, match="--labels: has 299 lines for the 300 vectors of .*; give one a vector"):
+        import_faiss(path, tmp_path / "index", labels=["a"] * 299)
+    longer = x.copy()
+    longer[7] *= 1.1
+    for key in ("Flat", "IVF8,Flat", "HNSW16"):
+        written(key, longer)
+        with pytest.raises(UserError, match=r"vector 7 has length 1.1, which cosine needs to be 1; leave --metric out"):
+            import_faiss(path, tmp_path / "index", metric="cosine")
+    written("IVF8,SQ8", 3 * x)
+    with pytest.raises(UserError, match="which cosine needs to be 1"):
+        import_faiss(path, tmp_path / "index", metric="cosine")
+    written("Flat", x[:0])
+    with pytest.raises(UserError, match="holds no vectors"):
+        import_faiss(path, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("key", ["SQ8", "IVF8,PQ4x4", "IVF8,RaBitQ"])
+def test_codes_of_unit_vectors_are_taken_for_cosines(tmp_path, key):
+    index = faiss.index_factory(24, key, faiss.METRIC_INNER_PRODUCT)
+    index.train(unit(300))
+    index.add(unit(300))
+    faiss.write_index(index, str(tmp_path / "coded.faiss"))
+    assert import_faiss(tmp_path / "coded.faiss", tmp_path / "index", metric="cosine").metric == "cosine"
