@@ -351,9 +351,12 @@ def enter(manifest: Manifest, shards: Shards, number: int) -> None:
 
 def _bury(folder: Path, manifest: Manifest, places: list[Place]) -> None:
     """Write tombstones and enter them into the next generation."""
-    for number in sorted({shard for shard, _ in places}):
+    rows: dict[int, list[int]] = {}
+    for number, row in places:
+        rows.setdefault(number, []).append(row)
+    for number in sorted(rows):
         shard = manifest["shards"][number]
-        gone = np.array(sorted(row for s, row in places if s == number), np.int64)
+        gone = np.array(sorted(rows[number]), np.int64)
         if "deleted" in shard:
             gone = np.union1d(gone, np.load(folder / shard["deleted"], allow_pickle=False))
             del manifest["files"][shard["deleted"]]
