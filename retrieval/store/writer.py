@@ -7,7 +7,7 @@ and the same change called again goes on from there.
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,6 +198,9 @@ def create(
     output = Path(output)
     plan = plan_of("create", source, kind, settings)
     if _made_by(output, plan):
+        if (output / JOURNAL).exists():  # of a call that was killed at the last, or of a change that goes on now
+            with suppress(UserError), changing(output):
+                pass
         return Store(output)
     _refuse_repeated(source, kind)
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
@@ -206,7 +209,8 @@ def create(
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         run(Job(source, kind, shards, 0))
         _enter_all(manifest, shards)
-        (folder / JOURNAL).unlink()
+    # Not before the store stands: until then the same call may have to go on.
+    (output / JOURNAL).unlink(missing_ok=True)
     return Store(output, trusted=True)
 
 
