@@ -50,7 +50,7 @@ class Clusters:
 
     queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find; nearest: the
     first neighbours of each. counts: n, classes, queries, singletons, unanswerable (without anything relevant to find), tied
-    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means.
+    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours.
     """
 
     queries: PerQuery
@@ -61,6 +61,7 @@ class Clusters:
     counts: dict[str, int]
     partition: dict[str, list[float]] = field(default_factory=dict)
     geometry: Geometry | None = None
+    metric: str = "cosine"
 
     def means(self) -> dict[str, float]:
         """Every metric by name."""
@@ -115,7 +116,7 @@ def evaluate_clusters(
         partition, shape = _of_the_whole(points, relevance.codes if itself else classes(labels).codes, settings)
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
-    return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape)
+    return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape, settings.metric)
 
 
 def _of_the_whole(points: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
@@ -165,7 +166,7 @@ def summary(found: Clusters, seed: int = 0) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Mixed:
     """Two classes that are mixed up. share: of the neighbours of the first that are of the second; example: the query and the
-    neighbour, as rows, that are most alike."""
+    neighbour, as rows, that are most alike; similarity: theirs, by the metric "euclidean" their distance."""
 
     query: str
     neighbor: str
@@ -184,7 +185,8 @@ def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
     query, place = np.nonzero(within & (other != own[:, None]))
     keys = own[query] * len(relevance.names) + other[query, place]
     scores = found.nearest.scores[query, place]
-    order = np.lexsort((-scores, keys))  # of each pair the most alike first
+    apart = scores if found.metric == "euclidean" else -scores
+    order = np.lexsort((apart, keys))  # of each pair the most alike first
     pairs, first, times = np.unique(keys[order], return_index=True, return_counts=True)
     seen = np.bincount(own, looked, len(relevance.names))
     shares = times / seen[pairs // len(relevance.names)]

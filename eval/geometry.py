@@ -34,6 +34,7 @@ from .labels import sums
 TILE = 2**22  # numbers held at a time
 UNIFORM = 10_000
 TINY = 1e-300
+NOISE = 1e-6  # of cosines of float32 vectors
 
 
 class Geometry(NamedTuple):
@@ -49,7 +50,7 @@ def item_values(queries: Floats, query_codes: Ints, base: Floats, codes: Ints, *
     class follow from the sum of its vectors.
 
     queries: (q, d), base: (n, d), both unit; query_codes: (q,), −1 for a class that the base does not have; codes: (n,). Items
-    alone in their class have a silhouette of 0, as in scikit-learn.
+    alone in their class have a silhouette of 0, and so have those that lie on their class and on another one, as in scikit-learn.
     """
     totals, sizes = sums(base, codes, int(codes.max()) + 1), torch.from_numpy(np.bincount(codes))
     directions = _directions(totals).float()
@@ -67,9 +68,11 @@ def item_values(queries: Floats, query_codes: Ints, base: Floats, codes: Ints, *
             to_mean[row, own] = (alone / torch.linalg.vector_norm(without, dim=1).clamp_min(TINY)).float()
             to_class = linear(part, means)
             to_class[row, own] = -torch.inf
-            a = 1 - alone / (sizes[own] - 1).clamp_min(1)
-            b = 1 - torch.from_numpy(to_class.numpy().max(axis=1)).double()
-            silhouettes[some] = torch.where(sizes[own] > 1, (b - a) / torch.maximum(a, b), 0.0).numpy()
+            # Distances of items that are one point come out a little beside 0.
+            a = (1 - alone / (sizes[own] - 1).clamp_min(1)).clamp_min(0)
+            b = (1 - torch.from_numpy(to_class.numpy().max(axis=1)).double()).clamp_min(0)
+            larger = torch.maximum(a, b)
+            silhouettes[some] = torch.where((sizes[own] > 1) & (larger >= NOISE), (b - a) / larger, 0.0).numpy()
         nearest[some] = to_mean.numpy().argmax(axis=1) == query_codes[some]
     return {"nearest-mean": nearest} | ({"silhouette": silhouettes} if itself else {})
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from retrieval.artifact import creating, now
 from retrieval.errors import UserError
+from retrieval.formats import UNIT
 from retrieval.neighbors import Floats, Ints
 from retrieval.store import Held, Ids, Kind, Rows, create
 from retrieval.store.ids import first_repeated
@@ -15,9 +16,11 @@ from retrieval.store.ids import first_repeated
 from .backend import faiss
 from .build import settle
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import layers, lists_of
+from .kinds import abilities, layers, lists_of
 from .plan import Goal
 from .rows import link_rows
+
+ROUGHLY = 0.5  # how far from 1 the length of a vector may be that was coded: few bits make it shorter, or longer
 
 
 def import_faiss(
@@ -45,13 +48,21 @@ def import_faiss(
     except UserError as error:
         raise UserError(str(error).replace("build the index again", "give what faiss.write_index wrote")) from None
     index, own = _without_map(index)
+    if not index.ntotal:
+        raise UserError(f"{path}: holds no vectors; there is nothing to import")
     metric = _metric(path, index, metric)
     vectors, listed = _vectors(path, index)
     own = listed if own is None else own
     if ids is not None and len(ids) != len(vectors):
         raise UserError(f"--ids: has {len(ids):,} lines for the {len(vectors):,} vectors of {path}; give one a vector")
+    if labels is not None and len(labels) != len(vectors):
+        raise UserError(
+            f"--labels: has {len(labels):,} lines for the {len(vectors):,} vectors of {path}; give one a vector"
+        )
     if ids is not None and own is not None:
         raise UserError(f"--ids: {path} has ids of its own; leave --ids out")
+    if metric == "cosine":
+        _refuse_other_lengths(path, index, vectors)
     named: Ids = ids if ids is not None else own if own is not None else np.arange(len(vectors))
     if (twice := first_repeated([named])) is not None:
         raise UserError(f"{path}: id {twice!r} stands more than once; ids must be unique")
@@ -107,6 +118,17 @@ def _metric(path: Path, index: Any, asked: str | None) -> str:
     if asked in (None, said) or (asked, said) == ("cosine", "inner_product"):
         return asked or said
     raise UserError(f"--metric {asked}: {path} says {said}; leave it out")
+
+
+def _refuse_other_lengths(path: Path, index: Any, vectors: Floats) -> None:
+    """Raise UserError unless vectors are of length 1; of codes, which give them back roughly, unless half of them nearly are."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    off = np.abs(lengths - 1)
+    if np.median(off) > ROUGHLY if abilities(index).coded else off.max() > UNIT:
+        worst = int(off.argmax())
+        raise UserError(
+            f"{path}: vector {worst} has length {lengths[worst]:.4g}, which cosine needs to be 1; leave --metric out"
+        )
 
 
 def _vectors(path: Path, index: Any) -> tuple[Floats, Ints | None]:

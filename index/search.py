@@ -66,7 +66,9 @@ def search(
     k = min(k, allowed)
     if not k or not len(queries):
         return Found(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64), _how("exact", 0))
-    if index.exact or (where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)):
+    covered = index.covered if where is None else int(np.count_nonzero(where[: index.covered]))
+    few = where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)
+    if index.exact or few or not covered:
         return _exactly(index, queries, k, where)
     settings = tuned_for(index, k) if settings is None else settings
     found, late = _covered(index, queries, k, where, settings), 0

@@ -146,9 +146,7 @@ def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) ->
     """For each index over the same rows: the fastest search parameters that reach a goal, and what they give on other
     queries than they were chosen with."""
     one, other = _probes(indexes[0], goal, queries, seed)
-    fit: list[tuple[list[Settings], bool]] = [
-        ([{}], True) if index.exact else fitting(index, one, goal.recall) for index in indexes
-    ]
+    fit = [_fit(index, one, goal.recall) for index in indexes]
     entrants = [(index, settings) for index, (some, _) in zip(indexes, fit, strict=True) for settings in some]
     seconds = race(entrants, one.queries, goal.k, goal.single)
     found = []
@@ -160,6 +158,13 @@ def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) ->
         asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
         found.append({"search": settings, "measured": told, "goal": asked})
     return found
+
+
+def _fit(index: Index, on: Probe, target: float) -> tuple[list[Settings], bool]:
+    """The settings to choose from, and whether they reach the target; where FAISS is not asked, those that there are."""
+    if index.exact or not index.covered:
+        return [dict(index.about["search"])], True
+    return fitting(index, on, target)
 
 
 def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
@@ -177,7 +182,7 @@ def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tupl
     return whole[:half], whole[-half:]
 
 
-def worth(about: Manifest) -> tuple[bool, float]:
-    """Larger is better: the recall reached in tuning, then the speed when all took turns."""
+def worth(about: Manifest) -> tuple[bool, float, float]:
+    """Larger is better: whether the recall was reached in tuning; if not, what was found; then the speed when all took turns."""
     told = about["measured"]
-    return told["reached"], -told["raced"]
+    return told["reached"], 0.0 if told["reached"] else told["recall"], -told["raced"]

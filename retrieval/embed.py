@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import Manifest, sha256_json, staging_folder
+from retrieval.artifact import MANIFEST, Manifest, read_sealed, sha256_json, staging_folder
 from retrieval.data import TextFile, Texts
 from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of, prompt_of
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.heads import Headed, head_over
 from retrieval.images import Images
+from retrieval.locks import sole_writer
 from retrieval.neighbors import exact_neighbors
 from retrieval.pixels import least_side
 from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
@@ -230,13 +232,16 @@ def encode_all(
 
 def left_behind(output: Path) -> int:
     """How many rows an interrupted call has already written for `output`."""
-    return max(rows_left(staging_folder(output)), rows_left(output))
+    manifest = read_sealed(output / MANIFEST) if (output / MANIFEST).exists() else None
+    return max(rows_left(staging_folder(output)), rows_left(output, (manifest or {}).get("next_part", 0)))
 
 
 def forget_if_empty(output: Path) -> None:
-    """Remove what a call left behind that finished no shard."""
-    if not rows_left(staging_folder(output)):
-        shutil.rmtree(staging_folder(output), ignore_errors=True)
+    """Remove what a call left behind that finished no shard, unless another is at work there."""
+    staging = staging_folder(output)
+    with suppress(UserError, OSError), sole_writer(staging):
+        if not rows_left(staging):
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def lasting_name(name: str) -> str:

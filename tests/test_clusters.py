@@ -135,6 +135,20 @@ def test_what_is_mixed_up(clusters):
     assert [m.share for m in mixed] == sorted((m.share for m in mixed), reverse=True)
 
 
+@pytest.mark.parametrize("metric,most", [("cosine", max), ("inner_product", max), ("euclidean", min)])
+def test_the_example_of_what_is_mixed_up_is_the_pair_most_alike(clusters, metric, most):
+    vectors, labels = clusters
+    vectors = vectors + np.random.default_rng(4).standard_normal(vectors.shape).astype(np.float32)
+    found = evaluate_clusters(vectors, labels, Settings(metric=metric, seeds=0))
+    scores = {}
+    for row, (ids, values) in enumerate(zip(found.nearest.ids, found.nearest.scores, strict=True)):
+        for other, value in zip(ids[:19].tolist(), values.tolist(), strict=False):
+            scores.setdefault((labels[row], labels[other]), []).append(value)
+    mixed = confusion(found)
+    assert len(mixed) > 3 and max(len(scores[m.query, m.neighbor]) for m in mixed) > 1
+    assert all(m.similarity == most(scores[m.query, m.neighbor]) for m in mixed)
+
+
 @pytest.mark.parametrize(
     "name,voters,temperature", [("knn@20", 20, 0.07), ("knn@200/.1", 119, 0.1), ("knn@200/.5", 119, 0.5)]
 )

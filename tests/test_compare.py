@@ -136,12 +136,15 @@ def test_on_the_command_line(evaluations, run_cli):
         (["a", "gone"], "gone: no such file"),
         (["a", "b0", "--value", "r@2"], "r@2: is not in every evaluation (in all: r@1,"),
         (["a", "x.run"], "--qrels is needed"),
+        (["x.run", "store", "--qrels", "q.txt"], "store: is a folder, and --qrels judges runs"),
         (["a", "b0.npy"], "add --metric"),
     ],
 )
 def test_mistakes(evaluations, run_cli, monkeypatch, words, message):
     monkeypatch.chdir(evaluations)
     (evaluations / "x.run").write_text("q Q0 d 1 1.0 x\n")
+    (evaluations / "q.txt").write_text("q 0 d 1\n")
+    (evaluations / "store").mkdir()
     assert message in run_cli("eval", "compare", *words, code=2).stderr
 
 

@@ -10,6 +10,7 @@ from retrieval.artifact import read_manifest
 from retrieval.cli.evaluated import KIND
 from retrieval.eval.clusters import evaluate_clusters
 from retrieval.eval.values import read_per_query
+from retrieval.store import Held, Kind, Rows, create, delete
 
 
 @pytest.fixture
@@ -138,3 +139,17 @@ def test_few_queries_are_said(files, run_cli):
 def test_mistakes(files, run_cli, words, message):
     shown = run_cli("eval", "clusters", *words, code=2).stderr
     assert message in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_a_store_without_rows_is_refused(tmp_path, run_cli):
+    rows = Rows(np.eye(3, dtype=np.float32), ["a", "b", "c"], ["x", "x", "y"])
+    for name in ("empty", "queries"):
+        create(tmp_path / name, Held(rows), Kind(3))
+    run_cli("index", "build", tmp_path / "empty", "--output", tmp_path / "index")
+    delete(tmp_path / "empty", ["a", "b", "c"])
+    run_cli("index", "remove", tmp_path / "index", "--id", "a", "--id", "b", "--id", "c")
+    (tmp_path / "qrels").write_text("a 0 a 1\n")
+    judged = ["eval", "relevance", "--qrels", tmp_path / "qrels", "--queries", tmp_path / "queries", "--corpus"]
+    for words in (["eval", "clusters"], judged):
+        for name in ("empty", "index"):
+            assert f"{name}: has no rows" in run_cli(*words, tmp_path / name, code=2).stderr

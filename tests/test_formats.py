@@ -118,6 +118,18 @@ def test_ann_benchmarks_conventions(tmp_path, metric, distance):
         assert (again.embeddings() == x).all()
 
 
+def test_each_part_of_a_file_is_a_store_of_its_own(tmp_path, run_cli):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file["train"], file["test"] = np.ones((6, 5), np.float32), np.full((2, 5), 2, np.float32)
+        file.attrs["distance"] = "euclidean"
+    words = ["store", "import", tmp_path / "x.hdf5", "--output", tmp_path / "s"]
+    for _ in range(2):
+        assert "6 × 5" in run_cli(*words).stdout
+    assert "already exists" in run_cli(*words, "--part", "test", code=2).stderr
+    assert "8 × 5" in run_cli(*words, "--part", "test", "--append").stdout
+    assert open_store(tmp_path / "s").embeddings()[:, 0].tolist() == [1] * 6 + [2] * 2
+
+
 def test_cosine_wants_unit_vectors_or_makes_them(tmp_path):
     x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
@@ -134,6 +146,25 @@ def test_a_table_of_ones_own(tmp_path):
     rows = back(tmp_path / "t.parquet", tmp_path / "s").load()
     assert rows.ids == ["a", "b", "c"] and rows.embeddings.tolist() == vectors and rows.labels is None
     assert rows.payload == {"year": ["1", "", "3"], "title": ["x", "é", ""]}
+
+
+def test_large_lists_are_vectors_too_if_all_are_of_one_length(tmp_path):
+    large = pa.large_list(pa.float32())
+    even = pa.array([[1, 2], [3, 4], [5, 6]], large)
+    bad_parquet(tmp_path / "t.parquet", embedding=even)
+    assert back(tmp_path / "t.parquet", tmp_path / "s").embeddings().tolist() == even.to_pylist()
+    bad_parquet(tmp_path / "t.parquet", embedding=pa.array([[1, 2], [3], [4, 5, 6]], large))
+    with pytest.raises(UserError, match="row 1 of 'embedding' is not a vector of 2 numbers"):
+        open_vectors(tmp_path / "t.parquet").rows(0, 3)
+
+
+def test_integers_that_no_id_can_be_are_refused(tmp_path):
+    vectors = [[1.0], [2.0]]
+    bad_parquet(tmp_path / "t.parquet", id=pa.array([3, 2**63 - 1], pa.uint64()), embedding=vectors)
+    assert open_vectors(tmp_path / "t.parquet").ids(0, 2).tolist() == [3, 2**63 - 1]
+    bad_parquet(tmp_path / "t.parquet", id=pa.array([3, 2**63], pa.uint64()), embedding=vectors)
+    with pytest.raises(UserError, match="row 1 has 'id' 9223372036854775808, above 2⁶³ − 1; make it a string"):
+        open_vectors(tmp_path / "t.parquet").ids(0, 2)
 
 
 def test_rows_of_a_table_in_any_order(tmp_path):

@@ -152,3 +152,13 @@ def test_the_probe(coded):
     assert linear_probe(vectors[:40], codes[:40] % 2)["linear-probe"] <= 1  # two classes have one row of weights
     with pytest.raises(UserError, match="--probe"):
         linear_probe(vectors, np.arange(len(codes)))
+
+
+def test_silhouettes_of_collapsed_classes_are_between_minus_one_and_one():
+    """Where all items of some classes are one point both distances are rounding noise; scikit-learn says 0 then."""
+    points = np.random.default_rng(0).standard_normal((8, 384))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    vectors, codes = np.repeat(points, 6, axis=0), np.repeat(np.arange(8), 6)
+    assert item_values(vectors, codes, vectors, codes, itself=True)["silhouette"] == pytest.approx(1, abs=1e-5)
+    halved = 2 * codes + np.arange(48) % 2  # two classes a point
+    assert (item_values(vectors, halved, vectors, halved, itself=True)["silhouette"] == 0).all()

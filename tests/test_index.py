@@ -17,7 +17,7 @@ from retrieval.index.filters import rows_of_ids, rows_of_labels
 from retrieval.index.gpu import add_assigned
 from retrieval.index.plan import Goal, candidates
 from retrieval.index.search import hits, search, within
-from retrieval.index.tune import interval, least
+from retrieval.index.tune import interval, least, worth
 from retrieval.neighbors import exact_neighbors
 from retrieval.store import Held, Kind, Rows, create, delete
 
@@ -187,6 +187,15 @@ def test_by_goal_the_fastest_is_kept(store, tmp_path, monkeypatch):
         "index.faiss",
         "manifest.json",
     ]
+
+
+def test_if_none_reaches_the_recall_the_one_that_finds_most_is_kept():
+    def about(reached, recall, raced):
+        return {"measured": {"reached": reached, "recall": recall, "raced": raced}}
+
+    fast, sure, reached, quick = about(False, 0.7, 1), about(False, 0.9, 3), about(True, 0.95, 4), about(True, 0.94, 2)
+    assert max(fast, sure, key=worth) is sure
+    assert max(fast, sure, reached, quick, key=worth) is quick
 
 
 def test_rows_are_linked_and_deleted_ones_left_out(store, tmp_path):

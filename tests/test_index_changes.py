@@ -11,6 +11,7 @@ from retrieval.index.build import build
 from retrieval.index.bundle import open_index
 from retrieval.index.change import add, compact, fold, merge, remove, retune
 from retrieval.index.exchange import export_faiss, import_faiss
+from retrieval.index.filters import rows_of_labels
 from retrieval.index.hnswlib_file import write_hnswlib
 from retrieval.index.plan import Goal
 from retrieval.index.search import hits, search
@@ -78,6 +79,33 @@ def test_rows_come_and_go_on_every_type(store, later, tmp_path, factory):
     assert sum(name in three for name, three in zip(["id-850", "id-870", "id-998"], found, strict=True)) >= 2
     on_disk = {path.name for path in folder.iterdir()} - {".lock", "manifest.json"}
     assert on_disk == set(index.manifest["files"])
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "IVF16,Flat", "IVF8,PQ12x4fs", "PQ12x4"])
+def test_where_nothing_is_covered_all_is_compared(store, tmp_path, monkeypatch, factory):
+    folder = tmp_path / "index"
+    tuned = build(store, folder, factory=factory).about["search"]
+    index = add(folder, store_of(tmp_path / "all", rows_for(900, seed=7)), replace=True)
+    assert (index.covered, index.rows.count) == (0, 900)
+    same_as_exact(index, 1)
+    monkeypatch.setattr("retrieval.index.search.EXACT_UP_TO", 0)
+    where = rows_of_labels(index, ["1", "2"])
+    found = search(index, unit(20, seed=5), 7, where=where)
+    assert found.how == {"way": "exact", "compared": 360} and where[found.rows].all()
+    index.rows.close()
+    index = retune(folder, Goal(0.9))
+    assert index.about["search"] == tuned and index.about["measured"]["recall"] == 1
+    index.rows.close()
+    assert compact(folder).covered == 900
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "PQ12x4"])
+def test_a_filter_may_leave_late_rows_alone(store, later, tmp_path, monkeypatch, factory):
+    build(store, tmp_path / "index", factory=factory)
+    index = add(tmp_path / "index", later, replace=True)
+    monkeypatch.setattr("retrieval.index.search.EXACT_UP_TO", 0)
+    found = search(index, later.embeddings()[:5], 3, where=np.arange(1000) >= index.covered)
+    assert found.rows[:, 0].tolist() == [850, 851, 852, 853, 854] and (found.rows >= 850).all()
 
 
 def test_many_late_rows_are_given_to_faiss(store, tmp_path, monkeypatch):
@@ -233,3 +261,39 @@ def test_graphs_go_out_to_hnswlib(tmp_path, metric):
     assert there.knn_query(unit(50, seed=9), 1)[0][:, 0].tolist() == list(range(10_000, 10_050))
     with pytest.raises(UserError, match="is IVF8,Flat; hnswlib reads"):
         write_hnswlib(build(index.rows, tmp_path / "ivf", factory="IVF8,Flat"), None)
+
+
+def test_what_does_not_go_with_a_faiss_file_is_refused(tmp_path):
+    x, path = unit(300), tmp_path / "plain.faiss"
+
+    def written(key, vectors):
+        index = faiss.index_factory(24, key, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        faiss.write_index(index, str(path))
+
+    written("Flat", x)
+    with pytest.raises(UserError, match="--labels: has 299 lines for the 300 vectors of .*; give one a vector"):
+        import_faiss(path, tmp_path / "index", labels=["a"] * 299)
+    longer = x.copy()
+    longer[7] *= 1.1
+    for key in ("Flat", "IVF8,Flat", "HNSW16"):
+        written(key, longer)
+        with pytest.raises(UserError, match=r"vector 7 has length 1.1, which cosine needs to be 1; leave --metric out"):
+            import_faiss(path, tmp_path / "index", metric="cosine")
+    written("IVF8,SQ8", 3 * x)
+    with pytest.raises(UserError, match="which cosine needs to be 1"):
+        import_faiss(path, tmp_path / "index", metric="cosine")
+    written("Flat", x[:0])
+    with pytest.raises(UserError, match="holds no vectors"):
+        import_faiss(path, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("key", ["SQ8", "IVF8,PQ4x4", "IVF8,RaBitQ"])
+def test_codes_of_unit_vectors_are_taken_for_cosines(tmp_path, key):
+    index = faiss.index_factory(24, key, faiss.METRIC_INNER_PRODUCT)
+    index.train(unit(300))
+    index.add(unit(300))
+    faiss.write_index(index, str(tmp_path / "coded.faiss"))
+    assert import_faiss(tmp_path / "coded.faiss", tmp_path / "index", metric="cosine").metric == "cosine"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from test_index import rows_for, store_of, unit
 
+from retrieval.formats import open_vectors
+from retrieval.formats.trec import read_run
 from retrieval.store import Rows
 
 
@@ -96,6 +98,44 @@ def test_search_goes_where_it_is_told(place, run_cli):
     rows = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
     assert [hit["id"] for hit in rows[3]["hits"]] == first[3].tolist()
     assert "IVF" not in run_cli(*base, "-k", 1, "--explain").stdout
+
+
+def test_results_are_written_so_that_others_read_them_right(tmp_path, run_cli):
+    """The nearest has the highest score in a run, whatever the metric; what a hit says of itself is not what its row says."""
+    x, count = 3 * unit(200), 200
+    ids = [f"id-{i}" for i in range(count - 1)] + ["far" * 1000]
+    x[-1] = 1000
+    payload = {name: [f"{name} {i}" for i in range(count)] for name in ("score", "id", "label", "text")}
+    rows = Rows(x, ids, ["a"] * count, payload)
+    store = store_of(tmp_path / "store", rows, metric="euclidean", normalized=False)
+    store_of(tmp_path / "queries", Rows(x[:9], [f"q{i}" for i in range(9)]), metric="euclidean", normalized=False)
+    run_cli("index", "build", store.folder, "--output", tmp_path / "i")
+    base = ["search", tmp_path / "i", "--store", tmp_path / "queries", "-k", 5]
+    for name in ("a.run", "a.jsonl", "a.npy"):
+        run_cli(*base, "--output", tmp_path / name)
+    shown = told(run_cli(*base, "--json"))["results"]
+    assert shown == [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    for number, (scores, one) in enumerate(zip(read_run(tmp_path / "a.run").scores.values(), shown, strict=True)):
+        assert [hit["id"] for hit in one["hits"]] == sorted(scores, key=scores.get, reverse=True)
+        assert list(scores.values()) == pytest.approx([-hit["score"] for hit in one["hits"]])
+        first = one["hits"][0]
+        assert (first["id"], first["label"], first["text"]) == (f"id-{number}", "a", f"text {number}")
+        assert [first[f"payload.{name}"] for name in ("score", "id", "label")] == [
+            f"{name} {number}" for name in ("score", "id", "label")
+        ]
+    found = np.load(tmp_path / "a.npy")
+    assert found.tolist() == [[hit["id"] for hit in one["hits"]] for one in shown]
+    assert found.dtype.itemsize < 100  # an id that is long and was not found takes no place
+
+
+def test_exported_ids_do_not_replace_the_index_and_parquet_has_them(place, run_cli):
+    run_cli("index", "build", place / "store", "--output", place / "i")
+    out = ["index", "export", place / "i", "--output"]
+    error = run_cli(*out, place / "a.faiss", "--ids", place / "a.faiss", code=2).stderr
+    assert "is --output too; give each a name of its own" in error and not (place / "a.faiss").exists()
+    assert "holds no strings" in run_cli(*out, place / "a.faiss").stderr
+    assert "holds no strings" not in run_cli(*out, place / "a.parquet").stderr
+    assert open_vectors(place / "a.parquet").ids(0, 2) == ["id-0", "id-1"]
 
 
 @pytest.mark.parametrize(

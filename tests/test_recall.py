@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 from test_cli import read_json
+from test_index import store_of, unit
 
 from retrieval.eval.recall import fidelity, found_without, ladder, timed
 from retrieval.eval.values import read_per_query
+from retrieval.index.build import build
+from retrieval.index.plan import Goal
+from retrieval.index.search import search
 from retrieval.neighbors import Neighbors, exact_neighbors
+from retrieval.store import Rows
 
 
 @pytest.fixture
@@ -95,6 +100,25 @@ def test_on_the_command_line(text_path, run_cli, tmp_path):
     assert lines[0].startswith("HNSW8 over") and any(" * " in line for line in lines)
     flat = read_json(run_cli("eval", "recall", folder / "index", "--queries", folder / "store", "--json"))
     assert [point["metrics"]["recall"] for point in flat["points"]] == [1]
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    store = store_of(tmp_path / "store", Rows(unit(900), [f"id-{i}" for i in range(900)]))
+    return build(store, tmp_path / "index", factory="IVF64,Flat", goal=Goal(0.9))
+
+
+def test_an_index_without_labels_has_no_task(unlabelled, run_cli):
+    told = read_json(run_cli("eval", "recall", unlabelled.folder, "-k", 5, "--json"))
+    assert told["points"][-1]["metrics"]["recall"] > 0.99 and not any("task" in point for point in told["points"])
+
+
+@pytest.mark.parametrize("k", [5, 50])
+def test_what_is_marked_as_tuned_is_what_a_search_for_as_many_does(unlabelled, run_cli, k):
+    told = read_json(run_cli("eval", "recall", unlabelled.folder, "-k", k, "--json"))
+    done = search(unlabelled, unit(3), k).how["settings"]
+    assert [point["settings"] for point in told["points"] if point["tuned"]] == [done]
+    assert k == 5 or done != unlabelled.about["search"]
 
 
 def test_judgments_say_what_it_costs(text_path, run_cli, tmp_path):

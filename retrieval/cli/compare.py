@@ -104,6 +104,11 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
             f"{path}: is an index; judge it by `eval relevance --corpus {path} --output …`, or `eval recall`"
         )
     if qrels is not None:
+        if path.is_dir():
+            raise UserError(
+                f"{path}: is a folder, and --qrels judges runs; search it by `eval relevance --corpus {path} --output …`, and "
+                f"compare that"
+            )
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.formats.trec import read_run
 

@@ -46,6 +46,8 @@ def read_side(path: Path, labels: Path | None, metric: str | None, check: bool, 
     from retrieval.eval.clusters import refuse_unusable
 
     rows, metric, encoder = read_vectors(path, metric, check)
+    if not len(rows):
+        raise UserError(f"{path}: has no rows; there is nothing to judge")
     held = rows.labels if labels is None else read_labels(labels)
     if held is None:
         raise UserError(

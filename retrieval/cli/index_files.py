@@ -114,6 +114,8 @@ def export(
     from retrieval.index.hnswlib_file import write_hnswlib
     from retrieval.store import open_store
 
+    if ids_path is not None and ids_path.resolve() == output.resolve():
+        raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     refuse_existing(overwrite, output, ids_path)
     opened = open_index(folder, check=check)
     if output.suffix == ".faiss":
@@ -126,7 +128,7 @@ def export(
     if ids_path is not None:
         with writing_atomically(ids_path) as file:
             write_lines(file, opened.rows.ids_between(0, opened.rows.count))
-    elif opened.manifest["ids"] == "string":
+    elif opened.manifest["ids"] == "string" and output.suffix.lower() != ".parquet":
         say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
     result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
     emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}"])

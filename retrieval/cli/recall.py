@@ -116,8 +116,9 @@ def _asked(opened: "Index", flags: dict[str, Any]) -> _Asked:
 def _settings(opened: "Index", asked: _Asked, k: int) -> list[dict[str, int]]:
     """A ladder of the parameter that trades time for recall, through the tuned value; the others as they are tuned."""
     from retrieval.eval.recall import fidelity, found_without, ladder
+    from retrieval.index.search import tuned_for
 
-    knob, tuned = (None, {}) if opened.exact else (opened.abilities.knob, dict(opened.about["search"]))
+    knob, tuned = (None, {}) if opened.exact else (opened.abilities.knob, tuned_for(opened, k))
     if knob is None:
         return [tuned]
 
@@ -152,6 +153,7 @@ def _point(
     from retrieval.eval.recall import fidelity, found_without, timed
     from retrieval.eval.values import PerQuery
     from retrieval.index.backend import threads
+    from retrieval.index.search import tuned_for
 
     find = _find(opened, settings)
     found = found_without(find, asked.vectors, flags["k"], asked.rows)
@@ -162,7 +164,7 @@ def _point(
             speeds[name] = asdict(timed(find, asked.vectors, flags["k"])) | {"threads": used}
     point: dict[str, Any] = {
         "settings": settings,
-        "tuned": opened.exact or settings == dict(opened.about["search"]),
+        "tuned": opened.exact or settings == tuned_for(opened, flags["k"]),
         "metrics": table.means(),
         "intervals": table.intervals(flags["seed"]),
         "speed": speeds,
@@ -185,10 +187,10 @@ def _task(opened: "Index", asked: _Asked, flags: dict[str, Any]) -> "Task | None
     """What people search for: relevant documents if there are judgments, else items of the same class if there are labels."""
     if flags["qrels"] is not None:
         return _by_judgments(opened, asked, flags["qrels"], flags["k"])
-    labels = [opened.rows.column(number, "labels") for number in range(len(opened.rows.shards))]
-    if asked.labels is None or any(each is None for each in labels):
+    if asked.labels is None or "labels" not in opened.manifest["columns"]:
         return None
-    return _by_classes([label for each in labels for label in each], asked, flags["k"])
+    labels = [label for number in range(len(opened.rows.shards)) for label in opened.rows.column(number, "labels")]
+    return _by_classes(labels, asked, flags["k"])
 
 
 def _by_judgments(opened: "Index", asked: _Asked, path: Path, k: int) -> "Task":

@@ -125,6 +125,7 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
 
     if stated_kind(flags["corpus"]) == "index":
         index = open_index(flags["corpus"], check=flags["check"])
+        _refuse_empty(flags["corpus"], index.rows.count)
         asked = read_queries(index.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in index.rows.ids_between(0, index.rows.count)]
         found = search(index, asked.embeddings, min(depth + 1, len(ids)))
@@ -132,11 +133,17 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
         metric = index.metric
     else:
         corpus = open_store(flags["corpus"], check=flags["check"])
+        _refuse_empty(flags["corpus"], corpus.count)
         asked = read_queries(corpus.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
         metric = corpus.manifest["metric"]
         scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
     return as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
+
+
+def _refuse_empty(corpus: Path, count: int) -> None:
+    if not count:
+        raise UserError(f"{corpus}: has no rows; there is nothing to search")
 
 
 def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]":

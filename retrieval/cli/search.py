@@ -185,26 +185,30 @@ def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> N
         for start in range(0, len(names), 1000):
             part = found[start : start + 1000]
             for query, best in zip(names[start : start + 1000], hits(opened, part), strict=True):
-                _write_one(file, output.suffix, query, best)
+                _write_one(file, output.suffix, query, best, opened.metric)
 
 
 def _ids(opened: "Index", found: "Found") -> Any:
     """(q, k) ids; −1 or "" where there are fewer."""
     import numpy as np
 
-    held = np.asarray(opened.rows.ids_between(0, opened.rows.count))
-    nothing = np.zeros((), held.dtype) if held.dtype.kind == "U" else np.array(-1)
-    return np.where(found.rows >= 0, held[found.rows], nothing) if len(held) else found.rows
+    held = opened.rows.ids_between(0, opened.rows.count)
+    if isinstance(held, np.ndarray):
+        return np.where(found.rows >= 0, held[found.rows], -1) if len(held) else found.rows
+    # Of the rows found alone: an array of strings is as wide as its longest.
+    ids = [held[row] if row >= 0 else "" for row in found.rows.ravel().tolist()]
+    return np.array(ids, dtype=str).reshape(found.rows.shape)
 
 
-def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]") -> None:
+def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]", metric: str) -> None:
     if ending == ".jsonl":
         line = {"query": query, "hits": [_as_json(hit) for hit in best]}
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         return
     from retrieval.formats.trec import run_lines
 
-    file.write(run_lines(query, ((str(hit.id), hit.score) for hit in best)))
+    sign = -1 if metric == "euclidean" else 1  # in a run larger is better
+    file.write(run_lines(query, ((str(hit.id), sign * hit.score) for hit in best)))
 
 
 def _explained(opened: "Index", found: "Found") -> list[str]:
@@ -265,7 +269,9 @@ def _recorded_encoder(opened: "Index") -> str:
 
 
 def _as_json(hit: "Hit") -> dict[str, Any]:
-    return {"score": hit.score, "id": hit.id, "label": hit.label, "text": None, **hit.payload}
+    own: dict[str, Any] = {"score": hit.score, "id": hit.id, "label": hit.label}
+    payload = {f"payload.{name}" if name in own else name: value for name, value in hit.payload.items()}
+    return own | {"text": None} | payload
 
 
 def _described(hit: "Hit") -> str:

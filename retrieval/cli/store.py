@@ -58,7 +58,7 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
     encoder = made["encoder"] or {"name": "unknown", "fingerprint": "imported vectors"}
     deleted = sum(shard["rows"] - shard["live"] for shard in shards)
     size = _bytes(opened)
-    pending = rows_left(folder)
+    pending = rows_left(folder, made["next_part"])
     result = {
         **{k: v for k, v in made.items() if k not in ("files", "shards")},
         **{"shards": len(shards), "deleted": deleted, "bytes": size, "pending": pending},

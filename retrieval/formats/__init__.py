@@ -24,7 +24,8 @@ UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
 
 
 class Opened(Protocol):
-    """A foreign file. metric: what the file says, else None; ids: None where it has none."""
+    """A foreign file. metric: what the file says, else None; part: which of its data sets, None where there is but one; ids: None
+    where it has none."""
 
     @property
     def path(self) -> Path: ...
@@ -34,6 +35,8 @@ class Opened(Protocol):
     def dim(self) -> int: ...
     @property
     def metric(self) -> str | None: ...
+    @property
+    def part(self) -> str | None: ...
     @property
     def columns(self) -> tuple[str, ...]: ...
     def ids(self, start: int, stop: int) -> Ids | None: ...
@@ -83,7 +86,8 @@ class Imported:
     @property
     def fingerprint(self) -> str:
         ids = None if self.own_ids is None else [str(i) for i in self.own_ids]
-        return sha256_json([sha256_file(self.opened.path), self.normalize, ids, self.labels])
+        part = [] if self.opened.part is None else [self.opened.part]
+        return sha256_json([sha256_file(self.opened.path), self.normalize, ids, self.labels, *part])
 
     @property
     def columns(self) -> list[str]:

@@ -35,6 +35,7 @@ class ArrayFile:
     dim: int
     block: Callable[[int, int], NDArray[Any]]
     metric: None = None
+    part: None = None
     columns: tuple[str, ...] = ()
 
     def ids(self, start: int, stop: int) -> None:

@@ -21,9 +21,10 @@ DISTANCE_OF = {metric: distance for distance, metric in METRIC_OF.items()}
 
 @dataclass(frozen=True)
 class AnnBenchmarks:
-    """One data set of such a file: "train" (the base) or "test" (the queries)."""
+    """One part of such a file: "train" (the base) or "test" (the queries)."""
 
     path: Path
+    part: str
     data: Any
     metric: str | None
     columns: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ def open_ann_benchmarks(path: Path, part: str) -> AnnBenchmarks:
             f"{path}: has no vectors in {part!r} (found: {found}); ann-benchmarks files have train and test"
         )
     distance = file.attrs.get("distance")
-    return AnnBenchmarks(path, data, METRIC_OF.get(distance) if isinstance(distance, str) else None)
+    return AnnBenchmarks(path, part, data, METRIC_OF.get(distance) if isinstance(distance, str) else None)
 
 
 class Forgiving:

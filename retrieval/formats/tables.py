@@ -16,6 +16,7 @@ from retrieval.store import Ids, Rows, Store
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
 SMALL = 1024  # rows read at a time
+LARGEST_ID = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -30,6 +31,7 @@ class ParquetFile:
     others: list[str]
     dim: int
     metric: None = None
+    part: None = None
     _cursors: dict[tuple[str, ...], tuple[int, Any, Iterator[Any]]] = field(default_factory=dict)
 
     @property
@@ -54,7 +56,8 @@ class ParquetFile:
     def _vectors(self, table: Any, start: int) -> Any:
         column = table[self.vectors].combine_chunks()
         values = pa.array([]) if not len(column) else column.flatten()
-        lengths = np.diff(column.offsets) if pa.types.is_list(column.type) else np.full(len(column), self.dim)
+        fixed = pa.types.is_fixed_size_list(column.type)
+        lengths = np.full(len(column), self.dim) if fixed else np.diff(column.offsets)
         bad = column.is_null().to_numpy(zero_copy_only=False) | (lengths != self.dim)
         if bad.any() or values.null_count:
             row = start + (int(bad.argmax()) if bad.any() else values.is_null().to_pylist().index(True) // self.dim)
@@ -69,7 +72,13 @@ class ParquetFile:
             row = start + column.is_null().to_pylist().index(True)
             raise UserError(f"{self.path}: row {row} has no {self.id!r}; give every row one, or rename the column")
         if pa.types.is_integer(column.type):
-            return np.asarray(column.to_numpy(), dtype=np.int64)
+            ids = column.to_numpy()
+            if (ids > LARGEST_ID).any():
+                bad = int((ids > LARGEST_ID).argmax())
+                raise UserError(
+                    f"{self.path}: row {start + bad} has {self.id!r} {ids[bad]}, above 2⁶³ − 1; make it a string"
+                )
+            return np.asarray(ids, dtype=np.int64)
         return [str(i) for i in column.to_pylist()]
 
     def _strings(self, table: Any, name: str, start: int, *, required: bool = False) -> list[str]:

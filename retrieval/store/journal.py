@@ -56,9 +56,11 @@ def read_journal(folder: Path) -> tuple[Entry, dict[int, Entry]]:
     return lines[0], {line["number"]: line["entry"] for line in lines[1:]}
 
 
-def rows_left(folder: Path) -> int:
-    """How many rows an interrupted change has already written."""
-    return sum(entry["rows"] for entry in read_journal(folder)[1].values())
+def rows_left(folder: Path, next_part: int = 0) -> int:
+    """How many rows an interrupted change has already written. next_part: of the store that stands in the folder, if one does; a
+    journal that begins below is of a change that is done."""
+    head, entries = read_journal(folder)
+    return sum(entry["rows"] for entry in entries.values()) if head.get("first", 0) >= next_part else 0
 
 
 def _whole(folder: Path, number: int, entry: Entry) -> bool:

@@ -140,13 +140,6 @@ def _is_unicode(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def read_shard(source: Path | BinaryIO) -> tuple[Encoded, Ids, list[str] | None, dict[str, list[str]]]:
-    """Everything in one shard, vectors as stored."""
-    with _reading(source) as file:
-        scales = file["scales"][:] if "scales" in file else None
-        return Encoded(file["embeddings"][:], scales), *_columns(file, slice(None))
-
-
 def read_columns(
     source: Path | BinaryIO, rows: Any = slice(None)
 ) -> tuple[Ids, list[str] | None, dict[str, list[str]]]:

@@ -7,7 +7,7 @@ and the same change called again goes on from there.
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -198,6 +198,9 @@ def create(
     output = Path(output)
     plan = plan_of("create", source, kind, settings)
     if _made_by(output, plan):
+        if (output / JOURNAL).exists():  # of a call that was killed at the last, or of a change that goes on now
+            with suppress(UserError), changing(output):
+                pass
         return Store(output)
     _refuse_repeated(source, kind)
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
@@ -206,7 +209,8 @@ def create(
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         run(Job(source, kind, shards, 0))
         _enter_all(manifest, shards)
-        (folder / JOURNAL).unlink()
+    # Not before the store stands: until then the same call may have to go on.
+    (output / JOURNAL).unlink(missing_ok=True)
     return Store(output, trusted=True)
 
 
@@ -351,9 +355,12 @@ def enter(manifest: Manifest, shards: Shards, number: int) -> None:
 
 def _bury(folder: Path, manifest: Manifest, places: list[Place]) -> None:
     """Write tombstones and enter them into the next generation."""
-    for number in sorted({shard for shard, _ in places}):
+    rows: dict[int, list[int]] = {}
+    for number, row in places:
+        rows.setdefault(number, []).append(row)
+    for number in sorted(rows):
         shard = manifest["shards"][number]
-        gone = np.array(sorted(row for s, row in places if s == number), np.int64)
+        gone = np.array(sorted(rows[number]), np.int64)
         if "deleted" in shard:
             gone = np.union1d(gone, np.load(folder / shard["deleted"], allow_pickle=False))
             del manifest["files"][shard["deleted"]]
