@@ -240,6 +240,22 @@ def test_hard_batches_hold_nearer_rows(tiny):
     assert near(Drawing(how="hard")) > near(Drawing()) + 0.005
 
 
+def test_hard_batches_are_of_the_encoder_before_training_with_its_prompts(tiny):
+    def drawn(change=lambda model: None, **asked):
+        model = load_encoder(str(tiny), "cpu").model
+        config = TextConfig(**{**SETTINGS, **asked}, drawing=Drawing(how="hard"))
+        plan = plan_batches(PAIRS, config, LOSS, "x", model)
+        change(model)
+        return [pairs.anchors.tolist() for _, pairs in zip(range(6), plan.batches(), strict=False)]
+
+    def scramble(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+
+    assert drawn() == drawn(scramble) != drawn(query_prompt="a long prompt of another kind: ")
+
+
 @pytest.mark.parametrize(
     "options,words",
     [

@@ -79,9 +79,9 @@ def plan(
     """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
 
     masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. What some ways of
-    drawing need is asked for when batches are first drawn: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k)
-    the nearest rows of each row, or (classes, k) the nearest classes of each class. Raises UserError for data from which no pairs
-    can be made.
+    drawing need: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k) the nearest rows of each row, or
+    (classes, k) the nearest classes of each class, which is asked for now, of the encoder as it is: a training that goes on from a
+    checkpoint has another. Raises UserError for data from which no pairs can be made.
 
     accumulate: how many batches a step has.
     """
@@ -97,16 +97,14 @@ def plan(
     quota = _quota(drawing, codes, labels, pairs, source) if by_class else None
 
     hard = drawing.how == "hard"
-
-    def neighbours() -> Rows:
-        assert near is not None, "hard batches are drawn with an encoder"
-        return near()
+    nearest = near() if hard and near is not None else None
 
     def batches() -> Iterator[Pairs]:
+        assert not hard or nearest is not None, "hard batches are drawn with an encoder"
         if by_class:
             assert codes is not None
-            return balanced_batches(codes, pairs, seed, quota, near_first(neighbours(), seed) if hard else None)
-        order = neighbours_together(neighbours(), seed) if hard else shuffled(count, seed)
+            return balanced_batches(codes, pairs, seed, quota, None if nearest is None else near_first(nearest, seed))
+        order = shuffled(count, seed) if nearest is None else neighbours_together(nearest, seed)
         if drawing.tokens:
             assert lengths is not None
             rows = by_tokens(order, lengths(), drawing.tokens, pairs, seed)
