@@ -82,6 +82,36 @@ def test_the_best_is_kept_and_patience_ends_training(tiny, tmp_path):
     assert all(torch.equal(value, seen[1][key]) for key, value in weights(encoder).items())
 
 
+@pytest.mark.parametrize("steps_before", [3, 4], ids=["while it waits", "at its end"])
+def test_patience_goes_on_where_a_killed_training_stopped(steps_before, tiny, tmp_path):
+    """The second judgement is the best, two more end it; killed before or after the last of them, none comes after."""
+    seen = []
+
+    def judge(model, step):
+        seen.append((step, {key: value.clone() for key, value in model.state_dict().items()}))
+        return {"map@r": 1 / (1 + abs(step - 2))}
+
+    def interrupted(curve):
+        if len(curve) > steps_before:
+            raise InterruptedError
+
+    options = {"steps": 10, "watch": Watch(judge, 1, "map@r", patience=2), "scratch": tmp_path}
+    if steps_before == 3:
+        with pytest.raises(InterruptedError):
+            trained(tiny, progress=interrupted, **options)
+    else:
+        trained(tiny, **options)
+    assert [step for step, _ in seen] == list(range(1, steps_before + 1))
+    encoder, curve = trained(tiny, **options)
+    assert [step for step, _ in seen] == [1, 2, 3, 4] and len(curve) == 4
+    assert all(torch.equal(value, seen[1][1][key]) for key, value in weights(encoder).items())
+
+
+def test_a_constant_rate_warms_up_too(tiny):
+    warm, cold = (weights(trained(tiny, schedule="constant", warmup=share)[0]) for share in (1.0, 0.0))
+    assert any((warm[key] - cold[key]).abs().max() > 1e-4 for key in warm)
+
+
 def test_the_last_step_is_judged_too(tiny, tmp_path):
     values = iter([0.1, 0.2, 0.3])
     seen = []
