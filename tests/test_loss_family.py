@@ -23,6 +23,7 @@ from retrieval.train.loss import (
     named,
 )
 from retrieval.train.loss.schedule import at
+from retrieval.train.loss.tasks import Extra
 
 EXP = lambda beta: lambda s, own: torch.exp(beta * s / T)  # noqa: E731
 ONE = lambda s, own: torch.ones_like(s)  # noqa: E731
@@ -271,6 +272,23 @@ def test_memory_keeps_the_last_embeddings_and_their_labels():
     third = loss("h-scl", memory=8)
     third(*batches[0], labels=labels)
     assert not torch.allclose(third(*batches[1], labels=labels), unlike)  # past items of the class are positives now
+
+
+def test_memory_knows_an_item_whatever_it_is_linked_with():
+    """A positive of two anchors, 9, whose pairs come in different batches: it has the identity of the first there, and of the
+    second here."""
+    module = loss("xbm", memory=8, label_mask=False)
+    first, second = ([x.detach() for x in data(seed, pairs=2)] for seed in range(2))
+    module(*first, items=torch.tensor([1, 2, 1, 2]), codes=torch.tensor([1, 2, 9, 8]))
+    found = module(*second, items=torch.tensor([3, 4, 3, 4]), codes=torch.tensor([3, 4, 9, 6]))
+
+    def expected(items):
+        past = Extra(normalize(first[1], dim=1), items=torch.tensor(items))
+        own = torch.tensor([3, 4, 3, 4])
+        return contrastive_loss(*second, items=own, past=past, config=named("infonce(label_mask=False)")).loss
+
+    assert torch.equal(found, expected([3, 8]))
+    assert not torch.allclose(found, expected([1, 2]))
 
 
 def test_schedules():

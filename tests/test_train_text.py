@@ -16,7 +16,7 @@ from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches
+from retrieval.train.text import TextConfig, _sources, plan_batches, set_prompts, train_text
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -245,9 +245,24 @@ def test_equal_texts_and_linked_pairs_are_no_negatives(tiny):
     batch = Collator(model, sources)(next(iter(Shares(sources, 1))))["batch"]
     items = batch["items"].view(2, 4)
     assert len(set(items[:, :3].flatten().tolist())) == 1 and items[0, 3] == items[1, 3] != items[0, 0]
+    assert batch["codes"].tolist() == codes.flatten().tolist()
     assert batch["negative_pairs"].tolist() == [1, 2, 3, 2]
     n, c, again, m = batch["negative_items"].tolist()
     assert c == items[0, 3] and n == again != m
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_memory_holds_no_positive_against_its_anchor(head, tiny):
+    """An answer to two questions, whose pairs come one after the other, and so does another."""
+    data = Texts(
+        {"anchor": ["bank", "night", "soup", "test"], "positive": ["salt", "star", "salt", "star"]}, None, None, ""
+    )
+    batches = [Pairs(np.array(rows), np.array(rows)) for rows in ([0, 1], [2, 3])]
+    plan = Plan(lambda: iter(batches), 2, 2, None)
+    encoder = load_encoder(str(tiny), "cpu")
+    loss, config = named("xbm(memory=8, label_mask=False)"), TextConfig(head=head, steps=2)
+    curve = train_text(encoder.model, data, config, loss, source="x", plans=[plan])
+    assert [step["negatives"] for step in curve] == [2, 3]  # the other pair's, and the other answer remembered
 
 
 @pytest.mark.parametrize("drawing", [Drawing(how="hard"), Drawing(how="distinct"), Drawing(tokens=120)])

@@ -180,6 +180,7 @@ class ContrastiveLoss(nn.Module):
     """`contrastive_loss` with what outlives a batch: schedules, a learned temperature, the memory, the last diagnostics.
 
     Set `progress` (0 … 1) as training goes on; schedules follow it. Shapes as in `contrastive_loss`; returns the loss.
+    codes: likewise of each embedding, what the memory knows it by where `items` hold for this batch alone; `items` if not given.
     """
 
     def __init__(self, config: LossConfig, *, diagnose: bool = True) -> None:
@@ -202,12 +203,14 @@ class ContrastiveLoss(nn.Module):
         *,
         labels: Tensor | None = None,
         items: Tensor | None = None,
+        codes: Tensor | None = None,
         guide: Tensor | None = None,
         guide_negative: Tensor | None = None,
         negative_items: Tensor | None = None,
         negative_pairs: Tensor | None = None,
     ) -> Tensor:
-        past = self.memory.past(labels, items) if self.memory is not None else None
+        codes = items if codes is None else codes
+        past = self.memory.past(labels, items, codes) if self.memory is not None else None
         loss, self.diagnostics = contrastive_loss(
             anchor,
             positive,
@@ -225,7 +228,7 @@ class ContrastiveLoss(nn.Module):
             diagnose=self.diagnose,
         )
         if self.memory is not None:
-            self.memory.add(_unit(positive.detach()), labels, items)
+            self.memory.add(_unit(positive.detach()), labels, codes)
         return loss
 
     def extra_repr(self) -> str:
