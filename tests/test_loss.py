@@ -147,7 +147,7 @@ def test_a_batch_of_one_pair_has_nothing_to_learn():
     assert loss == 0 and (a.grad == 0).all() and diagnostics.ess == 0
 
 
-@pytest.mark.parametrize("name", ["h-scl", "sincere"])
+@pytest.mark.parametrize("name", ["h-scl", "sincere", "sscl", "mochi", "sscl(detach=True)"])
 def test_one_label_alone_has_no_negatives(name):
     a, p = (x.requires_grad_() for x in pairs(5))
     loss, _ = contrastive_loss(a, p, labels=torch.zeros(5, dtype=torch.long), config=named(name))

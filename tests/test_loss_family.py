@@ -157,14 +157,28 @@ def test_gradcheck(name):
     )
 
 
-@pytest.mark.parametrize("name", ["infonce", "hcl(beta=0.5, tau_plus=0.05)", "h-scl(beta=0.5)", "adnce(sigma=1e9)"])
-def test_the_temperature_has_its_gradient(name):
-    a, p = (x.detach() for x in data())
+@pytest.mark.parametrize(
+    "name",
+    ["infonce", "hcl(beta=0.5, tau_plus=0.05)", "h-scl(beta=0.5)", "adnce(sigma=1e9)", "sscl(beta=0.5)"]
+    # Where κ or an effective sample size is given, β follows the temperature.
+    + ["hcl", "hcl(kappa=3.0, tau_plus=0.02)", "hcl(ess=6)", "hcl(kappa=3.0, detach=True)", "h-scl(kappa=4.0)", "sscl"]
+    + ["sscl(detach=True)", "hn-nce", "hcl(entry='joint')", "hcl(entry='decoupled')"],
+)
+@pytest.mark.parametrize("positives", [1, 3])
+def test_the_temperature_has_its_gradient(name, positives):
+    if positives > 1 and named(name).needs_labels:
+        pytest.skip("labels make their own positives")
+    a, p = (x.detach() for x in data(positives=positives))
     labels = torch.tensor(LABELS["labels"]) if named(name).needs_labels else None
     t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda t: contrastive_loss(a, p, labels=labels, config=named(name), temperature=t, diagnose=False).loss, (t,)
-    )
+
+    def value(t):
+        torch.manual_seed(0)  # of synthetic negatives
+        return contrastive_loss(
+            a, p, labels=labels, config=named(name), temperature=t, diagnose=False, block_rows=5
+        ).loss
+
+    assert torch.autograd.gradcheck(value, (t,))
 
 
 def test_limits_that_connect_methods():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,8 @@ def contrastive_loss(
         (t, t_now), (b, b_now) = (
             _here(*each, views) for each in ((config.temperature, temperature), (config.bias, bias))
         )
-        setting = _setting(config, t_now, b_now, lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
+        learned = temperature is not None and temperature.requires_grad
+        setting = _setting(config, t_now, b_now, learned, lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
         total, floors = [], []
         for task in found:
             loss, on_floor = mean_loss(task, t, b, setting, _recipe(task, config), block_rows)
@@ -157,15 +159,15 @@ def _extra(
     )
 
 
-def _setting(config: LossConfig, t: float, bias: float, whole: Callable[[], Task]) -> Setting:
+def _setting(config: LossConfig, t: float, bias: float, learned: bool, whole: Callable[[], Task]) -> Setting:
     """The numbers of this step; β solved for an effective-sample-size target over the anchors of all processes."""
     beta = config.weights.fixed_beta(t) if isinstance(config.weights, Exp) else 0.0
-    setting = Setting(config, t, number(config.tau_plus), beta or 0.0, bias)
+    setting = Setting(config, t, number(config.tau_plus), beta or 0.0, bias, learned)
     if beta is not None:
         return setting
     assert isinstance(config.weights, Exp) and config.weights.ess is not None
     z = observed_logits(whole(), setting).z
-    return Setting(config, t, setting.tau_plus, solve_beta(z, number(config.weights.ess)))
+    return replace(setting, beta=solve_beta(z, number(config.weights.ess)))
 
 
 def _recipe(task: Task, config: LossConfig) -> Recipe | None:
