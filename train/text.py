@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrieval.data import Texts
-from retrieval.encode import Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
+from retrieval.encode import ROLES, Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 
 from .batches import Plan, Rows, as_codes
@@ -145,12 +145,12 @@ def identities(data: Texts) -> Rows:
 
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
     """What stands before anchors and before other texts; the encoder keeps what was asked for, and encodes with it from now on."""
+    for role, own in (("text", None), ("query", config.query_prompt), ("document", config.document_prompt)):
+        prompt = config.prompt if own is None else own
+        if prompt is not None:  # in place of every prompt that the encoder has for that role
+            model.prompts |= {name: prompt for name in ROLES.get(role, ()) if name in model.prompts} | {role: prompt}
     if config.prompt is not None:
-        model.prompts["text"] = config.prompt
         model.default_prompt_name = "text"
-    for name, prompt in (("query", config.query_prompt), ("document", config.document_prompt)):
-        if prompt is not None:
-            model.prompts[name] = prompt
     others = prompt_of(model, "document")  # which texts that stand alone are too, as `embed` takes them
     return prompt_of(model, "query") if pairs else others, others
 
