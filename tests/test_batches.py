@@ -9,15 +9,20 @@ from hypothesis import strategies as st
 
 from retrieval.errors import UserError
 from retrieval.train.batches import (
+    Drawing,
     as_codes,
     balanced_batches,
     by_size,
     check_labels,
+    cut_by_tokens,
     disjoint_pairs,
     pairs_per_batch,
+    plan,
     random_batches,
     shuffled,
 )
+from retrieval.train.loss import named
+from retrieval.train.text import TextConfig
 
 classes = st.lists(st.integers(2, 9), min_size=2, max_size=6)
 
@@ -83,3 +88,58 @@ def test_labels_that_make_no_pairs_are_refused():
         pairs_per_batch(9, 8, "x.csv")
     assert pairs_per_batch(None, 8, "x.csv") == 8
     assert as_codes(["b", "a", "b"]).tolist() == [1, 0, 1]
+
+
+def planned(count, labels=None, *, masked=False, batch_size=4, **more):
+    return plan(count, labels, "x.csv", masked=masked, batch_size=batch_size, steps=3, epochs=1, seed=0, **more)
+
+
+@pytest.mark.parametrize("labels", [None, [str(row % 4) for row in range(24)]], ids=["rows", "classes"])
+def test_neighbours_are_found_before_training(labels):
+    """A training that goes on from a checkpoint would find others."""
+    asked = []
+
+    def near():
+        asked.append(1)
+        size = 24 if labels is None else 4
+        return np.stack([np.delete(np.random.default_rng(len(asked)).permutation(size), 0) for _ in range(size)])
+
+    found = planned(24, labels, drawing=Drawing(how="hard"), near=near)
+    assert len(asked) == 1
+    once, again = ([pairs.anchors.tolist() for pairs in islice(found.batches(), 6)] for _ in range(2))
+    assert once == again and len(asked) == 1
+    planned(24, labels, near=near)
+    planned(24, labels, drawing=Drawing(how="hard"))  # which only checks
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("how", ["classes", "hard"])
+def test_batches_by_class_reach_as_far_as_disjoint_pairs(how):
+    labels, near = ["a"] * 3 + ["b"] * 3, lambda: np.array([[1], [0]])
+    drawing = Drawing(how=how, per_class=2)
+    with pytest.raises(UserError, match="--batch-size 4: x.csv has only 2 pairs"):
+        planned(6, labels, drawing=drawing, near=near)
+    found = planned(6, labels, drawing=drawing, near=near, batch_size=None)
+    assert found.pairs == 2 and all(len(pairs.anchors) == 2 for pairs in islice(found.batches(), 9))
+    assert planned(6, labels).pairs == 4  # at random a row may stand in two
+
+
+@pytest.mark.parametrize("least", [2, 5])
+def test_no_batch_of_any_window_is_too_small(least):
+    random = np.random.default_rng(0)
+    for count in range(2 * least, 200, 7):
+        order, lengths = random.permutation(count), random.integers(1, 30, count)
+        batches = cut_by_tokens(order, lengths, budget=90, size=1, least=least)
+        assert sorted(np.concatenate(batches).tolist()) == list(range(count))
+        assert min(map(len, batches)) >= least
+
+
+def test_every_process_has_a_pair(monkeypatch):
+    config = TextConfig(batch_size=4, drawing=Drawing(tokens=10))
+    lengths = np.full(30, 5)
+    monkeypatch.setattr("retrieval.train.settings.world", lambda: (0, 3))
+    found = config.plan(30, None, "x", named("infonce"), identities=lambda: np.zeros(0), lengths=lambda: lengths)
+    assert min(len(pairs.anchors) for pairs in islice(found.batches(), 20)) == 3
+    monkeypatch.setattr("retrieval.train.settings.world", lambda: (0, 5))
+    with pytest.raises(UserError, match="--batch-size 4: fewer pairs than the 5 processes"):
+        config.plan(30, None, "x", named("infonce"), identities=lambda: np.zeros(0), lengths=lambda: lengths)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from retrieval.errors import UserError
-from retrieval.train.loss import ContrastiveLoss, Exp, LossConfig, contrastive_loss, named, with_settings
+from retrieval.train.loss import ContrastiveLoss, Exp, LossConfig, Schedule, contrastive_loss, named, with_settings
 from retrieval.train.loss.rows import debias
 from retrieval.train.loss.weights import effective_sample_size, solve_beta
 
@@ -147,7 +147,7 @@ def test_a_batch_of_one_pair_has_nothing_to_learn():
     assert loss == 0 and (a.grad == 0).all() and diagnostics.ess == 0
 
 
-@pytest.mark.parametrize("name", ["h-scl", "sincere"])
+@pytest.mark.parametrize("name", ["h-scl", "sincere", "sscl", "mochi", "sscl(detach=True)"])
 def test_one_label_alone_has_no_negatives(name):
     a, p = (x.requires_grad_() for x in pairs(5))
     loss, _ = contrastive_loss(a, p, labels=torch.zeros(5, dtype=torch.long), config=named(name))
@@ -270,8 +270,28 @@ def test_the_module_is_the_function():
         ("hcl", {"beta": -1.0}, "--beta"),
         ("hcl", {"ess": 0.5}, "--ess"),
         ("hcl", {"nonsense": 0.5}, "no setting nonsense"),
+        ("hcl", {"entry": "decouple"}, "entry 'decouple': must be 'coupled' or 'decoupled'"),
+        ("hcl", {"directions": "both"}, "directions 'both': must be 'symmetric' or 'forward'"),
+        ("hcl", {"kappa": "2"}, "kappa '2': must be a number or a schedule or None"),
+        ("hcl", {"kappa": True}, "kappa True: must be a number"),
+        ("hcl", {"temperature": None}, "temperature None: must be a number or a schedule"),
+        ("hcl", {"detach": 1}, "detach 1: must be True or False"),
+        ("hcl", {"mix": True}, "mix True: must be Mix or None"),
+        ("xbm", {"memory": 8.5}, "memory 8.5: must be a whole number"),
+        ("bcl", {"tau_plus": 1.5}, "tau_plus 1.5: must be at least 0 and below 1"),
+        ("bcl", {"tau_plus": Schedule("linear", 0.1, 1.0)}, "must be at least 0 and below 1"),
+        ("qwen3-mask", {"kind": "abs"}, "kind 'abs': must be 'absolute' or 'relative'"),
+        ("llave", {"on": "explicit"}, "on 'explicit': must be 'in-batch'"),
     ],
 )
 def test_bad_settings_are_refused(name, settings, word):
     with pytest.raises(UserError, match=word):
         with_settings(named(name), settings, f"--loss {name}")
+
+
+def test_a_part_says_itself_what_is_wrong_with_it():
+    with pytest.raises(UserError, match="Mix: needs at least 2 hardest"):
+        named("hcl(mix=Mix(hardest=1))")
+    with pytest.raises(UserError, match="shape 'lineal'"):
+        Schedule("lineal", 0, 1)
+    assert named("hcl(kappa=2, temperature=1)") == named("hcl(kappa=2.0, temperature=1.0)")

@@ -23,6 +23,7 @@ from retrieval.train.loss import (
     named,
 )
 from retrieval.train.loss.schedule import at
+from retrieval.train.loss.tasks import Extra
 
 EXP = lambda beta: lambda s, own: torch.exp(beta * s / T)  # noqa: E731
 ONE = lambda s, own: torch.ones_like(s)  # noqa: E731
@@ -156,14 +157,28 @@ def test_gradcheck(name):
     )
 
 
-@pytest.mark.parametrize("name", ["infonce", "hcl(beta=0.5, tau_plus=0.05)", "h-scl(beta=0.5)", "adnce(sigma=1e9)"])
-def test_the_temperature_has_its_gradient(name):
-    a, p = (x.detach() for x in data())
+@pytest.mark.parametrize(
+    "name",
+    ["infonce", "hcl(beta=0.5, tau_plus=0.05)", "h-scl(beta=0.5)", "adnce(sigma=1e9)", "sscl(beta=0.5)"]
+    # Where κ or an effective sample size is given, β follows the temperature.
+    + ["hcl", "hcl(kappa=3.0, tau_plus=0.02)", "hcl(ess=6)", "hcl(kappa=3.0, detach=True)", "h-scl(kappa=4.0)", "sscl"]
+    + ["sscl(detach=True)", "hn-nce", "hcl(entry='joint')", "hcl(entry='decoupled')"],
+)
+@pytest.mark.parametrize("positives", [1, 3])
+def test_the_temperature_has_its_gradient(name, positives):
+    if positives > 1 and named(name).needs_labels:
+        pytest.skip("labels make their own positives")
+    a, p = (x.detach() for x in data(positives=positives))
     labels = torch.tensor(LABELS["labels"]) if named(name).needs_labels else None
     t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda t: contrastive_loss(a, p, labels=labels, config=named(name), temperature=t, diagnose=False).loss, (t,)
-    )
+
+    def value(t):
+        torch.manual_seed(0)  # of synthetic negatives
+        return contrastive_loss(
+            a, p, labels=labels, config=named(name), temperature=t, diagnose=False, block_rows=5
+        ).loss
+
+    assert torch.autograd.gradcheck(value, (t,))
 
 
 def test_limits_that_connect_methods():
@@ -271,6 +286,23 @@ def test_memory_keeps_the_last_embeddings_and_their_labels():
     third = loss("h-scl", memory=8)
     third(*batches[0], labels=labels)
     assert not torch.allclose(third(*batches[1], labels=labels), unlike)  # past items of the class are positives now
+
+
+def test_memory_knows_an_item_whatever_it_is_linked_with():
+    """A positive of two anchors, 9, whose pairs come in different batches: it has the identity of the first there, and of the
+    second here."""
+    module = loss("xbm", memory=8, label_mask=False)
+    first, second = ([x.detach() for x in data(seed, pairs=2)] for seed in range(2))
+    module(*first, items=torch.tensor([1, 2, 1, 2]), codes=torch.tensor([1, 2, 9, 8]))
+    found = module(*second, items=torch.tensor([3, 4, 3, 4]), codes=torch.tensor([3, 4, 9, 6]))
+
+    def expected(items):
+        past = Extra(normalize(first[1], dim=1), items=torch.tensor(items))
+        own = torch.tensor([3, 4, 3, 4])
+        return contrastive_loss(*second, items=own, past=past, config=named("infonce(label_mask=False)")).loss
+
+    assert torch.equal(found, expected([3, 8]))
+    assert not torch.allclose(found, expected([1, 2]))
 
 
 def test_schedules():

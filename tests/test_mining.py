@@ -23,9 +23,8 @@ def slowly(of, scores, own, mining):
     found = []
     for row in range(len(of.anchor)):
         anchor = of.anchor[row]
-        known = {of.positives[p] for a, p in zip(of.anchor, of.positive, strict=True) if a == anchor} | {
-            of.anchors[anchor]
-        }
+        known = {of.positives[p] for a, p in zip(of.anchor, of.positive, strict=True) if a == anchor}
+        known |= {of.anchors[anchor], *of.has[1][of.has[0] == anchor].tolist()}
         order = sorted(range(len(of.documents)), key=lambda d, a=anchor: (-scores[a, d], d))
         seen, ranked = set(), []
         for document in order:
@@ -73,6 +72,7 @@ def test_negatives_are_those_of_the_definition(seed, negatives, first, most, lea
         random.integers(0, 50, documents)
         if repeats
         else random.permutation(60)[:documents],  # anchors and positives among them
+        np.stack([random.integers(0, anchors, 15), random.integers(0, 60, 15)]),
     )
     scores = random.uniform(-1, 1, (anchors, documents)).astype(np.float32).round(2)
     own = random.uniform(-1, 1, rows).astype(np.float32)
@@ -163,6 +163,16 @@ def test_known_positives_are_never_mined_and_rows_keep_their_order(pairs, run_cl
     run_cli(*words, "--choose", "random", "--output", tmp_path / "s.jsonl", "--seed", 1)
     one, other = (negatives_of(tmp_path / name) for name in ("r.jsonl", "s.jsonl"))
     assert one != other and one != found
+
+
+@pytest.mark.slow
+def test_negatives_of_the_data_are_kept_and_not_mined_again(pairs, run_cli, tmp_path, tiny):
+    words = ["mine", "--model", tiny, "--device", "cpu"]
+    run_cli(*words, "--data", pairs, "--output", tmp_path / "a.jsonl")
+    run_cli(*words, "--data", tmp_path / "a.jsonl", "--output", tmp_path / "b.jsonl")
+    once, again = (negatives_of(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    for (_, _, had), (anchor, _, has) in zip(once, again, strict=True):
+        assert has[:3] == had and len(set(has)) == 6 == len(has), anchor
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """The user's mistakes on the command line: one line each, exit code 2, nothing half-written."""
 
 import shutil
+from collections import defaultdict
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from retrieval.cli.training_flags import refuse_flags
 from retrieval.encoder import MINILM
+from retrieval.errors import UserError
 
 
 def write(path, content):
@@ -173,3 +176,12 @@ def test_a_flipped_byte_is_noticed_on_opening(text_path, run_cli, tmp_path, part
     assert f"{part}: damaged" in run_cli("index", "verify", tmp_path / "index", code=2).stdout
     words = ["search", tmp_path / "index", "--store", text_path[0] / "store"]
     assert f"{part}: its content does not match" in run_cli(*words, code=2).stderr
+
+
+def test_a_head_is_not_trained_by_several_processes(monkeypatch):
+    """Each would have the whole batch, and gather it from the others again."""
+    flags = defaultdict(lambda: None, head=True)
+    refuse_flags(flags, "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--head: is trained by one process"):
+        refuse_flags(flags, "cpu")

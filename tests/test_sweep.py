@@ -337,9 +337,10 @@ def test_a_sweep_of_pairs(run_cli, texts, tmp_path):
     assert told["untrained"] > 5 / told["queries"]  # far better than chance
 
 
-def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_path):
+@pytest.mark.parametrize("model,steps", [("small", 5), ("resnet18", 1)])
+def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_path, model, steps):
     told = read_json(
-        run_cli("sweep", "--data", pictures, "--model", "small", "--whole", "--device", "cpu", "--steps", 5, "--kappa", "0,2",
+        run_cli("sweep", "--data", pictures, "--model", model, "--whole", "--device", "cpu", "--steps", steps, "--kappa", "0,2",
                 "--batch-size", 8, "--seeds", 1, "--output", tmp_path / "s", "--json")
     )  # fmt: skip
     assert told["trains"] == "the whole encoder" and len(told["points"]) == 2
@@ -361,7 +362,8 @@ def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_pat
         (["--batch-size", "100000"], "--batch-size 100000"),
         (["--loss", "infonce", "--kappa", "1,2"], "--kappa: no loss here leaves that open (infonce)"),
         (["--kappa", "1", "--temperature", "0.1", "--trials", "3"], "nothing to search between single numbers"),
-        (["--model", "small"], "add --whole"),
+        (["--model", "small"], "--model small: begins from nothing"),
+        (["--model", "resnet18"], "--model resnet18: begins from nothing"),
         (["--temperature", "0"], "must be above 0"),
         (["--steps", "5", "--epochs", "1"], "one way, not two"),
     ],

@@ -99,6 +99,24 @@ def test_kernels_are_the_plain_way(name, sides, with_extra):
         assert_same(task, setting, 2e-5, symmetric=not sides and not with_extra)
 
 
+@pytest.mark.parametrize("name", ["hcl(tau_plus=0.05)", "h-scl", "h-scl(detach=True)", "hcl(within_side=False)"])
+def test_a_learned_temperature_has_no_part_in_weights_that_do_not_depend_on_it(name):
+    found, setting = some_tasks(name)
+    for task in found:
+        assert_same(task, replace(setting, learned=True), 2e-5)
+        other = [sum_tiles(task, replace(setting, learned=learned), True) for learned in (False, True)]
+        assert torch.equal(other[0].anchors, other[1].anchors)
+        assert torch.allclose(other[0].sharpness, other[1].sharpness, rtol=1e-3) == ("detach" in name)
+
+
+def test_several_positives_of_a_learned_temperature_stay_with_the_plain_way(monkeypatch):
+    """Their weights follow the temperature too, which the kernels do not tell apart."""
+    monkeypatch.setattr(tiles, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    found, setting = some_tasks("hcl(tau_plus=0.02)", views=4, pairs=20)
+    assert [usable(found[0], replace(setting, learned=learned), None) for learned in (False, True)] == [True, False]
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5, 100.0, 1e4])
 @pytest.mark.parametrize("t", [2e-4, 0.02, 1.0])
 @pytest.mark.parametrize("name", ["hcl", "h-scl"])

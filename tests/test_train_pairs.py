@@ -168,6 +168,25 @@ def test_frozen_texts_are_encoded_once_and_train_the_same(kind, tiny, clip, pair
     assert not np.allclose(curve, trained(data, steps=8, seed=1)[1], atol=1e-2)
 
 
+@pytest.mark.parametrize("freeze", [None, "text"])
+def test_captions_are_trained_with_the_prompt_that_they_are_judged_with(freeze, tiny, pairs, monkeypatch):
+    model = joined(tiny, frozen=freeze)
+    model.prompts |= {"query": "a picture of ", "document": "on it is "}
+    seen = []
+    monkeypatch.setattr("retrieval.train.pairs.Collator", lambda *parts: seen.append(parts) or Collator(*parts))
+    config = PairConfig(batch_size=8, steps=8, freeze=freeze)
+    train_pairs(model, pairs, config, LOSS, source="x")
+    _, sources, *_, settled = seen[0]
+    assert sources[0].prompts == ("a picture of ", "a picture of ")
+    if freeze:
+        texts = list(settled.rows)
+        judged = by_shown(pairs).parts[1]
+        assert judged.role == "query" and list(judged.items.texts) == texts
+        found = Encoding(model, role=judged.role).encode(texts)
+        assert np.allclose(settled.vectors.numpy(), found, atol=1e-5)
+        assert not np.allclose(found, Encoding(model, role="document").encode(texts), atol=1e-3)
+
+
 def test_texts_are_not_settled_where_what_they_meet_learns_or_few_are_asked_for(tiny, pairs):
     config = PairConfig(batch_size=8, steps=8, freeze="text")
     model = joined(tiny, frozen="text")

@@ -21,8 +21,9 @@ def fingerprint(folder):
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--loss", "infonce(memory=20, learn_temperature=True)"], ["--lora", "2"], ["--mini-batch-size", "3", "--accumulate", "2"]],
-    ids=["plain", "memory", "lora", "cached"],
+    [[], ["--loss", "infonce(memory=20, learn_temperature=True)"], ["--lora", "2"], ["--mini-batch-size", "3", "--accumulate", "2"],
+     ["--batches", "hard"]],
+    ids=["plain", "memory", "lora", "cached", "hard"],
 )  # fmt: skip
 @pytest.mark.parametrize("step,where", [(4, "step"), (3, "save")])
 def test_a_killed_training_goes_on_to_the_same_weights(command, options, step, where, run_cli, tmp_path):

@@ -10,13 +10,14 @@ from sentence_transformers import SentenceTransformer
 from tiny_training import LOSS, PAIRS, SETTINGS, WORDS, trained, weights
 
 from retrieval.data import Texts, text_codes
+from retrieval.encode import prompt_of
 from retrieval.encoder import load_encoder
 from retrieval.errors import UserError
 from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches
+from retrieval.train.text import TextConfig, _sources, plan_batches, set_prompts, train_text
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,36 @@ def test_the_best_is_kept_and_patience_ends_training(tiny, tmp_path):
     assert all(torch.equal(value, seen[1][key]) for key, value in weights(encoder).items())
 
 
+@pytest.mark.parametrize("steps_before", [3, 4], ids=["while it waits", "at its end"])
+def test_patience_goes_on_where_a_killed_training_stopped(steps_before, tiny, tmp_path):
+    """The second judgement is the best, two more end it; killed before or after the last of them, none comes after."""
+    seen = []
+
+    def judge(model, step):
+        seen.append((step, {key: value.clone() for key, value in model.state_dict().items()}))
+        return {"map@r": 1 / (1 + abs(step - 2))}
+
+    def interrupted(curve):
+        if len(curve) > steps_before:
+            raise InterruptedError
+
+    options = {"steps": 10, "watch": Watch(judge, 1, "map@r", patience=2), "scratch": tmp_path}
+    if steps_before == 3:
+        with pytest.raises(InterruptedError):
+            trained(tiny, progress=interrupted, **options)
+    else:
+        trained(tiny, **options)
+    assert [step for step, _ in seen] == list(range(1, steps_before + 1))
+    encoder, curve = trained(tiny, **options)
+    assert [step for step, _ in seen] == [1, 2, 3, 4] and len(curve) == 4
+    assert all(torch.equal(value, seen[1][1][key]) for key, value in weights(encoder).items())
+
+
+def test_a_constant_rate_warms_up_too(tiny):
+    warm, cold = (weights(trained(tiny, schedule="constant", warmup=share)[0]) for share in (1.0, 0.0))
+    assert any((warm[key] - cold[key]).abs().max() > 1e-4 for key in warm)
+
+
 def test_the_last_step_is_judged_too(tiny, tmp_path):
     values = iter([0.1, 0.2, 0.3])
     seen = []
@@ -102,13 +133,15 @@ def test_few_texts_train_some_steps_unless_epochs_are_asked_for(tiny):
     assert TextConfig(step_bounds=(20, 30)).total_steps(many) == 30 < TextConfig().total_steps(many)
 
 
-def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path):
+def test_judging_from_the_command_line(command, run_cli, pairs_file, tmp_path, monkeypatch):
     words = [*command, "--eval-data", pairs_file, "--eval-every", 2, "--patience", 3, "--output", tmp_path / "run"]
     result = json.loads(run_cli(*words, "--json").stdout)
     judged = result["metrics"]["held-out"]["metrics"]
     assert set(judged) == {"r@1", "mrr", "r@10"} and result["steps"] == 6
-    error = run_cli(*words, "--value", "nonsense", "--overwrite", code=2).stderr
-    assert "--value nonsense: is not among" in error
+    with monkeypatch.context() as patch:  # before any step
+        patch.setattr("retrieval.train.fit.train_whole", None)
+        error = run_cli(*words, "--value", "nonsense", "--overwrite", code=2).stderr
+    assert "--value nonsense: is not measured here; known are r@1" in error
     words[words.index("--eval-every") + 1] = 9
     assert "--eval-every 9: training has 6 steps" in run_cli(*words, "--overwrite", code=2).stderr
 
@@ -153,6 +186,26 @@ def test_prompts_are_trained_with_and_kept(tiny, tmp_path):
     for role, how in (("query", plain.encode_query), ("document", plain.encode_document)):
         assert np.allclose(again.encode(texts, role=role), how(texts, normalize_embeddings=True), atol=1e-5)
     assert not np.allclose(again.encode(texts, role="query"), again.encode(texts, role="document"), atol=1e-3)
+
+
+def test_a_prompt_takes_the_place_of_the_encoders_own(tiny, tmp_path):
+    def prompted(own, pairs=True, **asked):
+        encoder = load_encoder(str(tiny), "cpu")
+        encoder.model.prompts |= own
+        set_prompts(encoder.model, TextConfig(**asked), pairs)
+        encoder.model.save_pretrained(str(tmp_path / "e"))
+        model = load_encoder(str(tmp_path / "e"), "cpu").model
+        return [prompt_of(model, role) or "" for role in (None, "query", "document")]
+
+    own = {"query": "query: ", "passage": "passage: "}
+    assert prompted(own) == ["", "query: ", "passage: "]
+    assert prompted(own, prompt="x: ") == ["x: "] * 3
+    assert prompted(own, document_prompt="") == ["", "query: ", ""]
+    assert prompted(own, query_prompt="q: ") == ["", "q: ", "passage: "]
+    assert prompted(own, prompt="") == [""] * 3
+    prompted(own, prompt="x: ")
+    plain = SentenceTransformer(str(tmp_path / "e"), device="cpu")
+    assert np.array_equal(plain.encode_query(["soup"]), plain.encode(["soup"]))
 
 
 def test_a_head_sees_texts_with_their_prompts(tiny):
@@ -215,9 +268,24 @@ def test_equal_texts_and_linked_pairs_are_no_negatives(tiny):
     batch = Collator(model, sources)(next(iter(Shares(sources, 1))))["batch"]
     items = batch["items"].view(2, 4)
     assert len(set(items[:, :3].flatten().tolist())) == 1 and items[0, 3] == items[1, 3] != items[0, 0]
+    assert batch["codes"].tolist() == codes.flatten().tolist()
     assert batch["negative_pairs"].tolist() == [1, 2, 3, 2]
     n, c, again, m = batch["negative_items"].tolist()
     assert c == items[0, 3] and n == again != m
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_memory_holds_no_positive_against_its_anchor(head, tiny):
+    """An answer to two questions, whose pairs come one after the other, and so does another."""
+    data = Texts(
+        {"anchor": ["bank", "night", "soup", "test"], "positive": ["salt", "star", "salt", "star"]}, None, None, ""
+    )
+    batches = [Pairs(np.array(rows), np.array(rows)) for rows in ([0, 1], [2, 3])]
+    plan = Plan(lambda: iter(batches), 2, 2, None)
+    encoder = load_encoder(str(tiny), "cpu")
+    loss, config = named("xbm(memory=8, label_mask=False)"), TextConfig(head=head, steps=2)
+    curve = train_text(encoder.model, data, config, loss, source="x", plans=[plan])
+    assert [step["negatives"] for step in curve] == [2, 3]  # the other pair's, and the other answer remembered
 
 
 @pytest.mark.parametrize("drawing", [Drawing(how="hard"), Drawing(how="distinct"), Drawing(tokens=120)])
@@ -238,6 +306,22 @@ def test_hard_batches_hold_nearer_rows(tiny):
         return np.mean([(vectors[rows] @ vectors[rows].T).mean() for rows in batches])
 
     assert near(Drawing(how="hard")) > near(Drawing()) + 0.005
+
+
+def test_hard_batches_are_of_the_encoder_before_training_with_its_prompts(tiny):
+    def drawn(change=lambda model: None, **asked):
+        model = load_encoder(str(tiny), "cpu").model
+        config = TextConfig(**{**SETTINGS, **asked}, drawing=Drawing(how="hard"))
+        plan = plan_batches(PAIRS, config, LOSS, "x", model)
+        change(model)
+        return [pairs.anchors.tolist() for _, pairs in zip(range(6), plan.batches(), strict=False)]
+
+    def scramble(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+
+    assert drawn() == drawn(scramble) != drawn(query_prompt="a long prompt of another kind: ")
 
 
 @pytest.mark.parametrize(

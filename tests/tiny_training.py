@@ -19,10 +19,10 @@ LOSS = named("hcl(label_mask=False)")
 SETTINGS = dict(steps=6, batch_size=8, lr=1e-3)
 
 
-def trained(tiny, data=PAIRS, loss=LOSS, watch=None, scratch=None, **settings):
+def trained(tiny, data=PAIRS, loss=LOSS, watch=None, scratch=None, progress=lambda curve: None, **settings):
     encoder = load_encoder(str(tiny), "cpu")
     config = TextConfig(**{**SETTINGS, **settings})
-    curve = train_text(encoder.model, data, config, loss, source="x", watch=watch, scratch=scratch)
+    curve = train_text(encoder.model, data, config, loss, source="x", watch=watch, scratch=scratch, progress=progress)
     return encoder, curve
 
 

@@ -75,41 +75,40 @@ def plan(
     identities: Callable[[], Rows] | None = None,
     lengths: Callable[[], Rows] | None = None,
     near: Callable[[], Rows] | None = None,
+    least: int = 2,
 ) -> Plan:
     """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
 
     masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. What some ways of
-    drawing need is asked for when batches are first drawn: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k)
-    the nearest rows of each row, or (classes, k) the nearest classes of each class. Raises UserError for data from which no pairs
-    can be made.
+    drawing need: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k) the nearest rows of each row, or
+    (classes, k) the nearest classes of each class, which is asked for now, of the encoder as it is: a training that goes on from a
+    checkpoint has another. Raises UserError for data from which no pairs can be made.
 
-    accumulate: how many batches a step has.
+    accumulate: how many batches a step has. least: how many pairs a batch that is cut by tokens has at least.
     """
     drawing = drawing or Drawing()
-    codes, available = None, count
+    codes = None
     if labels is not None:
         check_labels(labels, source, masked=masked)
         codes = as_codes(labels)
-        available = disjoint_pairs(codes) if masked else count
     by_class = codes is not None and (drawing.how in ("classes", "hard") or drawing.how == "auto" and masked)
     _refuse_drawing(drawing, codes, by_class)
+    available = disjoint_pairs(codes) if codes is not None and (masked or by_class) else count
     pairs = pairs_per_batch(batch_size, available, source)
     quota = _quota(drawing, codes, labels, pairs, source) if by_class else None
 
     hard = drawing.how == "hard"
-
-    def neighbours() -> Rows:
-        assert near is not None, "hard batches are drawn with an encoder"
-        return near()
+    nearest = near() if hard and near is not None else None
 
     def batches() -> Iterator[Pairs]:
+        assert not hard or nearest is not None, "hard batches are drawn with an encoder"
         if by_class:
             assert codes is not None
-            return balanced_batches(codes, pairs, seed, quota, near_first(neighbours(), seed) if hard else None)
-        order = neighbours_together(neighbours(), seed) if hard else shuffled(count, seed)
+            return balanced_batches(codes, pairs, seed, quota, None if nearest is None else near_first(nearest, seed))
+        order = shuffled(count, seed) if nearest is None else neighbours_together(nearest, seed)
         if drawing.tokens:
             assert lengths is not None
-            rows = by_tokens(order, lengths(), drawing.tokens, pairs, seed)
+            rows = by_tokens(order, lengths(), drawing.tokens, pairs, seed, least)
         elif drawing.how == "distinct":
             assert identities is not None
             rows = distinct(order, pairs, identities(), source)
@@ -120,7 +119,7 @@ def plan(
     rows_a_step = (pairs if codes is None else 2 * pairs) * accumulate
     per_epoch = count / rows_a_step
     if drawing.tokens and not steps and lengths is not None:
-        per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs)) / accumulate
+        per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs, least)) / accumulate
     return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes)
 
 
@@ -301,29 +300,31 @@ def by_size(orders: Iterator[Rows], size: int) -> Iterator[Rows]:
             yield order[start : start + size]
 
 
-def by_tokens(orders: Iterator[Rows], lengths: Rows, budget: int, size: int, seed: int) -> Iterator[Rows]:
+def by_tokens(
+    orders: Iterator[Rows], lengths: Rows, budget: int, size: int, seed: int, least: int = 2
+) -> Iterator[Rows]:
     """Batches of at most `budget` padded tokens, of rows of like lengths, in random order; every row once an epoch."""
     random = np.random.default_rng([seed, 2])
     for order in orders:
-        batches = cut_by_tokens(order, lengths, budget, size)
+        batches = cut_by_tokens(order, lengths, budget, size, least)
         random.shuffle(batches)
         yield from batches
 
 
-def cut_by_tokens(order: Rows, lengths: Rows, budget: int, size: int) -> list[Rows]:
-    """One epoch of `by_tokens`, unshuffled: in windows of WINDOW · size rows the longest first. No batch has a row alone, which
-    would have no negative: it joins the one before."""
+def cut_by_tokens(order: Rows, lengths: Rows, budget: int, size: int, least: int = 2) -> list[Rows]:
+    """One epoch of `by_tokens`, unshuffled: in windows of WINDOW · size rows the longest first. Every batch has `least` rows, since
+    one alone has no negative, and every process needs one: what is left of a window joins the batch before."""
     batches: list[Rows] = []
     for start in range(0, len(order), WINDOW * size):
         window = order[start : start + WINDOW * size]
         window = window[np.argsort(-lengths[window], kind="stable")]
         first = 0
         while first < len(window):
-            fits = max(2, budget // int(lengths[window[first]]))
+            fits = max(least, budget // int(lengths[window[first]]))
             batches.append(window[first : first + fits])
             first += fits
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [np.concatenate(batches[-2:])]
+        if len(batches) > 1 and len(batches[-1]) < least:
+            batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 
 

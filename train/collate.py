@@ -68,8 +68,8 @@ class Collator:
 
     A chunk has at most `most` items, where that is given; of pictures else all, or with `apart` those of one column (whose batch
     statistics are then its own).
-    batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; items, classes;
-    negative_items and negative_pairs where there are negatives: all as `contrastive_loss` has them.
+    batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; items, codes,
+    classes; negative_items and negative_pairs where there are negatives: all as `ContrastiveLoss` has them.
     """
 
     model: SentenceTransformer
@@ -86,7 +86,8 @@ class Collator:
         columns = [_taken(source.columns[0], anchors), _taken(source.columns[1], positives)]
         columns += [_there(column) for column in negatives]
         chunks, order = self._chunks(columns, source.prompts)
-        batch = {"order": order, "items": items.flatten()}
+        codes = np.concatenate([source.codes[0][anchors], source.codes[1][positives]])
+        batch = {"order": order, "items": items.flatten(), "codes": codes}
         if source.plan.labels is not None:
             batch["classes"] = source.plan.labels[anchors] + source.first_class
         if negatives:

@@ -97,6 +97,7 @@ def train_head(
             head(vectors[codes[1]]),
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
             items=torch.from_numpy(items.flatten()),
+            codes=torch.from_numpy(codes.flatten()),
             **_negatives(
                 head, vectors, negatives[:, a], dict(zip(codes.ravel().tolist(), items.ravel().tolist(), strict=True))
             ),

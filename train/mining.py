@@ -47,13 +47,14 @@ class Mining:
 class Relations(NamedTuple):
     """Who belongs to whom: anchor (n,), positive (n,), the number of each row's anchor and positive among the distinct ones; and by
     the codes of their texts which documents are an anchor itself or a positive of it: codes of anchors (a,), positives (p,) and
-    documents (d,)."""
+    documents (d,). has: (2, m) numbers of anchors, and codes of negatives that they have already."""
 
     anchor: Rows
     positive: Rows
     anchors: Rows
     positives: Rows
     documents: Rows
+    has: Rows = np.empty((2, 0), np.int64)
 
 
 class Mined(NamedTuple):
@@ -99,9 +100,9 @@ class _Known(NamedTuple):
 
 
 def _known(of: Relations, order: Rows, starts: Rows) -> _Known:
-    """Every anchor's positives, and the anchor."""
-    anchors = np.concatenate([of.anchor[order], np.arange(len(of.anchors))])
-    codes = np.concatenate([of.positives[of.positive[order]], of.anchors])
+    """Every anchor's positives, the anchor, and the negatives that it has."""
+    anchors = np.concatenate([of.anchor[order], np.arange(len(of.anchors)), of.has[0]])
+    codes = np.concatenate([of.positives[of.positive[order]], of.anchors, of.has[1]])
     by = np.argsort(anchors, kind="stable")
     return _Known(codes[by], np.searchsorted(anchors[by], np.arange(len(of.anchors) + 1)))
 

@@ -33,6 +33,7 @@ from .pictures import pictures_of
 from .settings import Settings
 from .whole import Watch
 
+ROLE = "query"  # of captions: what they are judged, and pictures are searched, by
 SETTLED = 2**29  # numbers of vectors that are kept: 2 GiB
 SCRATCH_RATE = 4e-3
 LAYER_RATE = 1e-3
@@ -98,7 +99,7 @@ def train_pairs(
     torch.manual_seed(config.seed)
     images, columns = _numbered(data)
     pictures = pictures_of(images, pixels_of(model), PRESETS[config.augment])
-    prompt = prompt_of(model)
+    prompt = prompt_of(model, ROLE)
     codes = np.stack([codes_of(column, pictures) for column in columns[:2]])
     sources = [Source(columns, (prompt, prompt), codes, plan)]
     texts = settled_texts(model, data, config)
@@ -180,7 +181,7 @@ def plan_batches(
 
 def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int], None]) -> Any:
     items = column if isinstance(column, Images) else Texts({"text": column}, None, None, "")
-    return encode_all(Encoder(model, ""), items, progress=encoded)
+    return encode_all(Encoder(model, ""), items, role=ROLE, progress=encoded)
 
 
 def with_hard_captions(data: Pairs, hard: int, kinds: Sequence[str] = (), seed: int = 0) -> Pairs:

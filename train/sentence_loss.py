@@ -88,6 +88,7 @@ class SentenceLoss(CachedLossMixin, nn.Module):
             negative=negative if "negative_items" in batch else None,
             labels=batch.get("classes"),
             items=batch["items"],
+            codes=batch.get("codes"),
             negative_items=batch.get("negative_items"),
             negative_pairs=batch.get("negative_pairs"),
         )

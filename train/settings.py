@@ -12,6 +12,7 @@ from . import adapt
 from .batches import Drawing, Plan, Rows, plan
 from .head import LEARNING_RATE as HEAD_RATE
 from .loss import LossConfig
+from .loss.gather import world
 from .whole import Optimisation
 
 LORA_RATE = 2e-4
@@ -81,8 +82,9 @@ class Settings(ABC):
         lengths: Callable[[], Rows] | None = None,
         near: Callable[[], Rows] | None = None,
     ) -> Plan:
-        """`batches.plan` as these settings have it."""
-        return plan(
+        """`batches.plan` as these settings have it. Raises UserError for batches of which not every process has a pair."""
+        _, processes = world()
+        found = plan(
             count,
             labels,
             source,
@@ -96,7 +98,14 @@ class Settings(ABC):
             identities=identities,
             lengths=lengths,
             near=near,
+            least=max(2, processes),
         )
+        if found.pairs < processes:
+            raise UserError(
+                f"--batch-size {found.pairs}: fewer pairs than the {processes} processes that share a batch; give at least "
+                f"{processes}, or start fewer processes"
+            )
+        return found
 
     def optimisation(self, model: SentenceTransformer, steps: int) -> Optimisation:
         return Optimisation(

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrieval.data import Texts
-from retrieval.encode import Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
+from retrieval.encode import ROLES, Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 
 from .batches import Plan, Rows, as_codes
@@ -103,7 +103,8 @@ def plan_batches(
 ) -> Plan:
     """Decide the batches. Raises UserError for data, or settings, from which this way of training cannot make pairs.
 
-    model: needed to draw the batches where they depend on neighbours or lengths in tokens, not to check.
+    model: needed to draw the batches where they depend on neighbours or lengths in tokens, not to check; for hard batches it
+    encodes now.
     """
     labels = None if data.is_pairs else data.labels
     _refuse_settings(data, config, source)
@@ -114,7 +115,7 @@ def plan_batches(
         loss_config,
         identities=lambda: identities(data),
         lengths=None if model is None else cache(lambda: lengths(model, data)),
-        near=None if model is None else lambda: near(model, data, encoded),
+        near=None if model is None else lambda: near(model, data, config, encoded),
     )
 
 
@@ -144,12 +145,12 @@ def identities(data: Texts) -> Rows:
 
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
     """What stands before anchors and before other texts; the encoder keeps what was asked for, and encodes with it from now on."""
+    for role, own in (("text", None), ("query", config.query_prompt), ("document", config.document_prompt)):
+        prompt = config.prompt if own is None else own
+        if prompt is not None:  # in place of every prompt that the encoder has for that role
+            model.prompts |= {name: prompt for name in ROLES.get(role, ()) if name in model.prompts} | {role: prompt}
     if config.prompt is not None:
-        model.prompts["text"] = config.prompt
         model.default_prompt_name = "text"
-    for name, prompt in (("query", config.query_prompt), ("document", config.document_prompt)):
-        if prompt is not None:
-            model.prompts[name] = prompt
     others = prompt_of(model, "document")  # which texts that stand alone are too, as `embed` takes them
     return prompt_of(model, "query") if pairs else others, others
 
@@ -168,8 +169,9 @@ def lengths(model: SentenceTransformer, data: Texts) -> Ints:
     return np.max([of(column) for column in data.columns.values()], axis=0)  # type: ignore[no-any-return]
 
 
-def near(model: SentenceTransformer, data: Texts, encoded: Progress) -> Rows:
-    """As `near_rows`, of the anchors, or of the classes of texts that stand alone."""
+def near(model: SentenceTransformer, data: Texts, config: TextConfig, encoded: Progress) -> Rows:
+    """As `near_rows`, of the anchors, or of the classes of texts that stand alone, with the prompts of training."""
+    set_prompts(model, config, data.is_pairs)
     vectors = Encoding(model, role="query" if data.is_pairs else "document").encode(data.texts, encoded)
     alone = data.labels is not None and not data.is_pairs
     return near_rows(vectors, as_codes(data.labels or ()) if alone else None)

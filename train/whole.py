@@ -86,6 +86,12 @@ def train_whole(
     scratch: a folder for checkpoints. Where it holds one of a killed call with the same arguments, training goes on from there,
     bit for bit as if it had never stopped (on one device).
     """
+    found, steps = last_checkpoint(scratch), how.steps
+    patience = EarlyStoppingCallback(watch.patience) if watch and watch.patience else None
+    if found and watch and patience:
+        at, patience.early_stopping_patience_counter = _judged_in_vain(Path(found), watch.metric)
+        if patience.early_stopping_patience_counter >= patience.early_stopping_patience:
+            steps = at  # killed between its end and the writing of the run
     judged: dict[str, Any] = (
         {}
         if watch is None
@@ -99,12 +105,12 @@ def train_whole(
     )
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(scratch),
-        max_steps=how.steps,
+        max_steps=steps,
         per_device_train_batch_size=collator.sources[0].plan.pairs,
         gradient_accumulation_steps=how.accumulate,
         learning_rate=how.lr,
         learning_rate_mapping=how.rates,
-        lr_scheduler_type=how.schedule,
+        lr_scheduler_type="constant_with_warmup" if how.schedule == "constant" else how.schedule,
         warmup_steps=round(how.warmup * how.steps),
         bf16=how.compute == "bfloat16",
         fp16=how.compute == "float16",
@@ -125,7 +131,6 @@ def train_whole(
     )
     model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
     average = None if how.average is None else Average(model, how.average)
-    stop = [EarlyStoppingCallback(watch.patience)] if watch and watch.patience else []
     config: Any = getattr(model, "config", None)
     silent = config is not None and not hasattr(config, "use_cache")
     trainer = Trainer(
@@ -134,16 +139,16 @@ def train_whole(
         train_dataset=Dataset.from_dict({"row": [0, 1]}),  # `loader` reads the data
         eval_dataset=None if watch is None else Dataset.from_dict({"row": [0]}),
         loss=loss,
-        callbacks=[*stop, *([average] if average else []), Timed()],
+        callbacks=[each for each in (patience, average, Timed()) if each is not None],
     )
     if silent:
         del config.use_cache  # the trainer sets it in every encoder, which then is not the one that is loaded again
-    trainer.batches = lambda: loader(collator, Shares(collator.sources, how.steps * how.accumulate, how.seed, *world()))
+    trainer.batches = lambda: loader(collator, Shares(collator.sources, steps * how.accumulate, how.seed, *world()))
     trainer.on_device = collator.on_device
     trainer.watch, trainer.average = watch, average
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(scratch))
+    trainer.train(resume_from_checkpoint=found)
     if average and watch is None:  # of judged checkpoints the best has its own
         average.keep()
     model.eval()
@@ -152,6 +157,13 @@ def train_whole(
         stopped = f"stopped after {done} of {how.steps} steps, " if done < how.steps else ""
         watch.tell(f"{stopped}kept the weights of step {best}, {watch.metric} {trainer.state.best_metric:.4f}")
     return loss.curve
+
+
+def _judged_in_vain(checkpoint: Path, metric: str) -> tuple[int, int]:
+    """Its step, and how many judgements since the best there have been, which `EarlyStoppingCallback` forgets."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    values = [logged[f"eval_{metric}"] for logged in state.log_history if f"eval_{metric}" in logged]
+    return state.global_step, len(values) - 1 - values.index(max(values)) if values else 0
 
 
 class Trainer(SentenceTransformerTrainer):

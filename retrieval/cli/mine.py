@@ -155,7 +155,9 @@ def _mined(data: "Texts", flags: dict[str, Any], mining: "Mining", scratch: Path
     anchor, positive = (np.unique(data.codes[name], return_index=True, return_inverse=True) for name in names)
     texts = [taken(data.columns[n], each[1].tolist()) for n, each in zip(names, (anchor, positive), strict=True)]
     searched = _searched(texts[0], texts[1], flags, scratch, device)
+    kept = [np.stack([anchor[2], codes]) for name, codes in data.codes.items() if name not in names]
     of = Relations(anchor[2], positive[2], anchor[0], positive[0], searched.codes)
+    of = of._replace(has=np.concatenate([of.has, *kept], axis=1))
     negatives = np.full((len(data), mining.negatives), -1, np.int64)
     scores, own = np.full(negatives.shape, np.nan, np.float32), np.empty(len(data), np.float32)
     judge = _judge(texts[0], texts[1], searched, flags, scratch, device)

@@ -169,8 +169,12 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
             f"{flags['held_out']}: has pairs, {flags['data']} has not; judge labelled data by labelled data"
         )
     if not flags["whole"]:
-        if flags["model"] == "small":
-            raise UserError("--model small: begins from nothing, so it has no embeddings for a head; add --whole")
+        from retrieval.train.vision import SCRATCH
+
+        if flags["model"] in SCRATCH:
+            raise UserError(
+                f"--model {flags['model']}: begins from nothing, so it has no embeddings for a head; add --whole"
+            )
         if data.labels is None and not data.is_pairs:
             raise UserError(
                 f"{flags['data']}: has neither labels nor pairs, from which no head is trained; add --whole"
@@ -213,12 +217,12 @@ def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], fold
     """The record of an interrupted sweep of the same kind, or an empty one; and what trains."""
     from retrieval.artifact import sha256_json
     from retrieval.encoder import load_encoder
+    from retrieval.train.vision import SCRATCH
 
     from .trials import Record, by_encoders, by_heads
 
     device = pick_device(flags["device"])
-    scratch = flags["model"] == "small"
-    encoder = None if scratch else load_encoder(flags["model"], device)
+    encoder = None if flags["model"] in SCRATCH else load_encoder(flags["model"], device)
     if encoder is not None:
         encoder.require("text" if held.is_text else "image")
     same = ("whole", "steps", "epochs", "batch_size", "lr", "seed", "label_mask", "detach_weights")

@@ -120,7 +120,9 @@ def _trained(
     from retrieval.train.text import plan_batches, train_text
 
     names = [str(path) for path in flags["data"]]
-    with progress("encode", len(data[0]) * len(data[0].columns) if config.head else 0) as encoded:
+    first = len(data[0]) * len(data[0].columns) if config.head else 0
+    first += sum(map(len, data)) if config.drawing.how == "hard" else 0
+    with progress("encode", first) as encoded:
         plans = [plan_batches(each, config, loss, name, encoder.model, encoded) for each, name in zip(data, names, strict=True)]  # fmt: skip
         with training(config, plans, scratch, flags) as bar:
             curve = train_text(

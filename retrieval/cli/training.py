@@ -15,6 +15,7 @@ from retrieval.errors import UserError
 from .held import Held, before_and_after, told_changes
 from .output import Advance, emit, progress, say
 from .processes import count, is_first, leave, of_first
+from .recommend import mean_of
 
 if TYPE_CHECKING:
     from retrieval.artifact import Manifest
@@ -146,6 +147,8 @@ def carry_out(
         **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric") if name in flags},
     }
     before = judge(encoder, sets, flags["seed"], config.dims)
+    if flags["metric"]:
+        mean_of(before["held-out"], flags["metric"])  # now, and not after hours: is it measured?
     share = flags["interpolate"]
     old = {} if share is None else {name: value.clone() for name, value in encoder.model.state_dict().items()}
     with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
@@ -235,8 +238,6 @@ def watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") ->
 
     def judged(model: Any, step: int) -> dict[str, float]:
         found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
-        if metric not in found:
-            raise UserError(f"--value {metric}: is not among {', '.join(found)}")
         say(f"step {step}: {metric} {found[metric]:.4f}")
         return found
 

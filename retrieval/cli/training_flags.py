@@ -9,6 +9,7 @@ from retrieval.errors import UserError
 
 from .losses import HEAD_PASSES, HEAD_STEPS, lasts, length, masks
 from .options import F, Number, common, existing, together, uses_device, writes
+from .processes import count
 
 if TYPE_CHECKING:
     from retrieval.train.settings import Settings
@@ -146,5 +147,9 @@ def refuse_flags(flags: dict[str, Any], device: str) -> None:
     if (flags["patience"] or flags["metric"]) and not flags["eval_every"]:
         given = "--patience" if flags["patience"] else "--value"
         raise UserError(f"{given}: say how often to judge, by --eval-every STEPS")
+    if flags["head"] and count() > 1:
+        raise UserError(
+            f"--head: is trained by one process in seconds, and there are {count()}; start it without torchrun"
+        )
     if flags["eval_every"] and flags["head"]:
         raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")

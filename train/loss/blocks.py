@@ -6,7 +6,7 @@ is at hand: three matrix products in all, none of them twice. On any device; `ti
 Letters: r anchors of the block, C candidates, d dimensions, P positives of the block's anchors together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,18 +24,32 @@ BLOCK_ROWS = 64  # at least, for the matrix products' sake
 
 @dataclass(frozen=True)
 class Setting:
-    """A loss at one step: numbers, no schedules. beta: of the exponential weights, 0 if there are none."""
+    """A loss at one step: numbers, no schedules. beta: of the exponential weights, 0 if there are none. learned: whether the
+    temperature has a gradient."""
 
     config: LossConfig
     temperature: float
     tau_plus: float
     beta: float
     bias: float = 0.0
+    learned: bool = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether β follows a temperature that learns, as where κ is set: the weights e^{κ cos} do not depend on it."""
+        how = self.config.weights
+        return self.learned and self.beta > 0 and isinstance(how, Exp) and how.beta is None
 
     @property
     def through(self) -> bool:
         """Whether gradients go through the weights."""
         return isinstance(self.config.weights, Exp) and not self.config.weights.detach
+
+    @property
+    def detached(self) -> "Setting":
+        """The same with exponential weights that are constants in the gradient."""
+        assert isinstance(self.config.weights, Exp)
+        return replace(self, config=replace(self.config, weights=replace(self.config.weights, detach=True)))
 
     def cosines(self, z: Tensor) -> Tensor:
         """Back from logits."""
@@ -217,7 +231,7 @@ def sum_blocks(
         block = block_logits(task, at, setting, room[: at.stop - at.start])
         mixed = mixed_negatives(block.z, anchors[at], candidates, recipe.rows(at)) if recipe is not None else None
         tilted = tilt(task, block, at, setting)
-        leaves = Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor)
+        leaves = Leaves.of(tilted, block, mixed.cosines * sharpness if mixed else None, floor, setting.beta)
         with torch.enable_grad():
             losses, on_floor = losses_of(leaves, tilted.top, block, setting, size, _views(task))
             part = losses.sum() / count
@@ -236,6 +250,12 @@ def sum_blocks(
         to_anchors[at] = to_cosines * sharpness
         to_candidates.addmm_(to_z.T, anchors[at], alpha=sharpness)
         to_sharpness += (to_cosines * anchors[at]).sum() - found.floor
+        if setting.follows:  # β falls as 1/t grows, and takes back what reached 1/t through the weights
+            to_sharpness -= setting.beta * setting.temperature * found.beta
+            if tilted.weights is not None:
+                back = ((tilted.weights @ candidates) * anchors[at]).sum()
+                back -= (tilted.top * (found.lse + found.lse_weights)).sum() * setting.temperature
+                to_sharpness -= setting.beta * back
     return Summed(total, to_anchors, to_candidates, to_sharpness, to_bias, floors / count)
 
 
@@ -251,12 +271,13 @@ class Leaves(NamedTuple):
     z_pos: Tensor
     z_mix: Tensor
     floor: Tensor
+    beta: Tensor
 
     @classmethod
-    def of(cls, tilted: Tilted, block: Block, z_mix: Tensor | None, floor: Tensor) -> "Leaves":
+    def of(cls, tilted: Tilted, block: Block, z_mix: Tensor | None, floor: Tensor, beta: float) -> "Leaves":
         none = tilted.lse.new_zeros(len(tilted.lse), 0)
         weights = tilted.lse_weights if tilted.lse_weights is not None else none
-        values = (tilted.lse, weights, block.z_pos, z_mix if z_mix is not None else none, floor)
+        values = (tilted.lse, weights, block.z_pos, none if z_mix is None else z_mix, floor, floor.new_full((), beta))
         return cls(*(value.detach().requires_grad_() for value in values))
 
     def gradients(self, loss: Tensor) -> "Leaves":
@@ -276,7 +297,7 @@ def losses_of(
         block.owner,
         entry=setting.config.entry,
         tau_plus=setting.tau_plus,
-        beta=setting.beta,
+        beta=leaves.beta,
         floor=leaves.floor,
         views=views,
     )
@@ -286,11 +307,14 @@ def log_negatives(
     leaves: Leaves, top: Tensor, negatives: Tensor, setting: Setting, candidates: int
 ) -> tuple[Tensor, Tensor]:
     """log R of each anchor and how many negatives it stands for, both (r,); synthetic negatives joined to the real ones."""
-    beta, normalised, mixed = setting.beta, setting.config.weights.normalised, leaves.z_mix.shape[1]
+    normalised, mixed = setting.config.weights.normalised, leaves.z_mix.shape[1]
     lse, count = leaves.lse, torch.where(negatives > 0, negatives + mixed, 0)
     if mixed:
-        mix_weights = beta * ((leaves.z_mix if setting.through else leaves.z_mix.detach()) - top[:, None])
-        lse = torch.logaddexp(lse, torch.logsumexp(leaves.z_mix + mix_weights, 1))
+        # An anchor without negatives is left out in the end, but −inf has no gradient, not even of 0, so it gets a harmless input.
+        z_mix = torch.where(negatives[:, None] > 0, leaves.z_mix, torch.zeros_like(leaves.z_mix))
+        mix_weights = leaves.beta * (z_mix - top[:, None])
+        mix_weights = mix_weights if setting.through else mix_weights.detach()
+        lse = torch.logaddexp(lse, torch.logsumexp(z_mix + mix_weights, 1))
     stands_for = torch.full_like(count, candidates - 2) if setting.config.published_count else count
     log_r = lse
     if normalised:
@@ -305,7 +329,7 @@ def log_negatives(
 
 def _to_logits(tilted: Tilted, found: Leaves, setting: Setting) -> Tensor:
     """The gradient in every logit (r, C): g (1+β) p + g' β q with softmaxes p of z + log w and q of log w, where gradients go
-    through the weights, else g p. `weighed` and `weights` are used up."""
+    through the weights, else g p. `weighed` and `weights` are used up; the latter holds g p + g' q then."""
     to_z = tilted.weighed.mul_((found.lse / tilted.weighed_sum)[:, None])
     if tilted.weights is not None:
         assert tilted.weights_sum is not None

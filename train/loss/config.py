@@ -7,7 +7,7 @@ from typing import Literal
 from retrieval.errors import UserError
 
 from .rows import Entry
-from .schedule import Number, Schedule, refuse_below, values
+from .schedule import Number, Schedule, refuse_below, refuse_other_kinds, values
 from .weights import Exp, Posterior, Uniform, Weights
 
 
@@ -24,6 +24,9 @@ class FalseNegatives:
     margin: float = 0.0
     guide: bool = False
 
+    def __post_init__(self) -> None:
+        refuse_other_kinds(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
@@ -38,6 +41,7 @@ class Mix:
     with_anchor: int = 0
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self)
         if self.hardest < 2 or self.pairs < 0 or self.with_anchor < 0:
             raise UserError("Mix: needs at least 2 hardest; pairs and with_anchor must be at least 0")
 
@@ -74,6 +78,7 @@ class LossConfig:
     learn_temperature: bool = False
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self)
         for t in values(self.temperature):
             if not (t > 0 and math.isfinite(t)):
                 raise UserError(f"--temperature {t}: must be above 0; 0.05 to 0.5 is usual")

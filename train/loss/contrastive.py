@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,8 @@ def contrastive_loss(
         (t, t_now), (b, b_now) = (
             _here(*each, views) for each in ((config.temperature, temperature), (config.bias, bias))
         )
-        setting = _setting(config, t_now, b_now, lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
+        learned = temperature is not None and temperature.requires_grad
+        setting = _setting(config, t_now, b_now, learned, lambda: tasks(everywhere, everywhere, 0, extra, config)[0])
         total, floors = [], []
         for task in found:
             loss, on_floor = mean_loss(task, t, b, setting, _recipe(task, config), block_rows)
@@ -157,15 +159,15 @@ def _extra(
     )
 
 
-def _setting(config: LossConfig, t: float, bias: float, whole: Callable[[], Task]) -> Setting:
+def _setting(config: LossConfig, t: float, bias: float, learned: bool, whole: Callable[[], Task]) -> Setting:
     """The numbers of this step; β solved for an effective-sample-size target over the anchors of all processes."""
     beta = config.weights.fixed_beta(t) if isinstance(config.weights, Exp) else 0.0
-    setting = Setting(config, t, number(config.tau_plus), beta or 0.0, bias)
+    setting = Setting(config, t, number(config.tau_plus), beta or 0.0, bias, learned)
     if beta is not None:
         return setting
     assert isinstance(config.weights, Exp) and config.weights.ess is not None
     z = observed_logits(whole(), setting).z
-    return Setting(config, t, setting.tau_plus, solve_beta(z, number(config.weights.ess)))
+    return replace(setting, beta=solve_beta(z, number(config.weights.ess)))
 
 
 def _recipe(task: Task, config: LossConfig) -> Recipe | None:
@@ -180,6 +182,7 @@ class ContrastiveLoss(nn.Module):
     """`contrastive_loss` with what outlives a batch: schedules, a learned temperature, the memory, the last diagnostics.
 
     Set `progress` (0 … 1) as training goes on; schedules follow it. Shapes as in `contrastive_loss`; returns the loss.
+    codes: likewise of each embedding, what the memory knows it by where `items` hold for this batch alone; `items` if not given.
     """
 
     def __init__(self, config: LossConfig, *, diagnose: bool = True) -> None:
@@ -202,12 +205,14 @@ class ContrastiveLoss(nn.Module):
         *,
         labels: Tensor | None = None,
         items: Tensor | None = None,
+        codes: Tensor | None = None,
         guide: Tensor | None = None,
         guide_negative: Tensor | None = None,
         negative_items: Tensor | None = None,
         negative_pairs: Tensor | None = None,
     ) -> Tensor:
-        past = self.memory.past(labels, items) if self.memory is not None else None
+        codes = items if codes is None else codes
+        past = self.memory.past(labels, items, codes) if self.memory is not None else None
         loss, self.diagnostics = contrastive_loss(
             anchor,
             positive,
@@ -225,7 +230,7 @@ class ContrastiveLoss(nn.Module):
             diagnose=self.diagnose,
         )
         if self.memory is not None:
-            self.memory.add(_unit(positive.detach()), labels, items)
+            self.memory.add(_unit(positive.detach()), labels, codes)
         return loss
 
     def extra_repr(self) -> str:

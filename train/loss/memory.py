@@ -6,52 +6,60 @@ from torch import Tensor
 from . import gather
 from .tasks import UNKNOWN, Extra
 
-PARTS = ("rows", "labels", "items")
+PARTS = ("rows", "labels", "codes")
 
 
 class Memory:
-    """The last `size` positives' embeddings, without gradient, with their labels and identities where known."""
+    """The last `size` positives' embeddings, without gradient, with their labels and codes where known.
+
+    A code names an item once and for all; which items have one identity differs from batch to batch.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._rows: Tensor | None = None
         self._labels: Tensor | None = None
-        self._items: Tensor | None = None
+        self._codes: Tensor | None = None
 
     def __len__(self) -> int:
         return 0 if self._rows is None else len(self._rows)
 
-    def past(self, labels: Tensor | None, items: Tensor | None) -> Extra | None:
-        """What is remembered, with labels and identities if this batch has them; None while empty."""
+    def past(self, labels: Tensor | None, items: Tensor | None, codes: Tensor | None) -> Extra | None:
+        """What is remembered, with labels and identities if this batch has them; None while empty.
+
+        items, codes: ((1 + M)·B,) of this batch. What stands in it too has the identity that it has there.
+        """
         if self._rows is None:
             return None
-        return Extra(
-            self._rows,
-            labels=self._labels if labels is not None else None,
-            items=self._items if items is not None else None,
-        )
+        identities = None
+        if items is not None and codes is not None:
+            assert self._codes is not None
+            known, order = gather.rows(codes).sort()
+            place = torch.searchsorted(known, self._codes).clamp(max=len(known) - 1)
+            identities = torch.where(known[place] == self._codes, gather.rows(items)[order[place]], self._codes)
+        return Extra(self._rows, labels=self._labels if labels is not None else None, items=identities)
 
     @torch.no_grad()
-    def add(self, positive: Tensor, labels: Tensor | None, items: Tensor | None) -> None:
-        """Remember a batch: positive (B, d) or (M, B, d) unit; labels (B,); items ((1 + M)·B,)."""
+    def add(self, positive: Tensor, labels: Tensor | None, codes: Tensor | None) -> None:
+        """Remember a batch: positive (B, d) or (M, B, d) unit; labels (B,); codes ((1 + M)·B,)."""
         views = positive if positive.ndim == 3 else positive[None]
         rows = views.flatten(0, 1)
         unknown = torch.full((len(rows),), UNKNOWN, device=rows.device)
         own = (
             rows,
             unknown if labels is None else labels.repeat(len(views)),
-            unknown if items is None else items[-len(rows) :],
+            unknown if codes is None else codes[-len(rows) :],
         )
         new = [gather.rows(x) for x in own]
-        old = (self._rows, self._labels, self._items)
-        self._rows, self._labels, self._items = (
+        old = (self._rows, self._labels, self._codes)
+        self._rows, self._labels, self._codes = (
             (n if o is None else torch.cat([o, n]))[-self.size :] for o, n in zip(old, new, strict=True)
         )
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint; empty while nothing is remembered."""
-        held = (self._rows, self._labels, self._items)
+        held = (self._rows, self._labels, self._codes)
         return {f"memory.{n}": x.clone() for n, x in zip(PARTS, held, strict=True) if x is not None}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self._rows, self._labels, self._items = (state.get(f"memory.{name}") for name in PARTS)
+        self._rows, self._labels, self._codes = (state.get(f"memory.{name}") for name in PARTS)

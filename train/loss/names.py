@@ -111,6 +111,8 @@ def _settings(text: str, rest: str) -> dict[str, Any]:
         call = ast.parse(f"f({rest}", mode="eval").body
         assert isinstance(call, ast.Call) and not call.args
         return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    except UserError:  # which is a ValueError; a part says itself what is wrong with it
+        raise
     except (SyntaxError, ValueError, AssertionError, TypeError):
         raise UserError(f"--loss {text}: cannot be read; write it like hcl(kappa=2, temperature=0.1)") from None
 

@@ -21,7 +21,7 @@ def row_losses(
     *,
     entry: Entry,
     tau_plus: float,
-    beta: float,
+    beta: Tensor,
     floor: Tensor | float,
     views: int = 1,
 ) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def row_losses(
     return torch.zeros_like(log_r).index_add(0, owner, each) / positives, on_floor
 
 
-def _expected_positive(z_pos: Tensor, owner: Tensor, rows: int, beta: float) -> Tensor:
+def _expected_positive(z_pos: Tensor, owner: Tensor, rows: int, beta: Tensor) -> Tensor:
     """log E[e^p] over an anchor's positives under weights e^{βp} (HCL section 3.2 with M positives); p itself for M = 1."""
     if len(z_pos) == rows:
         return z_pos

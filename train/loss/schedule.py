@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args
 
 from retrieval.errors import UserError
 
@@ -21,6 +22,9 @@ class Schedule:
     shape: Literal["linear", "cosine", "steps"]
     start: float
     end: float
+
+    def __post_init__(self) -> None:
+        refuse_other_kinds(self)
 
     def at(self, progress: float) -> float:
         """The value when this share of training is done; progress 0 … 1."""
@@ -69,3 +73,22 @@ def refuse_below(name: str, value: Number | None, least: float, *, strictly: boo
             raise UserError(f"{name} {x}: must be a finite number")
         if x < least or (strictly and x == least):
             raise UserError(f"{name} {x}: must be {'above' if strictly else 'at least'} {least:g}")
+
+
+KINDS = {float: "a number", int: "a whole number", bool: "True or False", Schedule: "a schedule", NoneType: "None"}
+
+
+def refuse_other_kinds(settings: Any) -> None:
+    """Raises UserError for a field of a dataclass whose value its annotation, of types or of literals, does not allow."""
+    for field in fields(settings):
+        value, kinds = getattr(settings, field.name), get_args(field.type) or (field.type,)
+        if not any(_is_of(value, kind) for kind in kinds):
+            told = " or ".join(KINDS.get(kind, getattr(kind, "__name__", repr(kind))) for kind in kinds)
+            raise UserError(f"{field.name} {value!r}: must be {told}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whole numbers are numbers, truth values are none."""
+    if not isinstance(kind, type):
+        return bool(value == kind)
+    return isinstance(value, float | int if kind is float else kind) and (kind is bool or not isinstance(value, bool))

@@ -47,6 +47,7 @@ def usable(task: Task, setting: Setting, recipe: Recipe | None) -> bool:
         and config.entry in ("coupled", "decoupled", "shared")
         and config.false_negatives is None
         and not (config.own_negatives and task.own_explicit is not None)
+        and not (setting.follows and setting.tau_plus and task.partners.shape[1] > 1)
         and recipe is None
         and find_spec("triton") is not None
     )
@@ -64,10 +65,13 @@ def sum_tiles(task: Task, setting: Setting, gradient: bool) -> Summed:
     to_anchors, to_candidates = tiles.to_rows(sums, found)
     anchors = task.anchors.detach()
     count, sharpness = len(anchors), 1 / setting.temperature
+    held = to_anchors
+    if setting.follows and setting.through:  # 1/t has no part in the weights
+        held, _ = Tiles(task, setting.detached).to_rows(sums, found)
     # A symmetric pass has the gradient of both sides in one.
     to_sharpness = -found.to_floor.sum()
     for some in _parts(count):
-        to_sharpness += torch.sum(to_anchors[some] * anchors[some]) / (2 if tiles.symmetric else 1)
+        to_sharpness += torch.sum(held[some] * anchors[some]) / (2 if tiles.symmetric else 1)
     if found.pairs is not None:
         target = to_anchors if to_candidates is None else to_candidates
         for some in _parts(count):
@@ -152,7 +156,7 @@ def _label_losses(tiles: "Tiles", sums: Sums) -> Losses:
     one = torch.ones_like(sums.top)
     weighed, weights = torch.where(some, sums.weighed, one), torch.where(some, sums.weights, one)
     none = sums.top.new_zeros(len(sums.top), 0)
-    leaves = Leaves(sums.top + sums.weighed.log(), weights.log() if setting.beta else none, none, none, none)
+    leaves = Leaves(sums.top + sums.weighed.log(), weights.log() if setting.beta else none, none, none, none, none)
     log_r, _ = log_negatives(leaves, sums.top, sums.negatives, setting, len(tiles.task.candidates))
     found = tiles.positives(log_r)
     share = 1 / found.number

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retrieval.errors import UserError
 
-from .schedule import Number, number, refuse_below, values
+from .schedule import Number, number, refuse_below, refuse_other_kinds, values
 
 LARGEST_LOG_BETA = 30.0
 
@@ -44,6 +44,7 @@ class Exp:
     normalised = True
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self)
         given = [f"--{name}" for name in ("beta", "kappa", "ess") if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)}: all say how hard; give one of --beta, --kappa and --ess")
@@ -71,6 +72,7 @@ class Gaussian:
     normalised = True
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self)
         refuse_below("sigma", self.sigma, 0.0, strictly=True)
 
     def log_weights(self, z: Tensor, temperature: float) -> Tensor:
@@ -94,10 +96,13 @@ class Posterior:
     normalised = False
 
     def __post_init__(self) -> None:
+        refuse_other_kinds(self)
         for name in ("alpha", "beta"):
             refuse_below(name, getattr(self, name), 0.5)
             if any(x > 1 for x in values(getattr(self, name))):
                 raise UserError(f"{name} {getattr(self, name)}: must be 0.5 to 1")
+        if not all(0 <= x < 1 for x in values(self.tau_plus)):
+            raise UserError(f"tau_plus {self.tau_plus}: must be at least 0 and below 1")
 
     def log_weights(self, z: Tensor, temperature: float) -> Tensor:
         alpha, beta, tau = number(self.alpha), number(self.beta), number(self.tau_plus)
@@ -132,6 +137,9 @@ class Additive:
     constant: Number = 0.0
     on: Literal["in-batch", "hard", "all"] = "in-batch"
     normalised = False
+
+    def __post_init__(self) -> None:
+        refuse_other_kinds(self)
 
     def log_weights(self, z: Tensor, temperature: float, own_explicit: Tensor | None = None) -> Tensor:
         cosines = (z * temperature).masked_fill(z == -torch.inf, 0.0)
