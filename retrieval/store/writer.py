@@ -209,8 +209,9 @@ def create(
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         run(Job(source, kind, shards, 0))
         _enter_all(manifest, shards)
-    # Not before the store stands: until then the same call may have to go on.
-    (output / JOURNAL).unlink(missing_ok=True)
+    (output / JOURNAL).unlink(
+        missing_ok=True
+    )  # not before the store stands: until then the same call may have to go on
     return Store(output, trusted=True)
 
 
