@@ -170,7 +170,7 @@ def test_a_table_that_another_tool_wrote(tmp_path):
 
 def test_one_query_of_several_runs_says_nothing():
     with pytest.raises(UserError, match="one query, or class, in common"):
-        compare([table([1]), table([0])], [table([1]), table([1])], "m")
+        compare([table([1]), table([0])], [table([1]), table([1])], "r@1")
 
 
 def test_evaluations_of_other_queries_are_refused():

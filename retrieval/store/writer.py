@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -272,10 +273,8 @@ def delete(folder: Path | str, ids: Ids, artifact: str = KIND) -> Store:
 @contextmanager
 def changing(folder: Path, artifact: str = KIND) -> Iterator[tuple[Store, Manifest]]:
     """Change a store: yields its present generation, and the fields of the next, committed when the block ends if changed."""
-    if not (folder / MANIFEST).is_file():
-        Store(
-            folder, kind=artifact
-        )  # says what is wrong with it, before a lock file is left in a folder that is not ours
+    if not (folder / MANIFEST).is_file():  # before a lock file is left in a folder that is not ours
+        Store(folder, kind=artifact)  # says what is wrong with it
     with sole_writer(folder):
         with Store(folder, kind=artifact) as store:
             manifest = {k: v for k, v in store.manifest.items() if k not in ("kind", "format", "made_by")}
@@ -356,12 +355,9 @@ def enter(manifest: Manifest, shards: Shards, number: int) -> None:
 
 def _bury(folder: Path, manifest: Manifest, places: list[Place]) -> None:
     """Write tombstones and enter them into the next generation."""
-    rows: dict[int, list[int]] = {}
-    for number, row in places:
-        rows.setdefault(number, []).append(row)
-    for number in sorted(rows):
+    for number, together in groupby(sorted(places), lambda place: place[0]):
         shard = manifest["shards"][number]
-        gone = np.array(sorted(rows[number]), np.int64)
+        gone = np.array([row for _, row in together], np.int64)
         if "deleted" in shard:
             gone = np.union1d(gone, np.load(folder / shard["deleted"], allow_pickle=False))
             del manifest["files"][shard["deleted"]]
