@@ -11,7 +11,7 @@ from retrieval.embed import forget_if_empty, left_behind
 from retrieval.errors import UserError
 from retrieval.index.build import build
 from retrieval.locks import sole_writer
-from retrieval.store import Held, Kind, Rows, append, create, open_store
+from retrieval.store import Held, Kind, Rows, append, create, delete, open_store
 from retrieval.store.journal import JOURNAL, Shards, rows_left
 
 KIND = Kind(4, shard_rows=8)
@@ -99,16 +99,32 @@ def test_a_journal_that_a_kill_left_in_a_finished_store_is_no_unfinished_work(tm
     assert append(folder, Held(rows(5, 20)), KIND).count == 25 and not (folder / JOURNAL).exists()
 
 
+class Broken(Held):
+    """Rows of which the first shard alone is written."""
+
+    def rows(self, start, stop, ids):
+        if start:
+            raise ZeroDivisionError
+        return super().rows(start, stop, ids)
+
+
 def test_making_a_store_again_leaves_what_an_interrupted_addition_wrote(tmp_path):
     create(tmp_path / "s", Held(rows(20)), KIND)
-
-    class Broken(Held):
-        def rows(self, start, stop, ids):
-            if start:
-                raise ZeroDivisionError
-            return super().rows(start, stop, ids)
-
     with pytest.raises(ZeroDivisionError):
         append(tmp_path / "s", Broken(rows(12, 20)), KIND)
     create(tmp_path / "s", Held(rows(20)), KIND)
     assert left_behind(tmp_path / "s") == 8
+
+
+def test_deleting_keeps_an_interrupted_addition(tmp_path):
+    class Second(Held):
+        def rows(self, start, stop, ids):
+            assert start, "the first shard was written already"
+            return super().rows(start, stop, ids)
+
+    create(tmp_path / "s", Held(rows(40)), KIND)
+    with pytest.raises(ZeroDivisionError):
+        append(tmp_path / "s", Broken(rows(20, 40)), KIND)
+    delete(tmp_path / "s", ["id-0"])
+    assert append(tmp_path / "s", Second(rows(20, 40)), KIND).count == 59
+    assert not (tmp_path / "s" / JOURNAL).exists()

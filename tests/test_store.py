@@ -293,28 +293,6 @@ def test_rows_that_are_none_are_refused(tmp_path):
             store.between(start, stop)
 
 
-def test_deleting_keeps_an_interrupted_append(tmp_path):
-    create(tmp_path / "s", Held(rows(40)), PLAIN)
-
-    class Broken(Held):
-        def rows(self, start, stop, ids):
-            if start:
-                raise ZeroDivisionError
-            return super().rows(start, stop, ids)
-
-    with pytest.raises(ZeroDivisionError):
-        append(tmp_path / "s", Broken(rows(20, 40)), PLAIN)
-    delete(tmp_path / "s", ["id-0"])
-
-    class Second(Held):
-        def rows(self, start, stop, ids):
-            assert start, "the first shard was written already"
-            return super().rows(start, stop, ids)
-
-    assert append(tmp_path / "s", Second(rows(20, 40)), PLAIN).count == 59
-    assert not (tmp_path / "s" / "pending.jsonl").exists()
-
-
 def test_ids_are_found_and_repeats_too():
     blocks = [["a", "b"], ["c", "a"]]
     assert first_repeated(blocks) == "a" and first_repeated([["a"], ["b"]]) is None
