@@ -70,6 +70,13 @@ def test_mistakes_in_training_are_one_line(run_cli, tmp_path, name, content, fla
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
 
 
+def test_a_loss_by_labels_wants_them_of_all_data(run_cli, tmp_path):
+    data = ["--data", write(tmp_path / "a.csv", LABELLED), "--data", write(tmp_path / "b.csv", PAIRS)]
+    words = ["train", "text", *data, "--model", MINILM, "--loss", "h-scl", "--output", tmp_path / "run"]
+    error = run_cli(*words, code=2).stderr
+    assert f"--loss h-scl: works by labels, but {tmp_path / 'b.csv'} has no labels" in error
+
+
 def test_an_unknown_model_is_one_line(run_cli, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     path = write(tmp_path / "a.csv", LABELLED)

@@ -134,6 +134,7 @@ def test_nested_losses_are_those_of_the_first_dimensions():
     each = [loss(anchor[:, :d], positive[:, :d], negative[:, :d]) for d in (4, 8, 16)]
     assert torch.allclose(nested(loss, (4, 8), anchor, positive, negative=negative), sum(each) / 3)
     assert torch.equal(nested(loss, (), anchor, positive, negative=negative), each[-1])
+    assert torch.equal(nested(loss, (4, 8), anchor, positive[None]), nested(loss, (4, 8), anchor, positive))
     assert torch.allclose(nested(loss, (16,), anchor, positive), loss(normalize(anchor), positive, None))
 
 

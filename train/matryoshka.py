@@ -17,11 +17,11 @@ def nested(loss: Callable[..., Tensor], dims: Sequence[int], anchor: Tensor, pos
     anchor, positive, and in `known`, which holds what else the loss takes, negative: (…, D). The whole comes last, so that what
     the loss observes is what it sees there.
     """
-    sizes = [*(d for d in dims if d < anchor.shape[1]), anchor.shape[1]]
+    sizes = [*(d for d in dims if d < anchor.shape[-1]), anchor.shape[-1]]
     negative = known.pop("negative", None)
 
     def first(x: Tensor | None, d: int) -> Tensor | None:
-        return x if x is None or d == x.shape[1] else x[:, :d]
+        return x if x is None or d == x.shape[-1] else x[..., :d]
 
     losses = [loss(first(anchor, d), first(positive, d), first(negative, d), **known) for d in sizes]
     return torch.stack(losses).mean() if len(losses) > 1 else losses[0]

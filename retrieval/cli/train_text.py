@@ -82,8 +82,9 @@ def text(**flags: Any) -> None:
     device = join(pick_device(flags["device"]))
     _refuse_flags(flags, device)
     names = [str(path) for path in flags["data"]]
-    labelled = any(each.labels is not None and not each.is_pairs for each in data)
-    loss = fit_to_data(loss, {**flags, "data": ", ".join(names)}, labelled)
+    bare = [name for name, each in zip(names, data, strict=True) if each.labels is None or each.is_pairs]
+    labelled = not bare if loss.needs_labels else len(bare) < len(names)
+    loss = fit_to_data(loss, {**flags, "data": ", ".join(bare or names)}, labelled)
     config = _config(flags)
     for name, each in zip(names, data, strict=True):
         plan_batches(each, config, loss, name)  # refuses bad data before the encoder loads
