@@ -83,9 +83,8 @@ def fitting(index: Index, on: Probe, target: float) -> tuple[list[Settings], boo
         if knob is not None:
             value = least(lambda value, fixed=settings: recall(fixed | {knob: value}), target, able.limit)  # type: ignore[misc]
             if knob == "effort" and not able.grows:
-                value = max(
-                    value, on.truth.shape[1]
-                )  # an NSG takes k where it is less; for another k it must be as wide
+                # An NSG takes k where it is less, and must be as wide for another k.
+                value = max(value, on.truth.shape[1])
             settings = settings | {knob: value}
         if recall(settings) >= target:
             found.append(settings)

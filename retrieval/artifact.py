@@ -257,8 +257,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends, and not at all if it fails."""
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
+    require_folder_of(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -272,6 +271,12 @@ def writing_atomically(path: Path) -> Iterator[BinaryIO]:
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def require_folder_of(path: Path) -> None:
+    """Raise UserError where a file has no folder to stand in."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
 
 
 def sync_folder(folder: Path) -> None:

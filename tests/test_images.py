@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -375,33 +374,3 @@ def test_bad_pictures_are_skipped_in_every_source(tmp_path, made):
     gone = [0, 6] if path.suffix == ".csv" else [0]
     assert images.labels == [label for row, label in enumerate(LABELS) if row not in gone]
     assert len(images.skipped) == len(gone) and str(path.parent) in str(images.skipped[0])
-
-
-def test_emoji_in_one_tar(real_data):
-    path = real_data / "noto-emoji" / "noto-emoji.tar"
-    images = read_images(path)
-    counts = {label: images.labels.count(label) for label in set(images.labels)}
-    assert counts == {"v2024": 3583, "v2017-blob": 2165, "v2014": 873}
-    with tarfile.open(path) as archive:
-        for row in (0, 3000, 6620):
-            with Image.open(archive.extractfile(images.ids[row])) as want:
-                clear = np.asarray(want.convert("RGBA"), float)
-            solid = clear[..., 3:] / 255
-            assert np.abs(np.asarray(images[row]) - (clear[..., :3] * solid + 255 * (1 - solid))).max() <= 1
-
-
-@pytest.mark.slow
-def test_a_packed_data_set_as_it_comes_and_unpacked(real_data, tmp_path):
-    packed = real_data / "cifar10" / "cifar10_jpg.tar.gz"
-    with pytest.raises(UserError, match="is compressed"):
-        read_images(packed)
-    path = tmp_path / "cifar10.tar"
-    with gzip.open(packed) as source, open(path, "wb") as target:
-        while block := source.read(1 << 24):
-            target.write(block)
-    images = read_images(path)
-    with tarfile.open(path) as archive:
-        names = [each.name for each in archive.getmembers() if each.isfile() and each.name.endswith(".jpg")]
-        assert len(images) == len(names) == 60000
-        with Image.open(archive.extractfile(names[-1])) as want:
-            assert (np.asarray(images[59999]) == np.asarray(want.convert("RGB"))).all()

@@ -225,10 +225,13 @@ def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:
     """Raise UserError where a file would be replaced unasked, or has no folder to stand in."""
+    from retrieval.artifact import require_folder_of
+
     for path in paths:
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it, or choose another place")
-        if path is not None and path.exists() and not overwrite:
+        if path is None:
+            continue
+        require_folder_of(path)
+        if path.exists() and not overwrite:
             raise UserError(f"{path}: already exists; choose another name, or replace it with --overwrite")
 
 

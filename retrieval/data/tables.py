@@ -80,10 +80,10 @@ def _by_split(parts: list[Path]) -> dict[str, list[Path]]:
 def _split_of(name: str) -> str:
     """The split that a file's name says, "" if none: train.parquet, validation_matched-00000-of-00001.parquet, dev_2.parquet."""
     numbered = re.match(r"(.+)-\d+-of-\d+", name)  # as the hub writes them
-    word = re.match(r"[a-z]*", name.lower())
-    if word is None or word[0] not in SPLITS:
+    word = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
+    if word not in SPLITS:
         return ""
-    return numbered[1] if numbered else word[0]
+    return numbered[1] if numbered else word
 
 
 def _refuse_missing_part(path: Path, found: list[Path]) -> None:
@@ -148,9 +148,8 @@ def class_names(schema: Any) -> dict[str, list[str]]:
     features = json.loads(told).get("info", {}).get("features", {})
     classes = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
     labels = {name: kind["names"] for name, kind in classes.items() if kind.get("_type") == "ClassLabel"}
-    return {
-        name: told for name, told in labels.items() if name in schema.names
-    }  # columns may have been taken out since
+    there = set(schema.names)  # columns may have been taken out since
+    return {name: told for name, told in labels.items() if name in there}
 
 
 def as_class(number: Any, names: list[str]) -> Any:
