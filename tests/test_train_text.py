@@ -16,7 +16,7 @@ from retrieval.errors import UserError
 from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
-from retrieval.train.loss import contrastive_loss, named
+from retrieval.train.loss import LossConfig, contrastive_loss, named
 from retrieval.train.text import TextConfig, _sources, plan_batches, set_prompts, train_text
 from retrieval.train.whole import Watch
 
@@ -226,6 +226,24 @@ def test_a_head_sees_texts_with_their_prompts(tiny):
         at = apart.columns[0 if role == "query" else 1][rows]
         assert np.allclose(apart.vectors[at], plain.encode(column, role=role), atol=1e-5)
     assert apart.columns[2][0] == MISSING and len(apart.vectors) == 5
+    assert apart.items.tolist() == frozen.columns.tolist()  # "star" is one text, under whichever prompt
+
+
+def test_a_text_under_two_prompts_is_one_item(tiny):
+    """A head's batch of two pairs that share a text has no negatives, whatever stands before the text."""
+    from retrieval.train.head import freeze, train_head
+
+    plain = load_encoder(str(tiny), "cpu")
+
+    def first_loss(columns):
+        frozen = freeze(plain.model, columns, lambda texts, role: plain.encode(texts, role=role))
+        batches = iter([(np.array([0, 1]), np.array([0, 1]))])
+        return train_head(frozen, batches, LossConfig(), steps=1, lr=1e-3)[1][0]["loss"]
+
+    for prompts in ({}, {"query": "query: ", "document": "passage: "}):
+        plain.model.prompts |= prompts
+        assert first_loss([["soup", "star"], ["star", "road"]]) == 0
+        assert first_loss([["soup", "star"], ["moon", "road"]]) > 0
 
 
 def test_heads_are_swept_with_the_encoders_prompts(tiny, tmp_path):

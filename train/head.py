@@ -23,11 +23,15 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class Frozen:
-    """Training data as a head sees them: unit vectors (u, d) of distinct items, and which item stands in each row of each column,
-    (c, n): of one column of items, or of anchors, positives and negatives, of which a row may lack some (MISSING)."""
+    """Training data as a head sees them: unit vectors (u, d), and which of them stands in each row of each column, (c, n): of one
+    column of items, or of anchors, positives and negatives, of which a row may lack some (MISSING).
+
+    items: (c, n) alike for equal items, where an item has another vector as an anchor than elsewhere; else the vectors tell.
+    """
 
     vectors: Tensor
     columns: Rows
+    items: Rows | None = None
 
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
@@ -44,9 +48,8 @@ def freeze(
     encode: Callable[[list[str], str], Floats],
     progress: Callable[[int], None] = lambda texts: None,
 ) -> Frozen:
-    """Columns of texts under the encoder as it is, by `encode` (texts, role); equal texts are one item, unless it has one prompt for
-    anchors and another for the other columns. A single column is of documents, as `embed` takes them. `progress` is told the texts
-    that stood there before."""
+    """Columns of texts under the encoder as it is, by `encode` (texts, role); equal texts are one item. A single column is of documents,
+    as `embed` takes them. `progress` is told the texts that stood there before."""
     apart = len(columns) > 1 and prompt_of(model, "query") != prompt_of(model, "document")
     sides = [("query", columns[:1]), ("document", columns[1:])] if apart else [("document", columns)]
     vectors: list[Tensor] = []
@@ -57,7 +60,7 @@ def freeze(
         codes.append(np.where(found == MISSING, MISSING, found + before))
         vectors.append(torch.from_numpy(encode(texts, role)))
         progress(found.size - len(texts))
-    return Frozen(torch.cat(vectors), np.concatenate(codes))
+    return Frozen(torch.cat(vectors), np.concatenate(codes), distinct(columns)[1] if apart else None)
 
 
 def train_head(
@@ -77,7 +80,8 @@ def train_head(
     those of pairs that share an item.
     """
     vectors, columns = frozen.vectors, frozen.columns
-    anchors, positives, negatives = columns[0], columns[min(1, len(columns) - 1)], columns[2:]
+    items = columns if frozen.items is None else frozen.items
+    positive = min(1, len(columns) - 1)
     dim = vectors.shape[1]
     head = nn.Linear(dim, dim)
     with torch.no_grad():
@@ -88,19 +92,18 @@ def train_head(
     curve: Curve = []
     for _, (a, p) in zip(range(steps), batches, strict=False):
         loss_of.progress = len(curve) / steps
-        codes = np.stack([anchors[a], positives[p]])
-        items = codes if len(columns) == 1 or labels is not None else np.stack([linked(*codes)] * 2)
+        codes = np.stack([items[0, a], items[positive, p]])
+        groups = codes if len(columns) == 1 or labels is not None else np.stack([linked(*codes)] * 2)
+        known = dict(zip(codes.ravel().tolist(), groups.ravel().tolist(), strict=True))
         loss = nested(
             loss_of,
             dims,
-            head(vectors[codes[0]]),
-            head(vectors[codes[1]]),
+            head(vectors[columns[0, a]]),
+            head(vectors[columns[positive, p]]),
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
-            items=torch.from_numpy(items.flatten()),
+            items=torch.from_numpy(groups.flatten()),
             codes=torch.from_numpy(codes.flatten()),
-            **_negatives(
-                head, vectors, negatives[:, a], dict(zip(codes.ravel().tolist(), items.ravel().tolist(), strict=True))
-            ),
+            **_negatives(head, vectors, columns[2:, a], items[2:, a], known),
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -110,15 +113,16 @@ def train_head(
     return head, curve
 
 
-def _negatives(head: nn.Linear, vectors: Tensor, codes: Rows, known: dict[int, int]) -> dict[str, Tensor]:
-    """What the loss is told of a batch's explicit negatives, codes (columns, B). known: identities of the batch's items."""
-    if not len(codes):
+def _negatives(
+    head: nn.Linear, vectors: Tensor, columns: Rows, items: Rows, known: dict[int, int]
+) -> dict[str, Tensor]:
+    """What the loss is told of a batch's explicit negatives, (columns, B). known: under what the batch's own items count."""
+    if not len(columns):
         return {}
-    there = codes != MISSING
-    items = [known.get(code, code) for code in codes[there].tolist()]
+    there = columns != MISSING
     return {
-        "negative": head(vectors[codes[there]]),
-        "negative_items": torch.tensor(items, dtype=torch.int64),
+        "negative": head(vectors[columns[there]]),
+        "negative_items": torch.tensor([known.get(item, item) for item in items[there].tolist()], dtype=torch.int64),
         "negative_pairs": torch.from_numpy(np.nonzero(there)[1]),
     }
 
