@@ -50,7 +50,8 @@ class Clusters:
 
     queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find; nearest: the
     first neighbours of each. counts: n, classes, queries, singletons, unanswerable (without anything relevant to find), tied
-    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours.
+    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours. nearest_classes: whose means
+    have the smallest angle.
     """
 
     queries: PerQuery
@@ -62,6 +63,7 @@ class Clusters:
     partition: dict[str, list[float]] = field(default_factory=dict)
     geometry: Geometry | None = None
     metric: str = "cosine"
+    nearest_classes: list[str] | None = None
 
     def means(self) -> dict[str, float]:
         """Every metric by name."""
@@ -106,17 +108,21 @@ def evaluate_clusters(
     )
     counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
     partition: dict[str, list[float]] = {}
-    shape = None
+    shape, nearest_classes = None, None
     if isinstance(relevance, Classes):
         class_sizes = np.bincount(relevance.codes)
         counts |= {"classes": len(class_sizes), "singletons": int((class_sizes == 1).sum())}
         if directed:
             of = relevance.query_codes[rows]
             values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
-        partition, shape = _of_the_whole(points, relevance.codes if itself else classes(labels).codes, settings)
+        own = relevance if itself else classes(labels)
+        partition, shape = _of_the_whole(points, own.codes, settings)
+        nearest_classes = None if shape is None else [own.names[c] for c in shape.smallest]
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
-    return Clusters(per_query, rows, found[rows], nearest, relevance, counts, partition, shape, settings.metric)
+    return Clusters(
+        per_query, rows, found[rows], nearest, relevance, counts, partition, shape, settings.metric, nearest_classes
+    )
 
 
 def _of_the_whole(points: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
@@ -157,7 +163,7 @@ def summary(found: Clusters, seed: int = 0) -> dict[str, Any]:
         for i, name in enumerate(names)
     ]
     if found.geometry is not None:
-        result["nearest_classes"] = [found.relevance.names[c] for c in found.geometry.smallest]
+        result["nearest_classes"] = found.nearest_classes
         result["spectrum"] = found.geometry.spectrum.tolist()
     result["confusion"] = [asdict(mixed) for mixed in confusion(found)]
     return result

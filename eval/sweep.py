@@ -171,6 +171,7 @@ def _interval(runs: Sequence[PerQuery], metric: str, seed: int) -> Interval:
     values = np.stack([run.values[metric] for run in runs])
     if len(values) > 1:
         low, high = mixed(np.zeros((1, values.shape[1])), values)[0]
-        return max(0.0, low), min(1.0, high)
+        # Of what is never below 0, or above 1, its mean is not either.
+        return (low if values.min() < 0 else max(0.0, low)), (high if values.max() > 1 else min(1.0, high))
     low, high = bootstrap(values.T, seed=seed)[0]
     return float(low), float(high)

@@ -207,7 +207,7 @@ def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: 
         if isinstance(part, faiss().IndexHNSW):
             part.hnsw.efConstruction = max(part.hnsw.efConstruction, EFFORT)
         if isinstance(part, faiss().IndexNSG):  # takes all its vectors at once
-            block = step = store.count
+            block = step = max(1, store.count)
     progress(begun)
     saved = time.monotonic()
     for start in range(begun, store.count, block):

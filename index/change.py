@@ -85,6 +85,8 @@ def retune(folder: Path, goal: Goal, queries: Floats | None = None, seed: int = 
     """Choose the search parameters anew, as a new generation; queries as in `build`."""
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
+        if not rows.count:
+            raise UserError(f"{folder}: has no rows to tune by; add some first")
         manifest["index"] = index.about | tune([index], goal, queries, seed)[0]
     return open_index(folder)
 

@@ -93,7 +93,8 @@ def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
     if isinstance(index, f.IndexHNSW):
         return f.SearchParametersHNSW(efSearch=settings.get("effort", 16), sel=selector)
     if isinstance(index, f.IndexNSG):
-        index.nsg.search_L = settings.get("effort", 16)
+        # FAISS draws so many different rows to begin with, and never returns where there are fewer.
+        index.nsg.search_L = min(settings.get("effort", 16), max(1, index.ntotal))
     if isinstance(index, f.IndexNSG | f.IndexPQ | f.IndexPQFastScan):
         return None
     return f.SearchParameters(sel=selector)

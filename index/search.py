@@ -249,7 +249,7 @@ def _call(index: Index, settings: Settings, selector: Any) -> Any:
     if selector is not None:
         return parameters(index.engine, settings, selector)
     key = tuple(settings.items())
-    if key not in index.calls:
+    if index.calls.get(key) is None:  # an NSG's effort is set on the index, for every call anew
         index.calls[key] = parameters(index.engine, settings)
     return index.calls[key]
 

@@ -77,6 +77,8 @@ class Encoder:
         self, items: Sequence[str] | Sequence[Image.Image] | Sequence[Picture], *, role: str | None = None
     ) -> NDArray[np.float32]:
         """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`."""
+        if not len(items):
+            return np.empty((0, self.dim), np.float32)
         self.require("text" if isinstance(items[0], str) else "image")
         return Encoding(self.model, role=role).encode(items)
 

@@ -83,10 +83,12 @@ def interpolate(model: SentenceTransformer, old: dict[str, Tensor], share: float
 
     A head that was added is taken to have been the identity.
     """
+    done: set[int] = set()  # weights that stand under two names
     with torch.no_grad():
         for key, value in model.state_dict().items():
-            if not value.is_floating_point():
+            if not value.is_floating_point() or value.data_ptr() in done:
                 continue
+            done.add(value.data_ptr())
             before = old.get(key)
             if before is None:
                 before = torch.eye(*value.shape, device=value.device) if value.ndim == 2 else torch.zeros_like(value)

@@ -21,7 +21,7 @@ from retrieval.images.pairs import Column as Items
 from retrieval.pixels import pixels_of
 
 from .augment import PRESETS
-from .batches import Plan
+from .batches import DEFAULT_PAIRS, Plan
 from .captions import KINDS, altered
 from .collate import Collator, Column, Settled, Source, codes_of
 from .curve import Curve
@@ -43,8 +43,8 @@ LAYER_RATE = 1e-3
 class PairConfig(Settings):
     """How to train on pairs. augment: as in `ImageConfig`, by default "clip", which leaves left and right where they are.
 
-    scratch: as in `ImageConfig`. freeze: "image" or "text", the side of an encoder that stays as it is. rates: of the sides' learning rates those that
-    differ from lr. hard: how many changed captions of each caption are further negatives of its picture, of these `kinds`.
+    apart, scratch: as in `ImageConfig`. freeze: "image" or "text", the side of an encoder that stays as it is. image_rate, text_rate: the
+    sides' learning rates, where they differ from lr.
     """
 
     schedule: str = "cosine"
@@ -115,7 +115,11 @@ def settled_texts(model: SentenceTransformer, data: Pairs, config: PairConfig) -
     """The different texts, numbered, if they are best encoded once: when no weight that they meet learns, and each comes up more
     than once. Else none."""
     columns = [column for column in data.columns.values() if not isinstance(column, Images)]
-    seen = config.steps * config.accumulate * (config.batch_size or 1) if config.steps else config.epochs * len(data)
+    seen = (
+        config.steps * config.accumulate * (config.batch_size or min(DEFAULT_PAIRS, len(data)))
+        if config.steps
+        else config.epochs * len(data)
+    )
     if config.freeze != "text" or seen < len(data) or not _apart(model):
         return {}
     texts = dict.fromkeys(text for column in columns for text in column if text)
@@ -163,6 +167,8 @@ def plan_batches(
     config.refuse_contradictions()
     if config.head:
         raise UserError("--head: is for texts and for labelled images; use --freeze image or --freeze text")
+    if config.freeze and config.lora:
+        raise UserError("--lora: adds to both sides, and --freeze leaves one as it is; choose one")
     if config.freeze and config.mini_batch_size:
         raise UserError("--mini-batch-size: caches gradients, of which a frozen side has none; leave one of them out")
     if config.drawing.tokens:

@@ -20,6 +20,7 @@ INK, LINE, GREY = "#1d232b", "#d9dee4", "#767f8b"
 THEMED = {INK: "var(--ink)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # "$" in a label is a dollar
     "svg.hashsalt": "retrieval",
     "font.size": 9,
     "axes.edgecolor": LINE,
@@ -171,7 +172,7 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             x = [_beside(across, p["setting"][across], aside) for p in each]
             stars |= {id(p): at for p, at in zip(each, x, strict=True)}
             y = [p["mean"] for p in each]
-            away = [[p["mean"] - p["interval"][0] for p in each], [p["interval"][1] - p["mean"] for p in each]]
+            away = list(zip(*(_arms(p["mean"], p["interval"]) for p in each), strict=True))
             axes.errorbar(x, y, away, fmt="o" if many else "o-", ms=3.5, capsize=2, lw=1.2,
                           color=COLOURS[0 if many else number], label=None if many else label)  # fmt: skip
         without: dict[str, Mapping[str, Any]] = {}  # losses that have no hardness: the best setting of each
@@ -204,13 +205,20 @@ def _beside(axis: str, value: float, aside: float) -> float:
     return value * (1 + 0.1 * aside)
 
 
+def _arms(value: float, interval: Sequence[float]) -> tuple[float, float]:
+    """How far an interval reaches below and above a value, which rounding may have put beside it."""
+    return max(0.0, value - interval[0]), max(0.0, interval[1] - value)
+
+
 def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> Figure:
     """Differences with their intervals, a line each, against none."""
 
     def draw(axes: Axes) -> None:
         for at, (_, value, (low, high)) in enumerate(rows):
             colour = GREY if low <= 0 <= high else COLOURS[4] if value > 0 else COLOURS[2]
-            axes.errorbar([value], [at], xerr=[[value - low], [high - value]], fmt="o", capsize=3, color=colour)
+            axes.errorbar(
+                [value], [at], xerr=[[arm] for arm in _arms(value, (low, high))], fmt="o", capsize=3, color=colour
+            )
         axes.axvline(0, color=INK, lw=1)
         axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
         axes.set(xlabel="difference, 95 % interval", ylim=(len(rows) - 0.5, -0.5))

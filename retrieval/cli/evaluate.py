@@ -183,8 +183,6 @@ def _as_json(found: "Clusters", side: "Side", other: "Side | None", seed: int) -
     for mixed in result.get("confusion", ()):
         row, neighbor = mixed["example"]
         mixed["example"] = [side.told(row), (other or side).told(neighbor)]
-    if other is not None and "nearest_classes" in result:
-        result["nearest_classes"] = None
     return result
 
 

@@ -216,11 +216,15 @@ def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
         return ids
     import numpy as np
 
-    try:
-        return np.array([int(i) for i in ids], np.int64)
-    except (ValueError, OverflowError):
-        bad = next((i for i in ids if not i.strip().lstrip("-").isdigit()), ids[0])
-        raise UserError(f"{rows.folder}: its ids are integers, {bad!r} is none") from None
+    numbers = np.zeros(len(ids), np.int64)
+    for at, text in enumerate(ids):
+        try:
+            numbers[at] = int(text)
+        except (ValueError, OverflowError):
+            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none") from None
+        if str(numbers[at]) != text.strip():  # Python takes 1_0 for 10
+            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none as they are written")
+    return numbers
 
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:

@@ -88,11 +88,12 @@ def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
     words = ["retrieval", "train", "text" if held.is_text else "image"]
     words += ["--data", str(flags["data"]), *as_words(flags), "--model", flags["model"], "--loss", best.method]
     for name, value in best.setting.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:g}"]
+        words += [f"--{name.replace('_', '-')}", f"{value:.15g}"]
     for name in ("steps", "epochs", "batch_size", "lr"):
         if flags[name] is not None and not (name == "epochs" and flags["steps"]):
-            words += [f"--{name.replace('_', '-')}", f"{flags[name]:g}"]
-    words += ["--head"] if held.is_text and not flags["whole"] else []
+            words += [f"--{name.replace('_', '-')}", f"{flags[name]:.15g}"]
+    words += [] if flags["whole"] else ["--head"]
+    words += ["--seed", str(flags["seed"])] if flags["seed"] else []
     words += ["--detach-weights"] if flags["detach_weights"] else []
     words += [] if flags["label_mask"] is None else [f"--{'' if flags['label_mask'] else 'no-'}label-mask"]
     return shlex.join([*words, "--output", "run"])

@@ -1,6 +1,7 @@
 """`retrieval search`."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -155,6 +156,8 @@ def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mas
 
 
 def _refuse_radius(opened: "Index", radius: float) -> None:
+    if not math.isfinite(radius):
+        raise UserError(f"--radius {radius:g}: give a number")
     if opened.metric == "cosine" and not -1 <= radius <= 1:
         raise UserError(f"--radius {radius:g}: cosines are between −1 and 1; give the least that is near enough")
     if opened.metric == "euclidean" and radius < 0:

@@ -145,6 +145,7 @@ def carry_out(
         "loss": loss.name,
         "processes": count(),
         **{name: flags[name] for name in ("weight", "eval_every", "patience", "metric") if name in flags},
+        "judged": sets["held-out"].mark if flags["eval_every"] else None,  # by what the best checkpoint was kept
     }
     before = judge(encoder, sets, flags["seed"], config.dims)
     if flags["metric"]:
@@ -159,7 +160,7 @@ def carry_out(
         fresh = Encoder(encoder.model, encoder.name)  # whose fingerprint is not that of before
         metrics = changes(sets, before, judge(fresh, sets, flags["seed"], config.dims), flags["seed"])
         if is_first():
-            saved = {**told, **asdict(config), **config.used(plans), "epochs": None if config.steps else config.epochs}
+            saved = {**asdict(config), **told, **config.used(plans), "epochs": None if config.steps else config.epochs}
             saved |= {"model": flags["model"], "loss": loss.name, "loss_settings": asdict(loss), "interpolate": share}
             result = finish(folder, manifest, fresh, curve, saved, loss, metrics, flags)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)

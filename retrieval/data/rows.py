@@ -62,7 +62,9 @@ def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> I
     csv.field_size_limit(LONGEST_CELL)
     try:
         reader = csv.DictReader(lines, fields, delimiter=delimiter, strict=True)
-        _ = reader.fieldnames  # reads the header, so that `place` is the first row's
+        names = list(reader.fieldnames or ())  # reads the header, so that `place` is the first row's
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise UserError(f"{path}: has two columns {twice!r}; give each a name of its own")
         while True:
             place = lines.place
             row = next(reader, None)

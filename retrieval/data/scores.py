@@ -25,6 +25,8 @@ def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
             f"--min-score"
         )
     good = np.flatnonzero(scores >= (1 if least is None else least))
+    if not len(good) and least is None:
+        raise UserError(f"{source}: has no positives, which are scored 1 or are entailed; give some")
     if not len(good):
         raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {scores.max():g}")
     kept = data.take(good.tolist())
@@ -32,12 +34,13 @@ def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
     said, left = f"{data.origin}; {len(good):,} of them positives", len(data) - len(good)
     if least is None and left:
         negatives = _negatives(data, np.flatnonzero(scores == 0))
+        there = sum(name.startswith("negative") for name in columns)  # the rows' own
         most = min(NEGATIVES, max((len(negatives.get(a, ())) for a in columns["anchor"]), default=0))
         for at in range(most):
             found = (negatives.get(anchor, []) for anchor in columns["anchor"])
-            columns[f"negative_{at + 1}"] = [texts[at] if at < len(texts) else "" for texts in found]
+            columns[f"negative_{there + at + 1}"] = [texts[at] if at < len(texts) else "" for texts in found]
         told = set(columns["anchor"])
-        used = sum(len(texts) for anchor, texts in negatives.items() if anchor in told)
+        used = sum(min(most, len(texts)) for anchor, texts in negatives.items() if anchor in told)
         said += f", {used:,} hard negatives of the same anchors"
         left -= used
     said += f", {left:,} left out" if left else ""

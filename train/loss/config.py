@@ -95,6 +95,8 @@ class LossConfig:
             raise UserError("Mix: synthetic negatives are weighed by Exp or Uniform only; choose one of them")
         if self.learn_temperature and isinstance(self.temperature, Schedule):
             raise UserError("--temperature: is either scheduled or learned; choose one")
+        if self.learn_temperature and isinstance(self.bias, Schedule):
+            raise UserError("bias: is either scheduled or learned; choose one")
         if self.entry == "joint" and not (self.within_side and self.directions == "symmetric"):
             raise UserError("entry joint: adds up what both sides see; needs within_side and directions symmetric")
         if self.entry == "sigmoid" and (self.tau_plus or self.mix or not isinstance(self.weights, Uniform)):
