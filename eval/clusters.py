@@ -50,8 +50,8 @@ class Clusters:
 
     queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find; nearest: the
     first neighbours of each. counts: n, classes, queries, singletons, unanswerable (without anything relevant to find), tied
-    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours. nearest_classes: whose means
-    have the smallest angle.
+    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours.
+    nearest_classes: the two of the queries' whose means have the smallest angle.
     """
 
     queries: PerQuery

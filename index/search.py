@@ -246,10 +246,10 @@ def _call(index: Index, settings: Settings, selector: Any) -> Any:
     if index.device != "cpu":
         set_on_gpus(index.engine, settings)
         return None
-    if selector is not None:
+    if selector is not None or not index.abilities.grows:  # an NSG's effort is set on the index, for every call anew
         return parameters(index.engine, settings, selector)
     key = tuple(settings.items())
-    if index.calls.get(key) is None:  # an NSG's effort is set on the index, for every call anew
+    if key not in index.calls:
         index.calls[key] = parameters(index.engine, settings)
     return index.calls[key]
 

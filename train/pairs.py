@@ -115,11 +115,8 @@ def settled_texts(model: SentenceTransformer, data: Pairs, config: PairConfig) -
     """The different texts, numbered, if they are best encoded once: when no weight that they meet learns, and each comes up more
     than once. Else none."""
     columns = [column for column in data.columns.values() if not isinstance(column, Images)]
-    seen = (
-        config.steps * config.accumulate * (config.batch_size or min(DEFAULT_PAIRS, len(data)))
-        if config.steps
-        else config.epochs * len(data)
-    )
+    pairs = min(config.batch_size or DEFAULT_PAIRS, len(data))
+    seen = config.steps * config.accumulate * pairs if config.steps else config.epochs * len(data)
     if config.freeze != "text" or seen < len(data) or not _apart(model):
         return {}
     texts = dict.fromkeys(text for column in columns for text in column if text)

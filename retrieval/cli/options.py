@@ -6,6 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -218,12 +219,10 @@ def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
 
     numbers = np.zeros(len(ids), np.int64)
     for at, text in enumerate(ids):
-        try:
+        with suppress(ValueError, OverflowError):
             numbers[at] = int(text)
-        except (ValueError, OverflowError):
-            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none") from None
         if str(numbers[at]) != text.strip():  # Python takes 1_0 for 10
-            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none as they are written")
+            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none")
     return numbers
 
 

@@ -25,9 +25,9 @@ def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
             f"--min-score"
         )
     good = np.flatnonzero(scores >= (1 if least is None else least))
-    if not len(good) and least is None:
-        raise UserError(f"{source}: has no positives, which are scored 1 or are entailed; give some")
     if not len(good):
+        if least is None:
+            raise UserError(f"{source}: has no positives, which are scored 1 or are entailed; give some")
         raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {scores.max():g}")
     kept = data.take(good.tolist())
     columns: dict[str, Sequence[str]] = dict(kept.columns)

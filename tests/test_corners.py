@@ -19,9 +19,10 @@ def found_at(index, queries, effort):
     return search(index, queries, 10, settings={"effort": effort}).rows
 
 
-def test_an_nsg_searches_with_the_effort_of_each_call(tmp_path):
+@pytest.mark.parametrize("factory", ["NSG8,Flat", "PCA12,NSG8,Flat"])
+def test_an_nsg_searches_with_the_effort_of_each_call(tmp_path, factory):
     store = store_of(tmp_path / "store", rows_for(3000))
-    index = build(store, tmp_path / "index", factory="NSG8,Flat")
+    index = build(store, tmp_path / "index", factory=factory)
     queries, efforts = unit(50, seed=3), (10, 4096, 10)  # 4,096 are more than there are rows
     first, most, again = (found_at(index, queries, effort) for effort in efforts)
     truth = exact_neighbors(queries, store.embeddings(), 10).ids
