@@ -64,6 +64,8 @@ def test_a_rows_own_negatives_stay_beside_those_of_score_0(tmp_path):
     path.write_text("anchor,positive,negative,label\na,p,own,1\na,z,,0\n")
     columns = pairs_by_score(read_texts(path), None, str(path)).columns
     assert [column[0] for name, column in columns.items() if name.startswith("negative")] == ["own", "z"]
+    columns = pairs_by_score(read_texts(path), None, str(path), 1).columns
+    assert [column[0] for name, column in columns.items() if name.startswith("negative")] == ["own"]
     path.write_text("anchor,positive,label\na,p,0\n")
     with pytest.raises(UserError, match="has no positives"):
         pairs_by_score(read_texts(path), None, str(path))

@@ -188,6 +188,7 @@ def test_scored_pairs(tmp_path):
     assert plain(pairs_by_score(read_texts(path), None, "x")) == {
         "anchor": ["a", "c"], "positive": ["b", "e"], "negative_1": ["d", ""]
     }  # fmt: skip
+    assert plain(pairs_by_score(read_texts(path), None, "x", 0)) == {"anchor": ["a", "c"], "positive": ["b", "e"]}
     held = read_held(path)
     assert held.metric == "spearman" and held.count == 3
 

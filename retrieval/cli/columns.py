@@ -88,7 +88,7 @@ def training_data(path: Path, flags: dict[str, Any], *, split: str | None = None
 
     data = read_texts(path, asked_columns(flags, optional=optional), split or flags["split"])
     if data.scores is not None:
-        return pairs_by_score(data, flags["min_score"], str(path))
+        return pairs_by_score(data, flags["min_score"], str(path), flags["negatives"])
     if flags["min_score"] is not None and not optional:
         raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
     return data

@@ -10,9 +10,9 @@ from .columns import NEGATIVES
 from .texts import Texts, taken
 
 
-def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
-    """The pairs that are scored `least` or more. Of scores 0 and 1 those of 1, and those of 0 of an anchor are its hard negatives;
-    NaN, a neutral pair, is left out.
+def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NEGATIVES) -> Texts:
+    """The pairs that are scored `least` or more. Of scores 0 and 1 those of 1, and those of 0 of an anchor are its hard negatives,
+    up to `most` with the row's own; NaN, a neutral pair, is left out.
 
     Raises UserError where other scores are given without `least`, or nothing is left.
     """
@@ -35,12 +35,12 @@ def pairs_by_score(data: Texts, least: float | None, source: str) -> Texts:
     if least is None and left:
         negatives = _negatives(data, np.flatnonzero(scores == 0))
         there = sum(name.startswith("negative") for name in columns)  # the rows' own
-        most = min(NEGATIVES, max((len(negatives.get(a, ())) for a in columns["anchor"]), default=0))
-        for at in range(most):
+        more = min(max(0, most - there), max(len(negatives.get(a, ())) for a in columns["anchor"]))
+        for at in range(more):
             found = (negatives.get(anchor, []) for anchor in columns["anchor"])
             columns[f"negative_{there + at + 1}"] = [texts[at] if at < len(texts) else "" for texts in found]
         told = set(columns["anchor"])
-        used = sum(min(most, len(texts)) for anchor, texts in negatives.items() if anchor in told)
+        used = sum(min(more, len(texts)) for anchor, texts in negatives.items() if anchor in told)
         said += f", {used:,} hard negatives of the same anchors"
         left -= used
     said += f", {left:,} left out" if left else ""
