@@ -53,6 +53,14 @@ def test_balanced_batches_use_each_row_before_any_again():
     assert sorted(seen) == list(range(30))
 
 
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_a_class_with_an_odd_number_of_rows_leaves_none_out(pairs):
+    batches = balanced_batches(np.zeros(9, np.int64), pairs, 0)
+    for _ in range(3):
+        seen = np.concatenate([np.concatenate(next(batches)) for _ in range(9)])
+        assert (np.bincount(seen) == 2 * pairs).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(classes, st.integers(0, 3))
 def test_random_batches_pair_different_rows_of_one_class(sizes, seed):
@@ -124,11 +132,29 @@ def test_batches_by_class_reach_as_far_as_disjoint_pairs(how):
     assert planned(6, labels).pairs == 4  # at random a row may stand in two
 
 
+def test_every_text_of_a_row_counts_as_the_longest_of_its_batch():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 30, (4, 300))
+    lengths[2:, ::2] = 0  # half of the rows have no negatives
+    batches = cut_by_tokens(random.permutation(300), lengths, budget=400, size=100)
+    padded = [int((lengths[:, rows] > 0).sum() * lengths[:, rows].max()) for rows in batches]
+    assert max(padded) <= 400 and np.median(padded) > 350
+    assert sorted(np.concatenate(batches).tolist()) == list(range(300))
+
+
+def test_an_epoch_has_as_many_steps_by_size_and_by_tokens():
+    labels, lengths = [str(row % 4) for row in range(24)], np.full((2, 24), 5)
+    for how, rows in ((None, 1), (labels, 2)):
+        by_size = planned(24, how)
+        by_tokens = planned(24, how, drawing=Drawing(tokens=40), lengths=lambda: lengths)
+        assert by_size.per_epoch == by_tokens.per_epoch == 24 / 4 / rows
+
+
 @pytest.mark.parametrize("least", [2, 5])
 def test_no_batch_of_any_window_is_too_small(least):
     random = np.random.default_rng(0)
     for count in range(2 * least, 200, 7):
-        order, lengths = random.permutation(count), random.integers(1, 30, count)
+        order, lengths = random.permutation(count), random.integers(1, 30, (1, count))
         batches = cut_by_tokens(order, lengths, budget=90, size=1, least=least)
         assert sorted(np.concatenate(batches).tolist()) == list(range(count))
         assert min(map(len, batches)) >= least
@@ -136,7 +162,7 @@ def test_no_batch_of_any_window_is_too_small(least):
 
 def test_every_process_has_a_pair(monkeypatch):
     config = TextConfig(batch_size=4, drawing=Drawing(tokens=10))
-    lengths = np.full(30, 5)
+    lengths = np.full((1, 30), 5)
     monkeypatch.setattr("retrieval.train.settings.world", lambda: (0, 3))
     found = config.plan(30, None, "x", named("infonce"), identities=lambda: np.zeros(0), lengths=lambda: lengths)
     assert min(len(pairs.anchors) for pairs in islice(found.batches(), 20)) == 3

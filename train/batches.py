@@ -38,12 +38,13 @@ def as_codes(values: Iterable[str]) -> Rows:
 
 @dataclass(frozen=True)
 class Plan:
-    """Endless batches of `pairs` pairs, how many steps to train, and the classes (n,) where there are any."""
+    """Endless batches of `pairs` pairs, how many steps to train, the classes (n,) where there are any, and the steps of an epoch."""
 
     batches: Callable[[], Iterator[Pairs]]
     pairs: int
     steps: int
     labels: Rows | None
+    per_epoch: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def plan(
     """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
 
     masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. What some ways of
-    drawing need: identities (2, n) of texts, lengths (n,) of rows in tokens, near (n, k) the nearest rows of each row, or
+    drawing need: identities (2, n) of texts, lengths (c, n) in tokens of each row's texts, near (n, k) the nearest rows of each row, or
     (classes, k) the nearest classes of each class, which is asked for now, of the encoder as it is: a training that goes on from a
     checkpoint has another. Raises UserError for data from which no pairs can be made.
 
@@ -116,11 +117,11 @@ def plan(
             rows = by_size(order, pairs)
         return (Pairs(r, r) for r in rows) if codes is None else partners(rows, codes, seed)
 
-    rows_a_step = (pairs if codes is None else 2 * pairs) * accumulate
-    per_epoch = count / rows_a_step
-    if drawing.tokens and not steps and lengths is not None:
-        per_epoch = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs, least)) / accumulate
-    return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes)
+    made = count / pairs
+    if drawing.tokens and lengths is not None:
+        made = len(cut_by_tokens(np.arange(count), lengths(), drawing.tokens, pairs, least))
+    per_epoch = made / accumulate / (1 if codes is None else 2)  # a row of a class brings another with it
+    return Plan(batches, pairs, steps or max(1, int(epochs * per_epoch)), codes, per_epoch)
 
 
 def _refuse_drawing(drawing: Drawing, codes: Rows | None, by_class: bool) -> None:
@@ -223,9 +224,8 @@ def balanced_batches(
                 for _ in range(quota or 1):
                     if len(mine) + 2 > len(members[c]):
                         break
-                    if len(waiting[c]) < 2:  # a new round through the class; what this batch already holds comes last
-                        again = random.permutation(members[c]).tolist()
-                        waiting[c] = sorted(again, key=lambda row, mine=mine: row not in mine)  # type: ignore[misc]
+                    if len(waiting[c]) < 2:
+                        waiting[c] = _next_round(random.permutation(members[c]).tolist(), waiting[c], mine)
                     pair = (waiting[c].pop(), waiting[c].pop())
                     mine.update(pair)
                     chosen.append(pair)
@@ -234,6 +234,12 @@ def balanced_batches(
             assert len(chosen) > before, "fewer disjoint pairs than the batch asks for"
         anchors, positives = np.array(chosen[:pairs], np.int64).T
         yield Pairs(anchors, positives)
+
+
+def _next_round(rows: list[int], left: list[int], held: set[int]) -> list[int]:
+    """A new round through a class, to be taken from the end: first what the last round left over, and last that row again and what
+    the batch already holds."""
+    return sorted(rows, key=lambda row: row not in held and row not in left) + left
 
 
 def partners(batches: Iterable[Rows], labels: Rows, seed: int) -> Iterator[Pairs]:
@@ -303,7 +309,10 @@ def by_size(orders: Iterator[Rows], size: int) -> Iterator[Rows]:
 def by_tokens(
     orders: Iterator[Rows], lengths: Rows, budget: int, size: int, seed: int, least: int = 2
 ) -> Iterator[Rows]:
-    """Batches of at most `budget` padded tokens, of rows of like lengths, in random order; every row once an epoch."""
+    """Batches of at most `budget` padded tokens, of rows of like lengths, in random order; every row once an epoch.
+
+    lengths: (c, n) tokens of each text of a row, 0 where it lacks one.
+    """
     random = np.random.default_rng([seed, 2])
     for order in orders:
         batches = cut_by_tokens(order, lengths, budget, size, least)
@@ -313,14 +322,18 @@ def by_tokens(
 
 def cut_by_tokens(order: Rows, lengths: Rows, budget: int, size: int, least: int = 2) -> list[Rows]:
     """One epoch of `by_tokens`, unshuffled: in windows of WINDOW · size rows the longest first. Every batch has `least` rows, since
-    one alone has no negative, and every process needs one: what is left of a window joins the batch before."""
+    one alone has no negative, and every process needs one: what is left of a window joins the batch before. All texts of a batch
+    count as its longest one, to which they are padded."""
+    longest, texts = lengths.max(0), (lengths > 0).sum(0)
     batches: list[Rows] = []
     for start in range(0, len(order), WINDOW * size):
         window = order[start : start + WINDOW * size]
-        window = window[np.argsort(-lengths[window], kind="stable")]
+        window = window[np.argsort(-longest[window], kind="stable")]
+        before = np.concatenate([[0], np.cumsum(texts[window])])
         first = 0
         while first < len(window):
-            fits = max(least, budget // int(lengths[window[first]]))
+            most = before[first] + budget // longest[window[first]]
+            fits = max(least, int(np.searchsorted(before, most, side="right")) - 1 - first)
             batches.append(window[first : first + fits])
             first += fits
         if len(batches) > 1 and len(batches[-1]) < least:

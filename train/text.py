@@ -58,7 +58,7 @@ def train_text(
 ) -> Curve:
     """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done.
 
-    data: one data set or several, whose batches take turns at random by `weights`, by default as their numbers of batches.
+    data: one data set or several, whose batches take turns at random by `weights`, by default as their numbers of steps in an epoch.
     plans: the batches of each, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
     """
     several = [data] if isinstance(data, Texts) else list(data)
@@ -85,8 +85,8 @@ def _sources(
 ) -> list[Source]:
     found: list[Source] = []
     classes = 0
-    per_epoch = [len(data) / plan.pairs for data, plan in zip(several, plans, strict=True)]
-    for data, plan, weight in zip(several, plans, weights or per_epoch, strict=True):
+    weights = weights or [plan.per_epoch for plan in plans]
+    for data, plan, weight in zip(several, plans, weights, strict=True):
         prompts = set_prompts(model, config, data.is_pairs)
         found.append(Source(columns_of(data), prompts, identities(data), plan, weight, classes))
         classes += 0 if plan.labels is None else int(plan.labels.max()) + 1
@@ -114,7 +114,7 @@ def plan_batches(
         source,
         loss_config,
         identities=lambda: identities(data),
-        lengths=None if model is None else cache(lambda: lengths(model, data)),
+        lengths=None if model is None else cache(lambda: lengths(model, data, config)),
         near=None if model is None else lambda: near(model, data, config, encoded),
     )
 
@@ -155,18 +155,23 @@ def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> 
     return prompt_of(model, "query") if pairs else others, others
 
 
-def lengths(model: SentenceTransformer, data: Texts) -> Ints:
-    """(n,) tokens of each row's longest text."""
+def lengths(model: SentenceTransformer, data: Texts, config: TextConfig) -> Ints:
+    """(c, n) tokens of each text of a row, with the prompts of training, 0 where it lacks one. The partner of a row of a class, who
+    is not drawn yet, counts as long as the row."""
     if not tokenises_apart(model):
         raise UserError(
             "--batch-tokens: this encoder's texts cannot be measured before they are batched; use --batch-size"
         )
 
-    def of(column: Sequence[str]) -> Ints:
-        parts = [column[start : start + TOKENISED] for start in range(0, len(column), TOKENISED)]
-        return np.concatenate([tokenise(model, list(part), None).lengths for part in parts])
+    def of(column: Sequence[str], prompt: str | None) -> Ints:
+        parts = [list(column[start : start + TOKENISED]) for start in range(0, len(column), TOKENISED)]
+        found = np.concatenate([tokenise(model, part, prompt).lengths for part in parts])
+        return np.where([bool(text) for text in column], found, 0)
 
-    return np.max([of(column) for column in data.columns.values()], axis=0)  # type: ignore[no-any-return]
+    query, other = set_prompts(model, config, data.is_pairs)
+    anchors, *others = data.columns.values()
+    counted = [of(anchors, query), *(of(column, other) for column in others)]
+    return np.stack(counted if data.is_pairs else counted * 2)
 
 
 def near(model: SentenceTransformer, data: Texts, config: TextConfig, encoded: Progress) -> Rows:
