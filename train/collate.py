@@ -153,15 +153,24 @@ class Collator:
             starts = np.cumsum([0, *(len(column) for column, _ in told)])
             whole = [self.model.preprocess(column, prompt=prompt) for column, prompt in told]
             return whole, [np.arange(start, end) for start, end in itertools.pairwise(starts)]
-        columns = [tokenise(self.model, column, prompt) for column, prompt in told]
-        tokens = Tokens(
-            np.concatenate([column.lengths for column in columns]),
-            {name: np.concatenate([column.by_token[name] for column in columns]) for name in columns[0].by_token},
-            columns[0].rest,
-        )
-        cut = self._cut(tokens.lengths)
         tokenizer = reader(self.model, "text").tokenizer
-        return [pad(tokens, part, tokenizer) for part in cut], cut
+        columns = [tokenise(self.model, column, prompt) for column, prompt in told]
+        chunks: list[Features] = []
+        cuts: list[Ints] = []
+        start = 0
+        for tokens in self._together(columns):
+            parts = self._cut(tokens.lengths)
+            chunks += [pad(tokens, part, tokenizer) for part in parts]
+            cuts += [start + part for part in parts]
+            start += len(tokens.lengths)
+        return chunks, cuts
+
+    def _together(self, columns: list[Tokens]) -> list[Tokens]:
+        """Columns whose texts may share a chunk as one: all, unless the encoder leaves prompts out of its pooling; then only those
+        with prompts of one length, of which a chunk can tell it one."""
+        apart = any(not getattr(module, "include_prompt", True) for module in self.model.modules())
+        groups = itertools.groupby(columns, lambda column: column.rest.get("prompt_length") if apart else None)
+        return [joined(list(group)) for _, group in groups]
 
     def _cut(self, lengths: Ints) -> list[Ints]:
         """The texts of a batch in chunks, longest first."""
@@ -169,6 +178,15 @@ class Collator:
             longest_first = np.argsort(-lengths, kind="stable")
             return [longest_first[start : start + self.most] for start in range(0, len(lengths), self.most)]
         return batches_by_length(lengths, *(CPU_TOKENS if self.model.device.type == "cpu" else GPU_TOKENS))
+
+
+def joined(columns: list[Tokens]) -> Tokens:
+    """The columns' texts one after the other."""
+    return Tokens(
+        np.concatenate([column.lengths for column in columns]),
+        {name: np.concatenate([column.by_token[name] for column in columns]) for name in columns[0].by_token},
+        columns[0].rest,
+    )
 
 
 def codes_of(column: Column, pictures: Pictures | None) -> Rows:

@@ -1,0 +1,63 @@
+"""What training reads of a row: its texts with their own prompts, counted as they are padded, from data sets that take turns."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import PAIRS, SETTINGS, WORDS
+
+from retrieval.data import Texts
+from retrieval.data.texts import taken
+from retrieval.encode import tokenise
+from retrieval.encoder import load_encoder
+from retrieval.train.batches import Drawing
+from retrieval.train.collate import Collator, Shares
+from retrieval.train.loss import named
+from retrieval.train.text import TextConfig, _sources, lengths, plan_batches
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def model(tiny):
+    return load_encoder(str(tiny), "cpu").model
+
+
+def test_every_text_is_counted_with_its_prompt(model):
+    data = Texts(PAIRS.columns | {"negative_1": ["soup", ""] * 24}, None, None, "")
+    found = lengths(model, data, TextConfig(query_prompt="query: ", document_prompt="a long passage: "))
+    anchors, positives, negatives = data.columns.values()
+    assert found[0].tolist() == tokenise(model, list(anchors), "query: ").lengths.tolist()
+    assert found[1].tolist() == tokenise(model, list(positives), "a long passage: ").lengths.tolist()
+    assert found[2, 0] == tokenise(model, ["soup"], "a long passage: ").lengths[0] and not found[2, 1::2].any()
+    alone = lengths(model, Texts({"text": anchors}, None, None, ""), TextConfig())
+    assert len(alone) == 2 and (alone[0] == alone[1]).all()
+
+
+@pytest.mark.parametrize("settings", [{"steps": 6}, {"steps": None}, {"drawing": Drawing(tokens=90)}])
+def test_data_sets_take_turns_so_that_an_epoch_sees_each_once(model, settings):
+    labelled = Texts({"text": PAIRS.columns["anchor"]}, [a for a in WORDS for _ in range(4)], None, "")
+    config, loss = TextConfig(**{**SETTINGS, **settings}), named("hcl(label_mask=False)")
+    several = [
+        Texts({"anchor": PAIRS.columns["anchor"], "positive": PAIRS.columns["anchor"]}, None, None, ""),
+        labelled,
+    ]
+    plans = [plan_batches(each, config, loss, "x", model) for each in several]
+    pairs, classes = (source.weight for source in _sources(model, several, plans, None, config))
+    assert pairs == pytest.approx(2 * classes)  # a row of a class brings another with it
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_texts_are_trained_with_what_their_own_prompts_give(model, include):
+    """Where pooling leaves prompts out, each column's own is."""
+    model.set_pooling_include_prompt(include)
+    data = Texts(PAIRS.columns | {"negative_1": ["soup", ""] * 24}, None, None, "")
+    config = TextConfig(**SETTINGS, query_prompt="query: ", document_prompt="a long passage: ")
+    sources = _sources(model, [data], [plan_batches(data, config, named("infonce"), "x")], None, config)
+    share = next(iter(Shares(sources, 1)))
+    found = Collator(model, sources)(share)
+    model.eval()
+    vectors = torch.cat([model(chunk)["sentence_embedding"] for chunk in found["chunks"]])[found["batch"]["order"]]
+    anchors, positives, negatives = (taken(column, share.pairs.anchors) for column in data.columns.values())
+    others = [*positives, *(text for text in negatives if text)]
+    wanted = [model.encode_query(anchors), model.encode_document(others)]
+    np.testing.assert_allclose(vectors.detach(), np.concatenate(wanted), atol=1e-5)
