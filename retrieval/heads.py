@@ -44,8 +44,14 @@ def head_over(encoder: Encoder, store: Store) -> list[nn.Module]:
         if not isinstance(modules[count], Dense | Normalize):
             break
         if fingerprint(encoder.model, count) == made_by["fingerprint"]:
-            return [module.cpu().float() for module in modules[count:]]
+            return _after_cut([module.cpu().float() for module in modules[count:]], store.dim)
     raise UserError(
         f"{store.folder}: was made by {made_by['name']}, which {encoder.name} is not a head over; give --data the texts or "
         f"images themselves"
     )
+
+
+def _after_cut(head: list[nn.Module], dim: int) -> list[nn.Module]:
+    """Without the step that cuts vectors, where the store's are cut already."""
+    cuts = isinstance(head[0], Dense) and head[0].in_features > dim
+    return head[1:] if cuts else head

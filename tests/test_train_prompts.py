@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from tiny_training import PAIRS, SETTINGS, WORDS
 
 from retrieval.data import Texts
 from retrieval.data.texts import taken
-from retrieval.encode import tokenise
+from retrieval.embed import embed
+from retrieval.encode import prompt_of, tokenise
 from retrieval.encoder import load_encoder
 from retrieval.train.batches import Drawing
 from retrieval.train.collate import Collator, Shares
 from retrieval.train.loss import named
-from retrieval.train.text import TextConfig, _sources, lengths, plan_batches
+from retrieval.train.text import TextConfig, _sources, lengths, plan_batches, set_prompts, train_text
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +63,47 @@ def test_texts_are_trained_with_what_their_own_prompts_give(model, include):
     others = [*positives, *(text for text in negatives if text)]
     wanted = [model.encode_query(anchors), model.encode_document(others)]
     np.testing.assert_allclose(vectors.detach(), np.concatenate(wanted), atol=1e-5)
+
+
+def test_a_prompt_takes_the_place_of_the_encoders_own(tiny, tmp_path):
+    def prompted(own, pairs=True, **asked):
+        encoder = load_encoder(str(tiny), "cpu")
+        encoder.model.prompts |= own
+        encoder.model.default_prompt_name = "default" if "default" in own else None
+        for _ in range(2):  # before neighbours are found, and before training
+            set_prompts(encoder.model, TextConfig(**asked), pairs)
+        encoder.model.save_pretrained(str(tmp_path / "e"))
+        model = load_encoder(str(tmp_path / "e"), "cpu").model
+        return [prompt_of(model, role) or "" for role in (None, "query", "document")]
+
+    own = {"query": "query: ", "passage": "passage: "}
+    assert prompted(own) == ["", "query: ", "passage: "]
+    assert prompted(own, prompt="x: ") == ["x: "] * 3
+    assert prompted(own, document_prompt="") == ["", "query: ", ""]
+    assert prompted(own, query_prompt="q: ") == ["", "q: ", "passage: "]
+    assert prompted(own, prompt="") == [""] * 3
+    assert prompted({"default": "d: "}, query_prompt="")[1:] == ["", "d: "]
+    assert prompted({"default": "d: "}, query_prompt="", document_prompt="")[1:] == ["", ""]
+    assert prompted({"default": "d: "}, query_prompt="q: ") == ["d: ", "q: ", "d: "]
+    prompted(own, prompt="x: ")
+    plain = SentenceTransformer(str(tmp_path / "e"), device="cpu")
+    assert np.array_equal(plain.encode_query(["soup"]), plain.encode(["soup"]))
+
+
+def test_a_head_over_an_encoder_whose_vectors_are_cut(tiny, tmp_path):
+    """It opens plainly, encodes as it was trained, and runs alone over a store of the encoder."""
+    base = load_encoder(str(tiny), "cpu")
+    base.model.truncate_dim = 16
+    base.model.save_pretrained(str(tmp_path / "base"))
+    base, encoder = (load_encoder(str(tmp_path / "base"), "cpu") for _ in range(2))
+    train_text(encoder.model, PAIRS, TextConfig(head=True, steps=3), named("infonce"), source="x")
+    encoder.model.save_pretrained(str(tmp_path / "head"))
+    head = load_encoder(str(tmp_path / "head"), "cpu")
+    texts = Texts({"text": list(PAIRS.columns["anchor"])}, None, None, "")
+    found = head.encode(texts.texts)
+    dense = list(head.model)[-2]
+    wanted = base.encode(texts.texts) @ dense.linear.weight.detach().numpy().T + dense.linear.bias.detach().numpy()
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(found, SentenceTransformer(str(tmp_path / "head"), device="cpu").encode(texts.texts, normalize_embeddings=True), atol=1e-5)  # fmt: skip
+    store = embed(base, texts, tmp_path / "store")
+    np.testing.assert_allclose(embed(head, store, tmp_path / "headed").embeddings(), found, atol=1e-5)

@@ -10,14 +10,13 @@ from sentence_transformers import SentenceTransformer
 from tiny_training import LOSS, PAIRS, SETTINGS, WORDS, trained, weights
 
 from retrieval.data import Texts, text_codes
-from retrieval.encode import prompt_of
 from retrieval.encoder import load_encoder
 from retrieval.errors import UserError
 from retrieval.train import adapt
 from retrieval.train.batches import Drawing, Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
 from retrieval.train.loss import LossConfig, contrastive_loss, named
-from retrieval.train.text import TextConfig, _sources, plan_batches, set_prompts, train_text
+from retrieval.train.text import TextConfig, _sources, plan_batches, train_text
 from retrieval.train.whole import Watch
 
 pytestmark = pytest.mark.slow
@@ -186,26 +185,6 @@ def test_prompts_are_trained_with_and_kept(tiny, tmp_path):
     for role, how in (("query", plain.encode_query), ("document", plain.encode_document)):
         assert np.allclose(again.encode(texts, role=role), how(texts, normalize_embeddings=True), atol=1e-5)
     assert not np.allclose(again.encode(texts, role="query"), again.encode(texts, role="document"), atol=1e-3)
-
-
-def test_a_prompt_takes_the_place_of_the_encoders_own(tiny, tmp_path):
-    def prompted(own, pairs=True, **asked):
-        encoder = load_encoder(str(tiny), "cpu")
-        encoder.model.prompts |= own
-        set_prompts(encoder.model, TextConfig(**asked), pairs)
-        encoder.model.save_pretrained(str(tmp_path / "e"))
-        model = load_encoder(str(tmp_path / "e"), "cpu").model
-        return [prompt_of(model, role) or "" for role in (None, "query", "document")]
-
-    own = {"query": "query: ", "passage": "passage: "}
-    assert prompted(own) == ["", "query: ", "passage: "]
-    assert prompted(own, prompt="x: ") == ["x: "] * 3
-    assert prompted(own, document_prompt="") == ["", "query: ", ""]
-    assert prompted(own, query_prompt="q: ") == ["", "q: ", "passage: "]
-    assert prompted(own, prompt="") == [""] * 3
-    prompted(own, prompt="x: ")
-    plain = SentenceTransformer(str(tmp_path / "e"), device="cpu")
-    assert np.array_equal(plain.encode_query(["soup"]), plain.encode(["soup"]))
 
 
 def test_a_head_sees_texts_with_their_prompts(tiny):

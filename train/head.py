@@ -134,15 +134,19 @@ def project(head: nn.Linear, vectors: Tensor) -> Floats:
 
 
 def append_head(model: SentenceTransformer, head: nn.Linear) -> None:
-    """Make the trained head the encoder's last step: … → Normalize → Dense → Normalize, all sentence-transformers' own."""
-    if not isinstance(list(model)[-1], Normalize):
+    """Make the trained head the encoder's last step: … → Normalize → Dense → Normalize, all sentence-transformers' own. Where the
+    encoder's vectors are cut, which it does after all its steps, a step before the head cuts them."""
+    cut, model.truncate_dim = model.truncate_dim, None
+    whole, model.truncate_dim = model.get_embedding_dimension() or head.in_features, cut
+    if whole > head.in_features:
+        _append_linear(model, torch.eye(head.in_features, whole), torch.zeros(head.in_features))
+    elif not isinstance(list(model)[-1], Normalize):
         model.append(Normalize())
-    dense = Dense(
-        head.in_features,
-        head.out_features,
-        activation_function=nn.Identity(),
-        init_weight=head.weight.detach().clone(),
-        init_bias=head.bias.detach().clone(),
-    )
+    _append_linear(model, head.weight.detach().clone(), head.bias.detach().clone())
+
+
+def _append_linear(model: SentenceTransformer, weight: Tensor, bias: Tensor) -> None:
+    out, into = weight.shape
+    dense = Dense(into, out, activation_function=nn.Identity(), init_weight=weight, init_bias=bias)
     model.append(dense.to(model.device))
     model.append(Normalize())

@@ -126,9 +126,10 @@ def _refuse_settings(data: Texts, config: TextConfig, source: str) -> None:
             f"by --label, or leave --head out"
         )
     config.refuse_contradictions()
-    if not data.is_pairs and (config.query_prompt or config.document_prompt):
+    by_role = config.query_prompt is not None or config.document_prompt is not None
+    if not data.is_pairs and by_role:
         raise UserError(f"--query-prompt, --document-prompt: are for pairs, and {source} has none; use --prompt")
-    if config.prompt and (config.query_prompt or config.document_prompt):
+    if config.prompt is not None and by_role:
         raise UserError("--prompt: is for texts of one kind, --query-prompt and --document-prompt for two; choose")
 
 
@@ -145,7 +146,13 @@ def identities(data: Texts) -> Rows:
 
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
     """What stands before anchors and before other texts; the encoder keeps what was asked for, and encodes with it from now on."""
-    for role, own in (("text", None), ("query", config.query_prompt), ("document", config.document_prompt)):
+    asked = {"text": config.prompt, "query": config.query_prompt, "document": config.document_prompt}
+    if (
+        config.prompt is None and "" in asked.values()
+    ):  # that is no prompt, the encoder's default neither: it is the other role's own now
+        asked = {role: prompt_of(model, role) if prompt is None else prompt for role, prompt in asked.items()}
+        model.default_prompt_name = None
+    for role, own in asked.items():
         prompt = config.prompt if own is None else own
         if prompt is not None:  # in place of every prompt that the encoder has for that role
             model.prompts |= {name: prompt for name in ROLES.get(role, ()) if name in model.prompts} | {role: prompt}
