@@ -374,5 +374,14 @@ def test_what_a_loss_needs_is_asked_for():
         contrastive_loss(a, p, config=named("supcon"))
     with pytest.raises(UserError, match="guide"):
         contrastive_loss(a, p, config=named("gist"))
+    guide = torch.stack([a, p])
+    with pytest.raises(UserError, match="embeddings of the negatives too"):
+        contrastive_loss(a, p, p, guide=guide, config=named("gist"))
+    assert (
+        contrastive_loss(a, p, p, guide=guide, config=named("mnrl")).loss
+        == contrastive_loss(a, p, p, config=named("mnrl")).loss
+    )
+    with pytest.raises(UserError, match="memory: embeddings of past batches have none of the guide"):
+        named("gist(memory=8)")
     with pytest.raises(UserError, match="label mask"):
         contrastive_loss(a, p, labels=torch.arange(7), config=named("hcl(tau_plus=0.1)"))

@@ -64,7 +64,7 @@ def fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> 
     """Refuse a loss or a label mask without labels, and τ⁺ under a mask: nothing is left for it to correct."""
     from dataclasses import replace
 
-    if config.false_negatives is not None and config.false_negatives.guide:
+    if config.guided:
         raise UserError(
             f"--loss {flags['loss']}: needs a guide encoder, which is for Python callers only; use --loss positive-aware"
         )

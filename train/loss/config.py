@@ -110,6 +110,15 @@ class LossConfig:
                 "own_negatives: published_count takes every candidate for a negative; leave one of them out"
             )
         refuse_below("memory", self.memory, 0)
+        if self.memory and self.guided:
+            raise UserError(
+                "memory: embeddings of past batches have none of the guide encoder's; leave one of them out"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether a guide encoder's embeddings are needed."""
+        return self.false_negatives is not None and self.false_negatives.guide
 
     @property
     def name(self) -> str:

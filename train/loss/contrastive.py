@@ -65,7 +65,8 @@ def contrastive_loss(
         raise UserError(
             f"anchor {tuple(anchor.shape)}, positive {tuple(positive.shape)}: give a positive for each anchor, (B, d) or (M, B, d)"
         )
-    _refuse_missing(config, labels, guide)
+    guide = guide if config.guided else None
+    _refuse_missing(config, labels, guide, negative is not None and guide_negative is None)
     with torch.autocast(anchor.device.type, enabled=False):
         given = torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]])
         views = _unit(given)
@@ -98,14 +99,15 @@ def _here(fixed: Number, learned: Tensor | None, like: Tensor) -> tuple[Tensor, 
     return learned.to(like), float(learned.detach())
 
 
-def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | None) -> None:
+def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | None, lacks: bool) -> None:
     if config.needs_labels and labels is None:
         raise UserError(
             f"--loss {config.name}: needs labels, and there are none; give a column label, or use --loss hcl"
         )
-    if config.false_negatives is not None and config.false_negatives.guide and guide is None:
+    if config.guided and (guide is None or lacks):
+        of = "" if guide is None else " of the negatives too"
         raise UserError(
-            f"--loss {config.name}: needs a guide encoder's embeddings; use --loss positive-aware without one"
+            f"--loss {config.name}: needs a guide encoder's embeddings{of}; use --loss positive-aware without one"
         )
     if labels is not None and config.label_mask and config.tau_plus:
         raise UserError(
