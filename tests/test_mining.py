@@ -218,6 +218,23 @@ def test_any_corpus_gives_the_same(pairs, run_cli, tmp_path, tiny):
 
 
 @pytest.mark.slow
+def test_documents_are_mined_and_no_queries(pairs, run_cli, tmp_path, tiny):
+    """Of pairs the positives and negatives, of a BEIR folder all of its corpus."""
+    (tmp_path / "pairs.csv").write_text("anchor,positive,negative\nwho asks,one,two\nwho knows,three,\n")
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "corpus.jsonl").write_text(
+        "".join(f'{{"_id": "{t}", "title": "", "text": "{t}"}}\n' for t in ("one", "two", "three"))
+    )
+    (beir / "queries.jsonl").write_text('{"_id": "q", "text": "who asks"}\n')
+    (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\tone\t1\n")
+    for corpus in (tmp_path / "pairs.csv", beir):
+        output = tmp_path / f"{corpus.name}.jsonl"
+        run_cli("mine", "--data", pairs, "--model", tiny, "--corpus", corpus, "--output", output, "--device", "cpu")
+        assert all(set(negatives) == {"one", "two", "three"} for _, _, negatives in negatives_of(output))
+
+
+@pytest.mark.slow
 def test_judges_decide(pairs, run_cli, tmp_path, tiny, minilm):
     words = ["mine", "--data", pairs, "--model", MINILM, "--device", "cpu", "--count", 1, "--ranks", "0:7"]
     run_cli(*words, "--guide", tiny, "--relative-margin", 0.001, "--output", tmp_path / "guided.jsonl")

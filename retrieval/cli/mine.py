@@ -63,7 +63,9 @@ class Searched:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Pairs, as for train text.")
 @click.option("--model", required=True, help="Encoder that finds the candidates.")
 @click.option(
-    "--corpus", type=existing("any"), help="Texts, a store or an index to mine from.  [default: the positives]"
+    "--corpus",
+    type=existing("any"),
+    help="Texts, pairs, a BEIR folder, a store or an index whose documents to mine from.  [default: the positives]",
 )
 @click.option(
     "--ranks",
@@ -239,14 +241,14 @@ def _corpus(path: Path, encoder: "Encoder", scratch: Path) -> "tuple[Store, Sequ
     import numpy as np
 
     from retrieval.artifact import stated_kind
-    from retrieval.data import read_texts, text_codes
+    from retrieval.data import text_codes
     from retrieval.data.texts import Collected, taken
     from retrieval.index.bundle import open_index, require_same_encoder
     from retrieval.store import open_store
 
     kind = stated_kind(path)
     if kind not in ("store", "index"):
-        read = read_texts(path).texts
+        read = _documents(path)
         rows = np.sort(np.unique(text_codes(read), return_index=True)[1])
         texts: Sequence[str] = read if len(rows) == len(read) else taken(read, rows.tolist())
         return _embed(encoder, texts, scratch / "corpus", "document"), texts, None
@@ -261,6 +263,19 @@ def _corpus(path: Path, encoder: "Encoder", scratch: Path) -> "tuple[Store, Sequ
         for text in block.payload["text"]:
             told.add({"text": text})
     return store, told.finish()["text"], index
+
+
+def _documents(path: Path) -> Sequence[str]:
+    """The texts of a file; of pairs all but the anchors, of a folder with a corpus that."""
+    from retrieval.data import read_texts
+    from retrieval.data.documents import documents_of, is_collection
+
+    if path.is_dir() and is_collection(path):
+        return documents_of(path)
+    read = read_texts(path)
+    if not read.is_pairs:
+        return read.texts
+    return [text for name, column in read.columns.items() if name != "anchor" for text in column if text]
 
 
 def _embed(encoder: "Encoder", texts: Sequence[str], folder: Path, role: str) -> "Store":

@@ -98,6 +98,15 @@ def collection(path: Path, split: str) -> Iterator[tuple[int, Nested]]:
     return _by_ids(path)
 
 
+def documents_of(path: Path) -> list[str]:
+    """Every document of a folder with a corpus, whether a query names it or not, as its pairs have them."""
+    from retrieval.formats.trec import entries
+
+    if (path / "qrels").is_dir() or any(path.glob("*_qrels.jsonl")):
+        return [text for _, text in entries(path / "corpus.jsonl")]
+    return [text for texts in _documents_by_id(path).values() for text in texts]
+
+
 def _judged(path: Path, split: str) -> Iterator[tuple[int, Nested]]:
     from retrieval.formats.trec import read_beir
 
@@ -116,16 +125,21 @@ def _judged(path: Path, split: str) -> Iterator[tuple[int, Nested]]:
             yield number, Nested(text, good, bad)
 
 
-def _by_ids(path: Path) -> Iterator[tuple[int, Nested]]:
-    queries = path / "queries.jsonl"
-    if not queries.is_file():
-        raise UserError(f"{path}: has corpus.jsonl but neither qrels nor queries.jsonl; add judgments")
+def _documents_by_id(path: Path) -> dict[str, list[str]]:
     documents = {}
     for _, number, row in json_rows(Lines(path / "corpus.jsonl")):
         name = next((as_text(row[key]) for key in ("docid", "_id", "id") if key in row), None)
         if name is None:
             raise UserError(f"{path / 'corpus.jsonl'}: line {number} has no docid")
         documents[name] = _texts([{**row, "text": row.get("text", row.get("document_text"))}])
+    return documents
+
+
+def _by_ids(path: Path) -> Iterator[tuple[int, Nested]]:
+    queries = path / "queries.jsonl"
+    if not queries.is_file():
+        raise UserError(f"{path}: has corpus.jsonl but neither qrels nor queries.jsonl; add judgments")
+    documents = _documents_by_id(path)
     for _, number, row in json_rows(Lines(queries)):
         if "positive_document_ids" not in row:
             raise UserError(f"{queries}: line {number} has no positive_document_ids, and {path} has no folder qrels")

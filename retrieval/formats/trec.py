@@ -105,8 +105,8 @@ def read_beir(folder: Path, split: str = "test") -> Beir:
         there += sorted(path.name.removesuffix("_qrels.jsonl") for path in folder.glob("*_qrels.jsonl"))
         raise UserError(f"{judged}: no such file; choose another split (found: {', '.join(there) or 'none'})")
     qrels = _json_qrels(judged) if judged.suffix == ".jsonl" else read_qrels(judged)
-    corpus = dict(_entries(folder / "corpus.jsonl"))
-    queries = dict(_entries(asked))
+    corpus = dict(entries(folder / "corpus.jsonl"))
+    queries = dict(entries(asked))
     missing = [query for query in qrels if query not in queries]
     if missing:
         raise UserError(f"{asked}: lacks {len(missing):,} of the judged queries, such as {missing[0]!r}")
@@ -134,7 +134,7 @@ def _fields(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split()
 
 
-def _entries(path: Path) -> Iterator[tuple[str, str]]:
+def entries(path: Path) -> Iterator[tuple[str, str]]:
     """Id, and title and text, of each line."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; a BEIR folder has corpus.jsonl, queries.jsonl and qrels")
