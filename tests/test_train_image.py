@@ -308,6 +308,7 @@ def test_two_processes_train_a_network_together(command, run_cli, tmp_path):
     [
         (["--head", "--projection", 8], "--projection: is for training the encoder itself"),
         (["--head", "--apart"], "--apart: is for training the encoder itself"),
+        (["--head", "--augment", "light"], "--augment: is for training the encoder itself"),
         (["--dims", "8", "--projection", 8], "--dims: are of the encoder's own vectors"),
         (["--model", "small", "--head"], "--head: a linear layer on random weights"),
         (["--eval-every", 2], "--eval-every: there is nothing to judge by"),

@@ -374,6 +374,11 @@ def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
         ([], "--model, or --image-model and --text-model: give one"),
         (["--image-model", "small"], "--model, or --image-model and --text-model: give one"),
         (["--model", "small", "--dim", 8], "--dim: is for --image-model"),
+        (["--model", "small", "--kind", "colour"], "--kind: says what --hard-captions change"),
+        (
+            ["--model", "small", "--freeze", "text", "--text-lr", 1e-3],
+            "--text-lr: --freeze text leaves that side as it is",
+        ),
         (["--model", "small"], "of texts, which the encoder does not take"),
         (["--model", "small", "--head"], "--head: is for texts and for labelled images"),
         (["--model", "small", "--anchor", "nope", "--positive", "caption"], "--anchor nope:"),

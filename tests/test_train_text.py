@@ -326,6 +326,8 @@ def test_hard_batches_are_of_the_encoder_before_training_with_its_prompts(tiny):
     [
         (["--head", "--lora", 4], "say in one way what learns"),
         (["--head", "--compile"], "--compile: is for training the encoder itself"),
+        (["--head", "--report-to", "tensorboard"], "--report-to: is for training the encoder itself"),
+        (["--weight", 2], "--weight: is for several --data"),
         (["--lora", 4, "--layer-decay", 0.9], "--layer-decay: is not for --lora"),
         (["--batches", "classes"], "--batches classes: the data have no labels"),
         (["--per-class", 4], "--per-class: is for labelled data"),

@@ -109,7 +109,7 @@ def plan_batches(
     model: needed to draw hard batches, not to check. Raises UserError for data, or settings, from which no pairs can be made.
     """
     config.refuse_contradictions()
-    for name in ("projection", "apart") if config.head else ():
+    for name in ("projection", "apart", "augment") if config.head else ():
         if getattr(config, name):
             raise UserError(f"--{name}: is for training the encoder itself; leave it out, or leave --head out")
     if config.dims and config.projection:

@@ -90,7 +90,7 @@ def pairs(**flags: Any) -> None:
     """
     refuse_missing(flags["data"])
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
-    _refuse_encoders(flags)
+    _refuse_flags(flags)
     quiet_libraries()
     from retrieval.images import read_pairs
 
@@ -117,7 +117,8 @@ def pairs(**flags: Any) -> None:
     carry_out(flags, encoder, sets, mark, config, loss, told, trained)
 
 
-def _refuse_encoders(flags: dict[str, Any]) -> None:
+def _refuse_flags(flags: dict[str, Any]) -> None:
+    """Raises UserError for options that do not go together, before any file is read."""
     joined = [flags["image_model"], flags["text_model"]]
     if bool(flags["model"]) == any(joined) or any(joined) and not all(joined):
         raise UserError(
@@ -125,6 +126,12 @@ def _refuse_encoders(flags: dict[str, Any]) -> None:
         )
     if flags["dim"] and flags["model"]:
         raise UserError("--dim: is for --image-model and --text-model; leave it out")
+    if flags["kinds"] and not flags["hard_captions"]:
+        raise UserError("--kind: says what --hard-captions change; give their number, or leave it out")
+    if flags["freeze"] and flags[f"{flags['freeze']}_lr"]:
+        raise UserError(
+            f"--{flags['freeze']}-lr: --freeze {flags['freeze']} leaves that side as it is; leave one of them out"
+        )
 
 
 def _config(flags: dict[str, Any]) -> "PairConfig":

@@ -157,6 +157,8 @@ def _refuse_flags(flags: dict[str, Any], device: str) -> None:
         raise UserError("--general-data and --no-general: give one of them")
     if flags["weight"] and len(flags["weight"]) != len(flags["data"]):
         raise UserError(f"--weight: {len(flags['weight'])} for {len(flags['data'])} --data; give one each, or none")
+    if flags["weight"] and len(flags["data"]) == 1:
+        raise UserError("--weight: is for several --data; leave it out, or give another")
     if flags["head"] and len(flags["data"]) > 1:
         raise UserError("--head: is trained on one data set; give one, or leave --head out")
 

@@ -151,5 +151,7 @@ def refuse_flags(flags: dict[str, Any], device: str) -> None:
         raise UserError(
             f"--head: is trained by one process in seconds, and there are {count()}; start it without torchrun"
         )
+    if flags["report_to"] != "none" and flags["head"]:
+        raise UserError("--report-to: is for training the encoder itself; leave it out, or leave --head out")
     if flags["eval_every"] and flags["head"]:
         raise UserError("--eval-every: is for training the encoder itself; a head takes seconds")
