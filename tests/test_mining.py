@@ -76,7 +76,7 @@ def test_negatives_are_those_of_the_definition(seed, negatives, first, most, lea
     )
     scores = random.uniform(-1, 1, (anchors, documents)).astype(np.float32).round(2)
     own = random.uniform(-1, 1, rows).astype(np.float32)
-    mining = Mining(negatives=negatives, first=first, last=documents if repeats else 12, most=most, least=least, absolute_margin=absolute, relative_margin=relative)  # fmt: skip
+    mining = Mining(negatives=negatives, first=first, last=12, most=most, least=least, absolute_margin=absolute, relative_margin=relative)  # fmt: skip
     where = {(a, p): own[row] for row, (a, p) in enumerate(zip(of.anchor.tolist(), of.positive.tolist(), strict=True))}
     own = np.array([where[a, p] for a, p in zip(of.anchor.tolist(), of.positive.tolist(), strict=True)], np.float32)
 
@@ -100,6 +100,20 @@ def test_negatives_are_those_of_the_definition(seed, negatives, first, most, lea
         got = [int(n) for n in made[row] if n >= 0]
         assert [round(float(scores[of.anchor[row], n]), 6) for n in got] == [round(float(scores[of.anchor[row], n]), 6) for n in expected]  # fmt: skip
         assert len(set(of.documents[got])) == len(got)
+
+
+def test_a_text_that_stands_many_times_takes_one_rank():
+    none = np.zeros(1, np.int64)
+    of = Relations(none, none, np.array([-1]), np.array([-2]), np.array([5] * 50 + [6, 6, 7, 8, 9]))
+    ranks = np.arange(55)
+
+    def search(asked, k):
+        return -ranks[None, :k].astype(np.float32), ranks[None, :k]
+
+    (found,) = mine(of, search, lambda a, p: np.ones(1, np.float32), Mining(negatives=3, first=1, last=4))
+    assert found.negatives.tolist() == [[50, 52, 53]]
+    (found,) = mine(of, search, lambda a, p: np.ones(1, np.float32), Mining(negatives=3, first=0, last=90))
+    assert found.negatives.tolist() == [[0, 50, 52]]
 
 
 @pytest.fixture(scope="module")

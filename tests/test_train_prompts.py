@@ -1,5 +1,7 @@
 """What training reads of a row: its texts with their own prompts, counted as they are padded, from data sets that take turns."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +109,13 @@ def test_a_head_over_an_encoder_whose_vectors_are_cut(tiny, tmp_path):
     np.testing.assert_allclose(found, SentenceTransformer(str(tmp_path / "head"), device="cpu").encode(texts.texts, normalize_embeddings=True), atol=1e-5)  # fmt: skip
     store = embed(base, texts, tmp_path / "store")
     np.testing.assert_allclose(embed(head, store, tmp_path / "headed").embeddings(), found, atol=1e-5)
+
+
+def test_distinct_batches_keep_negatives_apart_too(model):
+    columns = {"anchor": [f"q{row}" for row in range(24)], "positive": [f"a{row}" for row in range(24)]}
+    columns["negative_1"] = [f"a{23 - row}" if row % 2 else "" for row in range(24)]  # other rows' positives, or none
+    data = Texts(columns, None, None, "")
+    config = TextConfig(**SETTINGS, drawing=Drawing(how="distinct"))
+    for pairs in islice(plan_batches(data, config, named("infonce"), "x").batches(), 9):
+        texts = [column[row] for column in columns.values() for row in pairs.anchors if column[row]]
+        assert len(set(texts)) == len(texts) and len(pairs.anchors) == 8

@@ -81,7 +81,7 @@ def plan(
     """Decide the batches of `count` rows: pairs of one class where there are labels, else of each row with itself.
 
     masked: same-class items will be no negatives; then classes take turns, otherwise rows are drawn at random. What some ways of
-    drawing need: identities (2, n) of texts, lengths (c, n) in tokens of each row's texts, near (n, k) the nearest rows of each row, or
+    drawing need: identities (c, n) of each row's texts, MISSING where it lacks one, lengths (c, n) in tokens of each row's texts, near (n, k) the nearest rows of each row, or
     (classes, k) the nearest classes of each class, which is asked for now, of the encoder as it is: a training that goes on from a
     checkpoint has another. Raises UserError for data from which no pairs can be made.
 
@@ -342,7 +342,8 @@ def cut_by_tokens(order: Rows, lengths: Rows, budget: int, size: int, least: int
 
 
 def distinct(orders: Iterator[Rows], size: int, identities: Rows, source: str) -> Iterator[Rows]:
-    """Batches of `size` rows in which no text stands twice. identities: (2, n). A row that clashes waits for the next batch.
+    """Batches of `size` rows in which no text stands twice. identities: (c, n), as in `plan`. A row that clashes waits for the next
+    batch.
 
     Raises UserError where an epoch gives no batch.
     """
@@ -368,7 +369,7 @@ def _next_distinct(late: deque[int], rows: Iterator[int], size: int, identities:
         row = late.popleft() if late else next(rows, None)
         if row is None:
             break
-        texts = {int(identities[0][row]), int(identities[1][row])}
+        texts = set(identities[:, row].tolist()) - {MISSING}
         if texts & seen:
             passed.append(row)
         else:

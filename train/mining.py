@@ -80,8 +80,7 @@ def mine(of: Relations, search: Search, score: Judge, mining: Mining, judge: Jud
     spare = int(np.diff(known.starts).max(initial=0)) + 1
     for first in range(0, len(of.anchors), ANCHORS):
         block = np.arange(first, min(first + ANCHORS, len(of.anchors)))
-        scores, found = search(block, min(mining.last + spare, len(of.documents)))
-        scores, found = _without_known(scores, found, block, of, known)
+        scores, found = _searched(search, block, mining.last, mining.last + spare, of, known)
         scores, found = scores[:, mining.first : mining.last], found[:, mining.first : mining.last]
         rows = order[starts[block[0]] : starts[block[-1] + 1]]
         if judge is None:
@@ -105,6 +104,18 @@ def _known(of: Relations, order: Rows, starts: Rows) -> _Known:
     codes = np.concatenate([of.positives[of.positive[order]], of.anchors, of.has[1]])
     by = np.argsort(anchors, kind="stable")
     return _Known(codes[by], np.searchsorted(anchors[by], np.arange(len(of.anchors) + 1)))
+
+
+def _searched(search: Search, block: Rows, last: int, k: int, of: Relations, known: _Known) -> tuple[Floats, Rows]:
+    """Candidates in order, `last` of them where there are so many: further ones are asked for where texts that stand in the corpus
+    several times, each of which counts once, leave fewer of the first k."""
+    k = min(k, len(of.documents))
+    scores, found = search(block, k)
+    ended = found[:, -1] < 0
+    scores, found = _without_known(scores, found, block, of, known)
+    if k < len(of.documents) and (~ended & (found[:, last - 1] < 0)).any():
+        return _searched(search, block, last, 2 * k, of, known)
+    return scores, found
 
 
 def _without_known(scores: Floats, found: Rows, block: Rows, of: Relations, known: _Known) -> tuple[Floats, Rows]:

@@ -177,7 +177,7 @@ def plan_batches(
         None,
         source,
         loss_config,
-        identities=lambda: np.stack([data.identities[name] for name in ("anchor", "positive")]),
+        identities=lambda: np.stack(list(data.identities.values())),
         near=None if model is None else lambda: near_rows(_encoded(model, data.columns["anchor"], encoded), None),
     )
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from retrieval.data import Texts
+from retrieval.data import Texts, text_codes
 from retrieval.encode import ROLES, Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
 from retrieval.errors import UserError
 
-from .batches import Plan, Rows, as_codes
+from .batches import MISSING, Plan, Rows, as_codes
 from .collate import Collator, Source
 from .curve import Curve
 from .fit import fit, fit_head
@@ -113,7 +113,7 @@ def plan_batches(
         labels,
         source,
         loss_config,
-        identities=lambda: identities(data),
+        identities=lambda: _all_identities(data),
         lengths=None if model is None else cache(lambda: lengths(model, data, config)),
         near=None if model is None else lambda: near(model, data, config, encoded),
     )
@@ -142,6 +142,11 @@ def identities(data: Texts) -> Rows:
     """(2, n) identity of each row's text on the anchors' and on the positives' side: equal texts are not negatives."""
     codes = list(data.codes.values())
     return np.stack(codes[:2] if data.is_pairs else codes[:1] * 2)
+
+
+def _all_identities(data: Texts) -> Rows:
+    """(c, n) likewise of all texts of a row, MISSING where it lacks one."""
+    return np.stack([np.where(codes == text_codes([""]), MISSING, codes) for codes in data.codes.values()])
 
 
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
