@@ -14,8 +14,10 @@ from retrieval.encode import Encoding
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images, decode, read_images
-from retrieval.pixels import by_pillow, features_of, least_side, pixels_of
+from retrieval.pixels import Pixels, by_pillow, features_of, least_side, pixels_of
 from retrieval.routes import reader
+from retrieval.train.augment import Augmentation
+from retrieval.train.pictures import pictures_of
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -173,3 +175,16 @@ def test_every_way_to_encode_decodes_alike(tmp_path):
     assert (whole != held.embeddings).any() and cosines.min() > 0.99
     arrays = Images(np.stack([np.asarray(decode(path)) for path in paths]), None, "")
     assert embed(encoder, arrays, tmp_path / "t").manifest["computed"] == [{"backend": "torch", "compute": "float32"}]
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_large_pictures_of_an_array_are_trained_on_whole(channels):
+    """Each pixel counts: of a fine pattern the mean is left, not some of its points."""
+    array = np.tile(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255, (2, 1, 1))
+    array = np.repeat(array[..., None], 3, 3) if channels else array
+    pixels = Pixels((8, 8), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1), 8, True)
+    pictures = pictures_of(Images(array, None, ""), pixels, Augmentation(flip=0, jitter=0, grey=0, blur=0))
+    views = pictures.views(pictures.features(np.arange(2)))
+    assert views["pixel_values"].shape == (2, 3, 8, 8) and (views["pixel_values"] - 0.5).abs().max() < 0.1
+    small = np.zeros((2, 9, 5, *channels), np.uint8)
+    assert pictures_of(Images(small, None, ""), pixels, pictures.how).held[0].shape[2:] == (9, 5)

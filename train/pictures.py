@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from retrieval.cpus import usable_cpus
 from retrieval.data import text_codes
@@ -56,12 +57,13 @@ class Pictures:
 
 
 def pictures_of(images: Images, pixels: Pixels, how: Augmentation) -> Pictures:
-    """Pictures ready to train on: those in memory as arrays as they are; files decoded once, if that fits."""
+    """Pictures ready to train on: those in memory as arrays, and files decoded once, if that fits."""
     device = pixels.mean.device
     if not isinstance(images.source, list):
         array = torch.from_numpy(np.ascontiguousarray(images.source))
         squares = array[:, None] if array.ndim == 3 else array.permute(0, 3, 1, 2).contiguous()
         proportions = torch.full((len(array),), array.shape[2] / array.shape[1])
+        squares = _shrunk(squares, side_of(pixels))
     else:
         height, width = side_of(pixels)
         if len(images) * 3 * height * width > _room(device):
@@ -104,6 +106,14 @@ def decoded(images: Images, rows: Rows, size: tuple[int, int]) -> tuple[Tensor, 
         for _ in pool.map(put, range(len(rows))):
             pass
     return found, proportions
+
+
+def _shrunk(squares: Tensor, size: tuple[int, int]) -> Tensor:
+    """No larger than files are held: augmentation samples pixels, and of a large picture would miss those between."""
+    height, width = (min(sides) for sides in zip(squares.shape[2:], size, strict=True))
+    if (height, width) == squares.shape[2:]:
+        return squares
+    return F.interpolate(squares, (height, width), mode="bilinear", antialias=True)
 
 
 def _room(device: torch.device) -> int:
