@@ -76,7 +76,7 @@ def mine(of: Relations, search: Search, score: Judge, mining: Mining, judge: Jud
     """
     order = np.argsort(of.anchor, kind="stable")
     starts = np.searchsorted(of.anchor[order], np.arange(len(of.anchors) + 1))
-    known = _known(of, order, starts)
+    known = _known(of, order)
     spare = int(np.diff(known.starts).max(initial=0)) + 1
     for first in range(0, len(of.anchors), ANCHORS):
         block = np.arange(first, min(first + ANCHORS, len(of.anchors)))
@@ -98,7 +98,7 @@ class _Known(NamedTuple):
     starts: Rows
 
 
-def _known(of: Relations, order: Rows, starts: Rows) -> _Known:
+def _known(of: Relations, order: Rows) -> _Known:
     """Every anchor's positives, the anchor, and the negatives that it has."""
     anchors = np.concatenate([of.anchor[order], np.arange(len(of.anchors)), of.has[0]])
     codes = np.concatenate([of.positives[of.positive[order]], of.anchors, of.has[1]])

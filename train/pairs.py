@@ -183,7 +183,7 @@ def plan_batches(
 
 
 def _encoded(model: SentenceTransformer, column: Items, encoded: Callable[[int], None]) -> Any:
-    items = column if isinstance(column, Images) else Texts({"text": column}, None, None, "")
+    items = column if isinstance(column, Images) else Texts({"text": column})
     return encode_all(Encoder(model, ""), items, role=ROLE, progress=encoded)
 
 

@@ -185,7 +185,7 @@ def _encode(encoder: "Encoder", texts: list[str]) -> Any:
     from retrieval.embed import encode_all
 
     with progress("before", len(texts)) as bar:
-        return encode_all(encoder, Texts({"text": texts}, None, None, ""), progress=bar)
+        return encode_all(encoder, Texts({"text": texts}), progress=bar)
 
 
 def _split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -283,7 +283,7 @@ def _embed(encoder: "Encoder", texts: Sequence[str], folder: Path, role: str) ->
     from retrieval.embed import embed
 
     with progress(f"embed {folder.name}", len(texts)) as bar:
-        return embed(encoder, Texts({"text": texts}, None, None, ""), folder, role=role, overwrite=True, progress=bar)
+        return embed(encoder, Texts({"text": texts}), folder, role=role, overwrite=True, progress=bar)
 
 
 def _indexed(corpus: "Store", flags: dict[str, Any], folder: Path) -> "Index":

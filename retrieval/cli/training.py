@@ -162,7 +162,7 @@ def carry_out(
         if is_first():
             saved = {**asdict(config), **told, **config.used(plans), "epochs": None if config.steps else config.epochs}
             saved |= {"model": flags["model"], "loss": loss.name, "loss_settings": asdict(loss), "interpolate": share}
-            result = finish(folder, manifest, fresh, curve, saved, loss, metrics, flags)
+            result = finish(folder, manifest, fresh, curve, saved, metrics, flags)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "base.json").unlink()
     leave()
@@ -251,7 +251,6 @@ def finish(
     encoder: "Encoder",
     curve: "Curve",
     config: dict[str, Any],
-    loss: "LossConfig",
     metrics: dict[str, Any],
     flags: dict[str, Any],
 ) -> dict[str, Any]:

@@ -105,9 +105,9 @@ class Texts:
     """
 
     columns: Mapping[str, Sequence[str]]
-    labels: Sequence[str] | None
-    ids: Sequence[str] | None
-    origin: str
+    labels: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
+    origin: str = ""
     scores: NDArray[np.float64] | None = None
 
     @property

@@ -91,7 +91,6 @@ def read_pairs(path: Path, *, split: str = "train", asked: Asked | None = None) 
     if is_shards(path):
         samples = read_samples(path)
         return _captioned(
-            path,
             [sample.picture for sample in samples],
             (_captions(sample) for sample in samples),
             names_of(path, samples),
@@ -99,13 +98,13 @@ def read_pairs(path: Path, *, split: str = "train", asked: Asked | None = None) 
     if path.is_dir():
         files = files_below(path)
         names = [file.relative_to(path).as_posix() for file in files]
-        return _captioned(path, list(files), (_beside(path, file) for file in files), names)
+        return _captioned(list(files), map(_beside, files), names)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a table of image,caption, tar shards, or a folder")
     raise UserError(f"{path}: no pairs with pictures; give a table of image,caption, tar shards, or a folder")
 
 
-def _captioned(path: Path, pictures: Sequence[Picture], captions: Iterable[list[str]], names: list[str]) -> Pairs:
+def _captioned(pictures: Sequence[Picture], captions: Iterable[list[str]], names: list[str]) -> Pairs:
     """A row a caption."""
     source: list[Picture] = []
     texts: list[str] = []
@@ -128,7 +127,7 @@ def _captions(sample: Sample) -> list[str]:
     return told
 
 
-def _beside(path: Path, file: Path) -> list[str]:
+def _beside(file: Path) -> list[str]:
     text = file.with_suffix(".txt")
     if not text.is_file():
         raise UserError(f"{file}: has no caption beside it; write {text.name}, or give a table of image,caption")
