@@ -37,7 +37,7 @@ from .bundle import (
     write_faiss,
 )
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
-from .kinds import layers, lists_of
+from .kinds import layers, lists_of, refuse_unsteerable
 from .plan import Candidate, Goal, candidates
 from .rows import link_rows
 from .tune import tune, worth
@@ -131,6 +131,7 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
         raise UserError(
             f"--factory {factory!r}: FAISS makes it for another metric than {store.manifest['metric']}; take another type"
         )
+    refuse_unsteerable(index, f"--factory {factory!r}")
     return index
 
 
@@ -139,7 +140,8 @@ def _taken_over(trained_by: Index, factory: str | None, store: Store) -> tuple[l
     if factory is not None:
         raise UserError("--trained-by: takes the type over too; leave --factory out")
     require_fitting(trained_by.manifest, store.manifest, str(store.folder))
-    empty_one = read_faiss(trained_by.folder / trained_by.about["file"], changing=True)
+    with trained_by.rows.open_file(trained_by.about["file"]) as file:
+        empty_one = read_faiss(file, changing=True)
     empty_one.reset()
     return [Candidate(trained_by.about["factory"], 0, f"trained by {trained_by.folder.name}")], [empty_one]
 
@@ -153,7 +155,8 @@ def grow(
     """
     started = time.monotonic()
     if path.exists():
-        index = read_faiss(path, changing=True)
+        with open(path, "rb") as saved:
+            index = read_faiss(saved, changing=True)
     try:
         if index is None:
             index = cagra(store.embeddings(), METRICS[store.manifest["metric"]](faiss()), one.factory, device)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +79,8 @@ class Index:
     @cached_property
     def faiss(self) -> Any:
         """The FAISS index, read on first use."""
-        found = read_faiss(self.folder / self.about["file"])
+        with self.rows.open_file(self.about["file"]) as file:
+            found = read_faiss(file)
         if (found.ntotal, found.d) != (self.about["covers"], self.rows.dim):
             raise UserError(
                 f"{self.folder / self.about['file']}: holds {found.ntotal:,} × {found.d} where the manifest says "
@@ -148,8 +149,8 @@ def open_index(folder: Path | str, *, check: bool = False, device: str = "cpu", 
     return Index(Store(Path(folder), kind=KIND, check=check), device, shards)
 
 
-def read_faiss(path: Path, *, changing: bool = False) -> Any:
-    """A FAISS index from a file: to be changed, or to be searched only.
+def read_faiss(file: BinaryIO, *, changing: bool = False) -> Any:
+    """A FAISS index from an open file: to be changed, or to be searched only.
 
     What is searched only is mapped where it is larger than half of the memory; else it lies in one buffer of NumPy's, whose
     large pages make graphs a fifth faster (docs/log.md), and FAISS would end the process if something were added to it.
@@ -157,16 +158,15 @@ def read_faiss(path: Path, *, changing: bool = False) -> Any:
     f = faiss()
     try:
         if changing:
-            return f.read_index(str(path))
-        if path.stat().st_size > MAPPED_FROM * _memory():
-            return f.read_index(str(path), f.IO_FLAG_MMAP_IFC)
-        buffer = np.fromfile(path, np.uint8)
+            return f.read_index(f.PyCallbackIOReader(file.read, 1 << 24))
+        large = os.fstat(file.fileno()).st_size > MAPPED_FROM * _memory()
+        buffer = np.memmap(file, np.uint8, "r") if large else np.fromfile(file, np.uint8)
         reader = f.ZeroCopyIOReader(f.swig_ptr(buffer), len(buffer))
         index = f.read_index(reader)
         index.referenced_objects = [buffer, reader]
         return index
     except RuntimeError as error:
-        raise UserError(f"{path}: FAISS cannot read it ({faiss_message(error)}); build the index again") from None
+        raise UserError(f"{file.name}: FAISS cannot read it ({faiss_message(error)}); build the index again") from None
 
 
 def refined(index: Any, table: NDArray[Any], dtype: str, metric: str) -> Any:

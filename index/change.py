@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from retrieval.artifact import Manifest, creating, now
+from retrieval.artifact import Manifest, creating, now, seal
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Ids, Kind, Store, StoreRows, append, delete
@@ -105,33 +105,43 @@ def merge(
         raise UserError(f"id {repeated!r} stands in more than one of the indexes; remove it from all but one")
     with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
         rows = link_rows([index.rows for index in indexes], folder)
-        grown = _joined(indexes, progress)
+        seal(folder, KIND, rows)  # as a store, for types that take all rows anew
+        with Store(folder, kind=KIND, trusted=True) as linked:
+            grown = _joined(indexes, linked, progress)
         stated = write_faiss(grown, folder / FIRST_FILE)
         about = indexes[0].about | {"file": FIRST_FILE, "covers": grown.ntotal, "merged": len(indexes)}
         manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
     return open_index(output)
 
 
-def _joined(indexes: list[Index], progress: Progress) -> Any:
-    """One FAISS index over the live rows of all, in their order."""
+def _joined(indexes: list[Index], linked: Store, progress: Progress) -> Any:
+    """One FAISS index over the live rows of all, in their order, as `linked` has them."""
     whole = all(i.rows.ordinals is None and i.about["covers"] == i.rows.count for i in indexes)
     grown = _whole(indexes[0])
     if whole and lists_of(grown) is not None:
-        others, trained = [_whole(index) for index in indexes[1:]], _emptied(grown)
-        if all(_emptied(other) == trained for other in others):
+        others = [_whole(index) for index in indexes[1:]]
+        if all(_alike(grown, other) for other in others):
             for other in others:
                 progress(other.ntotal)
                 grown.merge_from(other, grown.ntotal)
             return grown
-    if not whole:
+    if not (whole and abilities(grown).grows):
         grown.reset()
-    for index in indexes[1:] if whole else indexes:
-        _attempt(index.folder, lambda index=index: add_rows(grown, index.rows, 0, None, progress))  # type: ignore[misc]
+    _attempt(linked.folder, lambda: add_rows(grown, linked, grown.ntotal, None, progress))
     return grown
 
 
+def _alike(index: Any, other: Any) -> bool:
+    """Whether two inverted files were trained alike, and FAISS can merge them list by list."""
+    try:
+        index.check_compatible_for_merge(other)
+    except RuntimeError:
+        return False
+    return _emptied(index) == _emptied(other)
+
+
 def _emptied(index: Any) -> bytes:
-    """An index as it was trained: inverted files that differ in their vectors only can be merged list by list."""
+    """An index as it was trained."""
     copy = faiss().clone_index(index)
     copy.reset()
     return bytes(faiss().serialize_index(copy))
@@ -139,7 +149,8 @@ def _emptied(index: Any) -> bytes:
 
 def _whole(index: Index) -> Any:
     """The FAISS index as new, in memory: not the one that searches use."""
-    return read_faiss(index.folder / index.about["file"], changing=True)
+    with index.rows.open_file(index.about["file"]) as file:
+        return read_faiss(file, changing=True)
 
 
 def _replace(folder: Path, manifest: Manifest, grown: Any) -> None:

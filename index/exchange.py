@@ -16,7 +16,7 @@ from retrieval.store.ids import first_repeated
 from .backend import faiss
 from .build import settle
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import abilities, layers, lists_of
+from .kinds import abilities, layers, lists_of, refuse_unsteerable
 from .plan import Goal
 from .rows import link_rows
 
@@ -44,12 +44,14 @@ def import_faiss(
     Raises UserError for a type that does not give its vectors back, and for ids that do not match.
     """
     try:
-        index = read_faiss(path, changing=True)
+        with open(path, "rb") as file:
+            index = read_faiss(file, changing=True)
     except UserError as error:
         raise UserError(str(error).replace("build the index again", "give what faiss.write_index wrote")) from None
     index, own = _without_map(index)
     if not index.ntotal:
         raise UserError(f"{path}: holds no vectors; there is nothing to import")
+    refuse_unsteerable(index, str(path))
     metric = _metric(path, index, metric)
     vectors, listed = _vectors(path, index)
     own = listed if own is None else own

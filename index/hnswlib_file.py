@@ -27,6 +27,10 @@ def write_hnswlib(index: Index, file: BinaryIO) -> None:
     links = int(hnsw.nb_neighbors(1))
     ids = index.rows.ids_between(0, index.rows.count)
     labels = np.arange(count) if isinstance(ids, list) else ids
+    if (labels < 0).any():
+        raise UserError(
+            f"{index.folder}: has the id {labels.min()}, and hnswlib knows none below 0; number its rows anew"
+        )
     element = np.dtype([("count", "<u4"), ("links", "<u4", (2 * links,)), ("vector", "<f4", (dim,)), ("label", "<u8")])
     levels = f.vector_to_array(hnsw.levels) - 1  # FAISS counts the ground floor
     head = [0, count, count, element.itemsize, element.fields["label"][1], element.fields["vector"][1]]  # type: ignore[index]

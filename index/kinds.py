@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from retrieval.errors import UserError
+
 from .backend import faiss
 
 Settings = dict[str, int]
@@ -61,7 +63,8 @@ def abilities(index: Any) -> Abilities:
     refined = any(isinstance(part, f.IndexRefine) for part in chain)
     plain = isinstance(chain[-1], f.IndexFlat | f.IndexIVFFlat)
     changed = any(isinstance(part, f.IndexPreTransform) for part in chain)  # perhaps to fewer dimensions
-    deaf = isinstance(graph if graph is not None else chain[-1], f.IndexNSG | f.IndexPQ | f.IndexPQFastScan)
+    searched = chain[-1] if graph is None else graph
+    deaf = takes_nothing(searched) or isinstance(searched, f.IndexIVFAdditiveQuantizer | f.IndexIVFPQR)
     return Abilities(
         knob,
         limit,
@@ -70,6 +73,19 @@ def abilities(index: Any) -> Abilities:
         selects=not deaf,
         grows=not isinstance(graph, f.IndexNSG),
     )
+
+
+def takes_nothing(index: Any) -> bool:
+    """Whether FAISS searches a type without any parameters: none for a call, and no selector of rows."""
+    f = faiss()
+    return isinstance(index, f.IndexNSG | f.IndexPQ | f.IndexLSH | f.IndexAdditiveQuantizer | f.IndexFastScan)
+
+
+def refuse_unsteerable(index: Any, name: str) -> None:
+    """Raise UserError for the types whose nprobe or effort FAISS does not let a call choose."""
+    f = faiss()
+    if any(isinstance(part, f.IndexIVFAdditiveQuantizerFastScan | f.Index2Layer) for part in layers(index)):
+        raise UserError(f"{name}: FAISS lets no search choose how far it looks in this type; take another")
 
 
 def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
@@ -95,6 +111,4 @@ def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
     if isinstance(index, f.IndexNSG):
         # FAISS draws so many different rows to begin with, and never returns where there are fewer.
         index.nsg.search_L = min(settings.get("effort", 16), max(1, index.ntotal))
-    if isinstance(index, f.IndexNSG | f.IndexPQ | f.IndexPQFastScan):
-        return None
-    return f.SearchParameters(sel=selector)
+    return None if takes_nothing(index) else f.SearchParameters(sel=selector)

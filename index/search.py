@@ -19,6 +19,7 @@ from .kinds import Settings, parameters
 # Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
 EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
+UNIT_ROUNDING = 1e-6  # how far from 1 the product of a unit vector with itself may be in float32
 
 
 class Hit(NamedTuple):
@@ -88,7 +89,7 @@ def within(index: Index, queries: Floats, radius: float, *, where: Mask | None =
     Rows are filled up with −1.
     """
     queries = _fitting(index, queries)
-    found = exact_within(queries, index.base, radius)
+    found = exact_within(queries, index.base, radius - UNIT_ROUNDING if index.metric == "cosine" else radius)
     counts = np.diff(found.starts)
     query = np.repeat(np.arange(len(queries)), counts)
     kept = np.ones(len(query), bool) if where is None else where[found.rows]
@@ -211,21 +212,26 @@ def _widened(index: Index, settings: Settings, times: float) -> Settings:
 
 
 def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None, settings: Settings) -> Neighbors:
-    """For a type that cannot pass over rows: it is asked for more until enough of them may be found."""
+    """For a type that cannot pass over rows: it is asked for more until enough of them may be found; at last all are compared."""
     asked = k
     while True:
-        asked = min(2 * asked, index.about["covers"])
+        asked = 2 * asked
+        if asked >= index.about["covers"]:
+            rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+            return _among(index, queries, k, rows)
         found = _faiss_search(index, queries, asked, settings, None)
         fit = (found.ids >= 0) & (True if where is None else where[found.ids])
-        if asked == index.about["covers"] or (fit.sum(1) >= k).all():
+        if (fit.sum(1) >= k).all():
             order = np.argsort(~fit, axis=1, kind="stable")[:, :k]
             rows = np.where(np.take_along_axis(fit, order, 1), np.take_along_axis(found.ids, order, 1), -1)
             return Neighbors(np.take_along_axis(found.scores, order, 1), rows)
 
 
 def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, selector: Any) -> Neighbors:
-    engine, again = index.engine, index.rescored
-    fetched = min(k * settings.get("rerank", 1), index.about["covers"]) if again else k
+    engine, again, covers = index.engine, index.rescored, index.about["covers"]
+    if not index.abilities.grows and settings.get("rerank", 1) * k > covers:  # an NSG asked for more never returns
+        settings = settings | {"rerank": max(1, covers // k)}
+    fetched = min(k * settings.get("rerank", 1), covers) if again else k
     if index.device != "cpu" and fetched > LARGEST_K:
         raise UserError(
             f"{fetched:,} results of a query: FAISS finds {LARGEST_K:,} at most on a GPU; search on cpu, ask for a smaller -k, or "

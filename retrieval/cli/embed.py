@@ -19,6 +19,7 @@ from .options import (
     quiet_libraries,
     refuse_missing,
     refuse_two_ways,
+    refuse_unused,
     require_store,
     together,
     uses_device,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from retrieval.data import Asked, TextFile, Texts
     from retrieval.images import Images
     from retrieval.store import Store
+
+
+OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip-bad")
 
 
 @click.command(cls=Command)
@@ -126,6 +130,7 @@ def embed(
 
     refuse_two_ways(add, replace, overwrite)
     if add or replace:
+        refuse_unused("the store to be changed has its shards' size already", "--shard-rows")
         require_store(output)
         with open_store(output) as store:
             shard_rows = store.shard_rows
@@ -197,6 +202,7 @@ def _read(
     refuse_missing(path, give="texts or images")
     if stated_kind(path) == KIND:
         asked.refuse_without_columns(path)
+        refuse_unused(f"{path} is a store, of which only a head is computed", *OF_ITEMS)
         store = open_store(path)
         say(f"{path}: {store.count:,} embeddings")
         return store

@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import MEMORY, TIME, F, Group, checks, common, existing, verify_artifact, writes
+from .options import MEMORY, TIME, F, Group, checks, common, existing, verify_artifact
 from .output import emit, plural, progress, say, told_size
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ def index() -> None:
     """Build, tune, change and check search indexes, and exchange them with FAISS."""
 
 
+judged_by = click.option(
+    "--queries", type=existing("folder"), help="A store of real queries to tune with.  [default: stored items]"
+)
+
+
 def aims(command: F) -> F:
-    """What an index is to reach, and the queries to judge it by."""
+    """What an index is to reach."""
     for option in (
-        click.option(
-            "--queries", type=existing("folder"), help="A store of real queries to tune with.  [default: stored items]"
-        ),
         click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of recall@k."),
         click.option(
             "--for",
@@ -45,6 +47,7 @@ def aims(command: F) -> F:
 @index.command()
 @click.argument("store", type=existing("folder"))
 @click.option("--factory", help='A FAISS factory string such as "IVF256,Flat", "HNSW32".  [default: by what is asked]')
+@judged_by
 @aims
 @click.option("--memory", type=MEMORY, help='What the index may take when it is searched: "2GB".')
 @click.option(
@@ -54,7 +57,8 @@ def aims(command: F) -> F:
     "--device", default="cpu", show_default=True, help="Where lists are trained and filled: cuda, cuda:0,cuda:1."
 )
 @click.option("--plan", is_flag=True, help="Only say what would be built.")
-@writes
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write; not needed for a --plan.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier result under --output.")
 @checks
 @common
 def build(
@@ -69,7 +73,7 @@ def build(
     trained_by: Path | None,
     device: str,
     plan: bool,
-    output: Path,
+    output: Path | None,
     overwrite: bool,
     check: bool,
     seed: int,
@@ -93,15 +97,19 @@ def build(
 
     source = open_store(store, check=check)
     goal = goal_of(recall, latency, use, k, memory)
-    if factory and memory:
-        raise UserError("--memory: chooses a type, and --factory has chosen; give one of them")
-    chosen = [] if factory or trained_by else candidates(source.count, source.dim, goal)
-    if not plan:
-        refuse_to_clobber(output, "index", overwrite)
+    if memory and (factory or trained_by):
+        given = "--factory" if factory else "--trained-by"
+        raise UserError(f"--memory: chooses a type, and {given} has chosen; give one of them")
+    taken = open_index(trained_by) if trained_by else None
+    chosen = [] if factory or taken else candidates(source.count, source.dim, goal)
     if plan:
-        emit({"plan": [vars(one) for one in chosen]}, as_json, _planned(chosen, factory))
+        named = factory or (str(taken.about["factory"]) if taken else "")
+        emit({"plan": [vars(one) for one in chosen] or [{"factory": named}]}, as_json, _planned(chosen, named))
         return
-    for line in _planned(chosen, factory) if chosen and chosen[0].factory != "Flat" else []:
+    if output is None:
+        raise UserError("--output: is missing; name a folder to write, or ask for the --plan alone")
+    refuse_to_clobber(output, "index", overwrite)
+    for line in _planned(chosen, "") if chosen and chosen[0].factory != "Flat" else []:
         say(line)
     vectors = _queries(queries, source.manifest, check)
     with progress("index", source.count * max(1, len(chosen))) as advance:
@@ -111,7 +119,7 @@ def build(
             factory=factory,
             goal=goal,
             queries=vectors,
-            trained_by=open_index(trained_by) if trained_by else None,
+            trained_by=taken,
             device=device,
             overwrite=overwrite,
             seed=seed,
@@ -131,7 +139,7 @@ def goal_of(
     return Goal(recall or RECALL, k, None if memory is None else int(memory), latency, single)
 
 
-def _planned(chosen: "list[Candidate]", factory: str | None) -> list[str]:
+def _planned(chosen: "list[Candidate]", factory: str) -> list[str]:
     if factory:
         return [f"plan: {factory}, as asked"]
     return [f"plan: {one.factory}, {told_size(one.memory)} when searched: {one.why}" for one in chosen] + (
@@ -198,6 +206,7 @@ def findings(made: "Index") -> list[str]:
 
 @index.command()
 @index_argument
+@judged_by
 @aims
 @checks
 @common

@@ -59,8 +59,11 @@ def remove(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
 
     ids = read_ids(named, ids_path)
     with Store(folder, kind=KIND) as opened:
-        typed = typed_ids(opened, ids)
-    _say(folder, remove_rows(folder, typed), f"{plural(len(ids), 'row')} removed", as_json)
+        before, typed = opened.count, typed_ids(opened, ids)
+    made = remove_rows(folder, typed)
+    gone = before - made.rows.count
+    what = f"{plural(gone, 'row')} removed" if gone else "these rows were removed already, nothing was done"
+    _say(folder, made, what, as_json)
 
 
 @index.command()

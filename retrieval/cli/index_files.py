@@ -7,7 +7,7 @@ import click
 from retrieval.errors import UserError
 
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
-from .options import checks, common, existing, quiet_libraries, refuse_existing, writes
+from .options import checks, common, existing, quiet_libraries, refuse_existing, refuse_unused, writes
 from .output import emit, say
 
 
@@ -34,7 +34,6 @@ def import_(
     latency: float | None,
     use: str | None,
     k: int,
-    queries: Path | None,
     output: Path,
     overwrite: bool,
     seed: int,
@@ -51,8 +50,6 @@ def import_(
     from retrieval.formats import read_lines
     from retrieval.index.exchange import import_faiss
 
-    if queries:
-        raise UserError("--queries: tune with them afterwards, by `retrieval index tune`")
     encoder = None
     if name:
         quiet_libraries()
@@ -117,6 +114,8 @@ def export(
     if ids_path is not None and ids_path.resolve() == output.resolve():
         raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     refuse_existing(overwrite, output, ids_path)
+    if output.suffix in (".faiss", ".hnswlib"):
+        refuse_unused(f"{output.suffix} holds no queries", "--queries")
     opened = open_index(folder, check=check)
     if output.suffix == ".faiss":
         export_faiss(opened, output)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from retrieval.errors import UserError, is_disk_full
 
@@ -104,6 +105,15 @@ def together(*options: Callable[[F], F], title: str | None = None) -> Callable[[
         return command
 
     return add
+
+
+def refuse_unused(why: str, *flags: str) -> None:
+    """Raise UserError where one of these flags was given, by the command line or a configuration file, to a call that has no use for it."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        named = set(flags) & set(param.opts)
+        if named and context.get_parameter_source(param.name or "") not in (None, ParameterSource.DEFAULT):
+            raise UserError(f"{named.pop()}: {why}; leave it out")
 
 
 def existing(kind: str) -> click.Path:

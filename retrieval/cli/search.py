@@ -9,7 +9,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, refuse_unused, uses_device
 from .output import emit
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def search(
         raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
     if any(not query.strip() for query in queries):
         raise UserError("--query: is empty; give a text to search for")
+    if store:
+        refuse_unused("--store holds vectors already", "--encoder", "--device")
     _refuse_output(output, overwrite, radius)
     from retrieval.index.bundle import open_index
     from retrieval.index.search import hits, within
@@ -197,6 +199,8 @@ def _ids(opened: "Index", found: "Found") -> Any:
 
     held = opened.rows.ids_between(0, opened.rows.count)
     if isinstance(held, np.ndarray):
+        if (found.rows < 0).any() and -1 in held:
+            raise UserError("--output: −1 stands for no result in .npy, and an item has this id; write .jsonl or .run")
         return np.where(found.rows >= 0, held[found.rows], -1) if len(held) else found.rows
     # Of the rows found alone: an array of strings is as wide as its longest.
     ids = [held[row] if row >= 0 else "" for row in found.rows.ravel().tolist()]

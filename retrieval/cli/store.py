@@ -19,6 +19,7 @@ from .options import (
     read_ids,
     refuse_existing,
     refuse_two_ways,
+    refuse_unused,
     require_store,
     typed_ids,
     uses_device,
@@ -198,7 +199,7 @@ def _one_a_row(path: Path, lines: list[str], count: int) -> list[str]:
 )
 @click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5.")
 @click.option(
-    "-k", type=click.IntRange(min=1), default=100, show_default=True, help="Neighbours of each query, for .hdf5."
+    "-k", type=click.IntRange(min=1), help="Neighbours of each query, for .hdf5.  [default: 100, or all if fewer]"
 )
 @checks
 @uses_device
@@ -209,7 +210,7 @@ def export(
     overwrite: bool,
     ids_path: Path | None,
     queries: Path | None,
-    k: int,
+    k: int | None,
     check: bool,
     device: str | None,
     seed: int,
@@ -230,6 +231,8 @@ def export(
     if ids_path is not None and ids_path.resolve() == output.resolve():
         raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     refuse_existing(overwrite, output, ids_path)
+    if not queries:
+        refuse_unused("is for the neighbours of --queries", "-k", "--device")
     with open_store(folder, check=check) as opened:
         device = pick_device(device) if queries else "cpu"
         export_store(
@@ -272,10 +275,12 @@ def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
 
     ids = read_ids(named, ids_path)
     with open_store(folder) as opened:
-        typed = typed_ids(opened, ids)
+        before, typed = opened.count, typed_ids(opened, ids)
     left = delete_rows(folder, typed)
-    result = {"store": str(folder), "deleted": len(ids), "count": left.count, "generation": left.manifest["generation"]}
-    emit(result, as_json, [f"{folder}: {len(ids):,} deleted, {left.count:,} left"])
+    gone = before - left.count
+    result = {"store": str(folder), "deleted": gone, "count": left.count, "generation": left.manifest["generation"]}
+    what = f"{gone:,} deleted" if gone else "these rows were deleted already"
+    emit(result, as_json, [f"{folder}: {what}, {left.count:,} left"])
 
 
 @store.command()

@@ -120,11 +120,11 @@ def export(
     *,
     ids: Path | None = None,
     queries: Store | None = None,
-    k: int = 100,
+    k: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Write a store to a foreign file, by its ending, atomically; `ids` to another, one a line. `queries` and `k` are for
-    ann-benchmarks' files."""
+    """Write a store to a foreign file, by its ending, atomically; `ids` to another, one a line. `queries` and `k` (100, or all
+    rows where there are fewer) are for ann-benchmarks' files."""
     ending = _ending(path)
     if (queries is not None) != (ending in HDF5):
         raise UserError(
@@ -135,7 +135,7 @@ def export(
         if queries is not None:
             from .hdf5 import write_ann_benchmarks
 
-            write_ann_benchmarks(file, store, queries, k, device)
+            write_ann_benchmarks(file, store, queries, min(100, store.count) if k is None else k, device)
         elif ending == ".parquet":
             from .tables import write_parquet
 

@@ -15,6 +15,7 @@ from retrieval.errors import UserError
 from retrieval.store import Ids, Rows, Store
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
+TAKEN = {*VECTOR_COLUMNS, *ID_COLUMNS, *LABEL_COLUMNS}  # names of columns that an import takes for more than a payload
 SMALL = 1024  # rows read at a time
 LARGEST_ID = np.iinfo(np.int64).max
 
@@ -40,7 +41,7 @@ class ParquetFile:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (*(["labels"] if self.label else []), *(f"payload/{name}" for name in self.others))
+        return (*(["labels"] if self.label else []), *(f"payload/{_payload_name(name)}" for name in self.others))
 
     def ids(self, start: int, stop: int) -> Ids | None:
         return None if self.id is None else self._ids(self._read((self.id,), start, stop), start)
@@ -51,7 +52,8 @@ class ParquetFile:
         table = self._read(wanted, start, stop)
         ids = np.arange(start, stop) if self.id is None else self._ids(table, start)
         labels = self._strings(table, self.label, start, required=True) if self.label else None
-        return Rows(self._vectors(table, start), ids, labels, {n: self._strings(table, n, start) for n in self.others})
+        payload = {_payload_name(name): self._strings(table, name, start) for name in self.others}
+        return Rows(self._vectors(table, start), ids, labels, payload)
 
     def _vectors(self, table: Any, start: int) -> Any:
         column = table[self.vectors].combine_chunks()
@@ -152,6 +154,15 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _column_name(payload: str) -> str:
+    """The column of a payload; one that an import would take for the id, the label or the vector has a prefix."""
+    return f"payload.{payload}" if payload.lower() in TAKEN or payload.startswith("payload.") else payload
+
+
+def _payload_name(column: str) -> str:
+    return column.removeprefix("payload.")
+
+
 def write_parquet(file: BinaryIO, store: Store) -> None:
     """Everything in a store: columns id, label, the payload's, and embedding (float16 stores as halffloat, else float)."""
     half = store.dtype == "float16"
@@ -160,7 +171,7 @@ def write_parquet(file: BinaryIO, store: Store) -> None:
     if "labels" in store.manifest["columns"]:
         fields.append(("label", pa.string()))
     payload = [name.removeprefix("payload/") for name in store.manifest["columns"] if name != "labels"]
-    fields += [(name, pa.string()) for name in payload]
+    fields += [(_column_name(name), pa.string()) for name in payload]
     schema = pa.schema([*fields, ("embedding", pa.list_(value, store.dim))])
     with pq.ParquetWriter(file, schema) as writer:
         for rows in store:

@@ -1,14 +1,18 @@
 """Finding rows by id, and ids that stand twice, in eight bytes of memory an id."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from retrieval.errors import UserError
 
 from .reader import Store
 from .shard import Ids, Ints
 
 NAMED = 3
+LARGEST = np.iinfo(np.int64).max
 Place = tuple[int, int]  # shard, row within it
 
 
@@ -59,3 +63,9 @@ def listed(ids: Ids) -> list[Any]:
 def named(ids: Iterable[Any]) -> str:
     listed = list(ids)
     return f"{len(listed):,} ({', '.join(map(str, listed[:NAMED]))})"
+
+
+def refuse_without_numbers(folder: Path, first: int, count: int) -> None:
+    """Raise UserError where rows without ids, which are numbered from `first`, would pass the largest integer."""
+    if first + count - 1 > LARGEST:
+        raise UserError(f"{folder}: has ids up to {first - 1}, so no numbers are left for new rows; give them ids")

@@ -44,9 +44,13 @@ class Store:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder{REMEDIES[kind]}")
         self.folder, self.kind = folder, kind
-        self._descriptor = start_reading(folder)
-        self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        self.manifest: Manifest = read_manifest(folder, kind, check=check, trusted=trusted)
+        while True:
+            self._descriptor = start_reading(folder)
+            self._finalizer = weakref.finalize(self, os.close, self._descriptor)
+            self.manifest: Manifest = read_manifest(folder, kind, check=check, trusted=trusted)
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(folder)):
+                break
+            self._finalizer()  # another was put in its place meanwhile, and the manifest is that one's
         self._live: dict[int, Ints | None] = {}
 
     def close(self) -> None:
@@ -204,7 +208,7 @@ class Store:
 
     def _files(self) -> Iterator[BinaryIO]:
         for shard in self.shards:
-            with self._open(shard["name"]) as file:
+            with self.open_file(shard["name"]) as file:
                 yield file
 
     def live(self, number: int) -> Ints | None:
@@ -214,7 +218,7 @@ class Store:
             if "deleted" not in shard:
                 self._live[number] = None
             else:
-                with self._open(shard["deleted"]) as file:
+                with self.open_file(shard["deleted"]) as file:
                     gone = np.load(file, allow_pickle=False)
                 self._live[number] = np.setdiff1d(np.arange(shard["rows"]), gone)
         return self._live[number]
@@ -298,10 +302,10 @@ class Store:
         return columns
 
     def _read(self, number: int, how: Any, *args: Any) -> Any:
-        with self._open(self.shards[number]["name"]) as file:
+        with self.open_file(self.shards[number]["name"]) as file:
             return how(file, *args)
 
-    def _open(self, name: str) -> BinaryIO:
+    def open_file(self, name: str) -> BinaryIO:
         """A file of the folder that was opened, even if another stands under its name by now."""
         path = self.folder / name
         try:

@@ -19,7 +19,7 @@ from retrieval.artifact import MANIFEST, Manifest, creating, seal, sha256_json, 
 from retrieval.errors import UserError
 from retrieval.locks import LOCK, nobody_reading, sole_writer
 
-from .ids import Place, find, first_repeated, listed, named
+from .ids import Place, find, first_repeated, listed, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
 from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
@@ -177,8 +177,7 @@ def _ids_of(source: Source, kind: Kind) -> IdBlocks | None:
 
 
 def _id_type(source: Source, kind: Kind) -> str:
-    first = source.ids(0, min(kind.shard_rows, source.count))
-    return "string" if isinstance(first, list) else "integer"
+    return "string" if isinstance(source.ids(0, min(kind.shard_rows, source.count)), list) else "integer"
 
 
 def create(
@@ -193,8 +192,7 @@ def create(
 ) -> Store:
     """Write a new store. `settings`: whatever else decides its bytes; `notes`: further manifest fields, lists all.
 
-    It stands under `output` only when it is whole. A call that was killed is taken up by the same call; a store that the
-    same call made is left as it is.
+    It stands under `output` only when it is whole. A killed call is taken up by the same call, which leaves what it made.
     """
     output = Path(output)
     plan = plan_of("create", source, kind, settings)
@@ -210,9 +208,8 @@ def create(
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         run(Job(source, kind, shards, 0))
         _enter_all(manifest, shards)
-    (output / JOURNAL).unlink(
-        missing_ok=True
-    )  # not before the store stands: until then the same call may have to go on
+    # Not before the store stands: until then the same call may have to go on.
+    (output / JOURNAL).unlink(missing_ok=True)
     return Store(output, trusted=True)
 
 
@@ -227,7 +224,8 @@ def append(
     run: Runner = write_in_turn,
     artifact: str = KIND,
 ) -> Store:
-    """Add rows to a store, or to another `artifact` that holds its rows as one. Ids that it has already are refused, or with `replace` their old rows are deleted.
+    """Add rows to a store, or to another `artifact` that holds its rows as one. Ids that it has already are refused, or with
+    `replace` their old rows are deleted.
 
     The same call twice in a row adds nothing the second time.
     """
@@ -245,6 +243,8 @@ def append(
                     f"{folder}: has {named(known)} of the new ids already; replace their rows with --replace"
                 )
             first_id = manifest["next_id"]
+            if ids is None:
+                refuse_without_numbers(folder, first_id, source.count)
             shards = Shards(folder, sha256_json([plan, first_id]), manifest["next_part"])
             run(Job(source, kind, shards, first_id))
             _bury(folder, manifest, list(known.values()))
