@@ -224,15 +224,20 @@ def refuse_unusable(vectors: Floats, labels: Sequence[str] | None, metric: str) 
         )
 
 
-def _queries(found: Ints, relevance: Relevance, settings: Settings) -> tuple[Ints, int]:
-    """The rows that are asked, and how many have nothing relevant to find."""
-    rows = np.flatnonzero(found > 0)
+def refuse_unclustered(relevance: Relevance, found: Ints) -> None:
+    """Raise UserError for one class, and where no item has anything relevant to find; found: (n,) how many each has."""
     if isinstance(relevance, Classes) and len(relevance.names) < 2:
         raise UserError(f"only one class ({relevance.names[0]!r}); clustering needs at least two")
-    if not len(rows):
+    if not (found > 0).any():
         raise UserError(
             f"none of the {len(found):,} items shares its class with another; clustering needs classes of two or more"
         )
+
+
+def _queries(found: Ints, relevance: Relevance, settings: Settings) -> tuple[Ints, int]:
+    """The rows that are asked, and how many have nothing relevant to find."""
+    refuse_unclustered(relevance, found)
+    rows = np.flatnonzero(found > 0)
     unanswerable = len(found) - len(rows)
     if settings.sample is not None and settings.sample < len(rows):
         rows = np.sort(np.random.default_rng(settings.seed).choice(rows, settings.sample, replace=False))

@@ -112,7 +112,7 @@ def test_a_comparison_is_kept_and_a_damaged_evaluation_is_said(files, run_cli):
 
 def test_few_queries_are_said(files, run_cli):
     assert "20 queries are few" in run_cli(*WORDS, "labels.txt", "--sample", 20).stdout
-    assert "are few" not in run_cli(*WORDS, "labels.txt").stdout
+    assert "queries are few" not in run_cli(*WORDS, "labels.txt").stdout
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_few_queries_are_said(files, run_cli):
         ([*WORDS[2:], "labels.txt", "-k", "120"], "there are only 119 other items"),
         ([*WORDS[2:], "labels.txt", "--separator", "|", "--hierarchy", "/"], "give one of --separator and --hierarchy"),
         ([*WORDS[2:], "labels.txt", "--reference-labels", "labels.txt"], "--reference, which is not given"),
-        ([*WORDS[2:], "sets.txt", "--like", "pml", "--separator", "|"], "judges one set of items"),
-        ([*WORDS[2:], "labels.txt", "--like", "pml", "--output", "x"], "--like: has no values by query"),
+        ([*WORDS[2:], "sets.txt", "--like", "pml", "--separator", "|"], "--separator: --like pml judges one set of items"),
+        ([*WORDS[2:], "labels.txt", "--like", "pml", "--output", "x"], "--output: --like pml judges"),
         ([*WORDS[2:], "sets.txt", "--probe", "--separator", "|"], "--probe: needs one label"),
         ([*WORDS[2:], "labels.txt", "--separator", "|"], "--separator '|': no label has it, such as 'class-0'"),
         ([*WORDS[2:], "labels.txt", "--reference", "one.npy"], "one.npy: has no labels; add --reference-labels FILE"),

@@ -388,5 +388,5 @@ def test_data_without_anything_to_judge_by_are_refused(run_cli, texts, tmp_path)
     assert "give --held-out" in run_cli(*words, "--data", few, code=2).output
     shutil.copy(texts, tmp_path / "copy.csv")
     same = run_cli(*words, "--data", texts, "--held-out", tmp_path / "copy.csv", code=2).output
-    assert "every item of it is in the training data" in same
+    assert "every held-out item is in the training data too" in same
     assert re.search("no such file", run_cli(*words, "--data", Path("absent.csv"), code=2).output)

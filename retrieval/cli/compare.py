@@ -10,7 +10,7 @@ from retrieval.errors import UserError
 
 from .evaluate import METRICS, evaluate, keeps
 from .evaluated import named_paths, refuse_evaluation, write_evaluation
-from .options import checks, common, existing
+from .options import checks, common, existing, refuse_unused
 from .output import emit, say
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.formats.trec import Qrels
 
+USED_BY_SOME = {"--qrels", "--labels", "--metric"}
 HEADLINES = ("map@r", "r@1", "knn@20", "ndcg@10", "map@100", "recall@100")
 
 
@@ -57,8 +58,10 @@ def compare(
     from retrieval.eval.compare import corrected, paired
     from retrieval.formats.trec import read_qrels
 
+    flags["used"] = set()
     qrels = None if flags["qrels"] is None else read_qrels(flags["qrels"])
     runs, left_out = paired([[_read(path, seed, qrels, flags) for path in paths] for _, paths in named])
+    refuse_unused("nothing that is compared asks for it", *(USED_BY_SOME - flags["used"]))
     chosen = _chosen(values, [run for each in runs for run in each])
     if unit == "class" and runs[0][0].groups is None:
         raise UserError("--unit class: these queries have no classes")
@@ -109,6 +112,7 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
                 f"{path}: is a folder, and --qrels judges runs; search it by `eval relevance --corpus {path} --output …`, and "
                 f"compare that"
             )
+        flags["used"].add("--qrels")
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.formats.trec import read_run
 
@@ -119,6 +123,7 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
 
     from .evaluated import read_side
 
+    flags["used"] |= {"--labels", "--metric"}
     side = read_side(path, flags["labels"], flags["metric"], flags["check"])
     settings = Settings(metric=side.metric, seeds=0, seed=seed)
     return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids).queries

@@ -9,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .evaluated import rough
-from .options import F, Group, checks, common, existing, pick_device, uses_device
+from .options import F, Group, checks, common, existing, pick_device, refuse_unused, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 METRICS = ("cosine", "inner_product", "euclidean")
 SHOWN_CLASSES = 5
+NOT_OF_PEERS = (
+    "-k",
+    "--sample",
+    "--separator",
+    "--hierarchy",
+    "--runs",
+    "--probe",
+    "--reference",
+    "--output",
+    "--device",
+)
 
 
 def keeps(command: F) -> F:
@@ -91,7 +102,7 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
                 f"{flags['reference']}: is compared by {other.metric}, {vectors} by {side.metric}; say --metric"
             )
     if flags["like"]:
-        _like(flags["like"], side, as_json, any((other, flags["separator"], flags["hierarchy"])))
+        _like(flags["like"], side, as_json)
         return
     found = _judge(side, other, flags, side.labels, None if other is None else other.labels)
     result = {"vectors": str(vectors), "metric": side.metric, **_as_json(found, side, other, flags["seed"])}
@@ -108,8 +119,10 @@ def _refuse_unclear(flags: dict[str, Any]) -> None:
         raise UserError("give one of --separator and --hierarchy")
     if flags["separator"] is not None and flags["probe"]:
         raise UserError("--probe: needs one label an item; leave out --separator")
-    if flags["like"] and flags["output"] is not None:
-        raise UserError("--like: has no values by query to write; leave out --output")
+    if flags["like"]:
+        refuse_unused(
+            f"--like {flags['like']} judges one set of items with one label each, and writes nothing", *NOT_OF_PEERS
+        )
     if flags["reference_labels"] is not None and flags["reference"] is None:
         raise UserError("--reference-labels: are for --reference, which is not given")
 
@@ -130,16 +143,16 @@ def _judge(
     )
     reference = None if other is None or of_other is None else (other.vectors, of_other)
     with progress("eval", len(side.labels) if flags["sample"] is None else flags["sample"]) as bar:
-        return evaluate_clusters(
-            side.vectors, own, settings, ids=side.ids, reference=reference, progress=lambda count: bar(count)
-        )
+        return evaluate_clusters(side.vectors, own, settings, ids=side.ids, reference=reference, progress=bar)
 
 
-def _like(name: str, side: "Side", as_json: bool, refused: bool) -> None:
+def _like(name: str, side: "Side", as_json: bool) -> None:
+    from retrieval.eval.clusters import refuse_unclustered
+    from retrieval.eval.labels import classes
     from retrieval.eval.peers import PEERS
 
-    if refused:
-        raise UserError("--like: judges one set of items with one label each")
+    found = classes(side.labels)
+    refuse_unclustered(found, found.counts() - 1)
     if side.metric != "cosine":
         raise UserError(f"--like: compares by cosine, these vectors are compared by {side.metric}; say --metric cosine")
     values = PEERS[name](side.unit(), side.labels)
@@ -227,4 +240,4 @@ def _lines(result: dict[str, Any]) -> list[str]:
         if counts["tied"]
         else "",
     ]
-    return [*lines, "", told, *rough(counts["queries"]), *(note for note in notes if note)]
+    return [*lines, "", told, *rough(counts["queries"], counts.get("classes")), *(note for note in notes if note)]

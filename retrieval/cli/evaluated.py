@@ -106,9 +106,11 @@ def read_labels(path: Path) -> list[str]:
     return [str(label) for label in array.tolist()]
 
 
-def rough(queries: int) -> list[str]:
-    """A line where there are too few queries for the bootstrap."""
-    return [f"{queries:,} queries are few: intervals are rough, and too narrow"] if queries < FEW else []
+def rough(queries: int, classes: int | None = None) -> list[str]:
+    """Lines where there are too few queries, or classes, for the bootstrap."""
+    lines = [f"{queries:,} queries are few: intervals are rough, and too narrow"] if queries < FEW else []
+    few = classes is not None and classes < FEW
+    return lines + ([f"{classes:,} classes are few: intervals by class are too narrow"] if few else [])
 
 
 def refuse_evaluation(flags: dict[str, Any]) -> None:
@@ -134,17 +136,22 @@ def write_evaluation(flags: dict[str, Any], of: str, result: dict[str, Any], tab
 
 
 def named_paths(systems: tuple[str, ...], *, several: bool = True) -> list[tuple[str, list[Path]]]:
-    """Names and paths; a path stands for its name where there is none. several: a name may have more than one, with commas."""
+    """Names and paths; a path stands for its name where there is none. several: a name may have more than one, with commas. A
+    path that exists is taken whole, whatever signs it has."""
     named = []
     for system in systems:
-        name, given, rest = system.partition("=")
+        name, given, rest = ("", "", system) if Path(system).exists() else system.partition("=")
         if given and not name:
             raise UserError(f"{system}: has no name before the sign; write NAME=PATH, or PATH alone")
         told = rest if given else system
-        paths = [Path(part) for part in (told.split(",") if several else [told])]
+        paths = [Path(part) for part in (told.split(",") if several and not Path(told).exists() else [told])]
         missing = next((path for path in paths if not path.exists()), None)
         if missing is not None:
             raise UserError(f"{missing}: no such file or folder")
+        real = [path.resolve() for path in paths]
+        again = next((path for path in paths if real.count(path.resolve()) > 1), None)
+        if again is not None:
+            raise UserError(f"{again}: is given twice as a run of {name}; runs must differ, as by their seeds")
         named.append((name if given else system, paths))
     names = [name for name, _ in named]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -66,8 +66,9 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
         raise UserError("--qrels: judges the queries of a store; give --queries too")
     refuse_evaluation(flags)
     opened = open_index(index, check=flags["check"])
-    if flags["k"] >= opened.rows.count:
-        raise UserError(f"-k {flags['k']}: the index has {opened.rows.count:,} items; ask for fewer")
+    most = opened.rows.count - (flags["queries"] is None)  # a row of its own is not to find itself
+    if flags["k"] > most:
+        raise UserError(f"-k {flags['k']}: the index has {most:,} items to find; ask for fewer")
     asked = _asked(opened, flags)
     task = _task(opened, asked, flags)
     exact = task and task(asked.truth)

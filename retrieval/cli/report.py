@@ -10,7 +10,7 @@ from retrieval.errors import UserError
 
 from .evaluate import METRICS
 from .evaluated import KIND, named_paths, read_labels, read_vectors
-from .options import checks, common, existing, refuse_existing
+from .options import checks, common, existing, refuse_existing, refuse_unused
 from .output import emit, progress, say, told_size
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: in
         for name, path in named
         if not path.is_dir() or stated_kind(path) in ("store", "index", None)
     }
+    if not opened:
+        refuse_unused("nothing here is vectors", "--metric", "--map", "--sample", "--images")
     if flags["labels"] is not None and not flags["labels_used"]:
         raise UserError(f"--labels {flags['labels']}: nothing here is without labels; leave it out")
     shown: set[str] = set()
@@ -112,9 +114,7 @@ def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Sectio
 
     title = " and ".join(side.name for side in sides)
     with progress("judge", len(sides[0].ids) * len(sides)) as bar:
-        return items_section(
-            title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, progress=lambda count: bar(count)
-        )
+        return items_section(title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, progress=bar)
 
 
 def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":

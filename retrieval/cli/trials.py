@@ -76,7 +76,7 @@ def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
         seen = set(train.source) if isinstance(train.source, list) else set()
         judged = judged.take([row for row, picture in enumerate(judged.source) if picture not in seen])
     if not len(judged):
-        raise UserError("--held-out: every item of it is in the training data; give others")
+        raise UserError("every held-out item is in the training data too; give others by --held-out")
     return by_classes(judged, count - len(judged))
 
 
@@ -95,7 +95,7 @@ def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "
     anchors, positives = judged.columns["anchor"], judged.columns["positive"]
     judged = judged.take([row for row in range(count) if anchors[row] not in seen and positives[row] not in seen])
     if not len(judged):
-        raise UserError("--held-out: every pair of it has a text that is in the training data; give others")
+        raise UserError("every held-out pair has a text that is in the training data too; give others by --held-out")
     return train, by_pairs(judged, count - len(judged))
 
 

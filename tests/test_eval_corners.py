@@ -1,0 +1,94 @@
+"""Evaluation where two features meet: what is compared, which flags count, how sure a rank correlation is."""
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata, spearmanr
+
+from retrieval.cli.evaluated import named_paths
+from retrieval.errors import UserError
+from retrieval.eval.scores import correlation_parts
+
+
+def scored(count, noise, seed, steps=None):
+    rng = np.random.default_rng(seed)
+    one = rng.normal(size=count)
+    other = one + noise * rng.normal(size=count)
+    return one, other if steps is None else np.round(other * steps)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(0.3, None), (0.3, 1), (2, 1), (2, None)])
+def test_intervals_of_a_rank_correlation_are_as_wide_as_the_jackknifes(noise, steps):
+    one, other = scored(400, noise, 0, steps)
+    parts = correlation_parts(one, other)
+    assert parts.mean() == pytest.approx(spearmanr(one, other)[0], abs=1e-12)
+    rows = np.arange(len(one))
+    without = np.array([spearmanr(one[rows != row], other[rows != row])[0] for row in rows])
+    wanted = without.std() * np.sqrt(len(rows) - 1)
+    assert parts.std() / np.sqrt(len(rows)) == pytest.approx(wanted, rel=0.05)
+    if noise < 1:  # plain products of ranks have the same mean, and say far less
+        ranks = [rankdata(side) for side in (one, other)]
+        products = np.prod([(side - side.mean()) / side.std() for side in ranks], axis=0)
+        assert products.std() / np.sqrt(len(rows)) > 3 * wanted
+
+
+def test_ranks_of_what_orders_nothing():
+    assert not correlation_parts(np.ones(5), np.arange(5.0)).any()
+
+
+def test_a_path_that_exists_is_taken_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b", "lr=0.1", "c", "d"):
+        (tmp_path / name).write_text("")
+    told = [(name, [str(path) for path in paths]) for name, paths in named_paths(("a,b", "lr=0.1", "x=c,d", "y=a,b"))]
+    assert told == [("a,b", ["a,b"]), ("lr=0.1", ["lr=0.1"]), ("x", ["c", "d"]), ("y", ["a,b"])]
+    with pytest.raises(UserError, match="given twice as a run of x"):
+        named_paths(("x=c,./c",))
+
+
+@pytest.fixture
+def judged(clusters, tmp_path, monkeypatch, run_cli):
+    """Vectors with labels, and two evaluations of them."""
+    x, labels = clusters
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", x)
+    (tmp_path / "x.txt").write_text("\n".join(labels) + "\n")
+    vectors = ("x.npy", "--labels", "x.txt", "--metric", "cosine")
+    for name in ("a", "b"):
+        run_cli("eval", "clusters", *vectors, "--output", name)
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (("eval", "compare", "a", "b", "--metric", "cosine"), "--metric: nothing that is compared"),
+        (("eval", "compare", "a", "b", "--labels", "x.txt"), "--labels: nothing that is compared"),
+        (("report", "a", "--output", "o.html", "--sample", "9"), "--sample: nothing here is vectors"),
+        (("report", "a", "--output", "o.html", "--map", "pca"), "--map: nothing here is vectors"),
+        (("eval", "clusters", "x.npy", "--like", "pml", "--probe"), "--probe: --like pml judges"),
+        (("eval", "clusters", "x.npy", "--like", "oml", "-k", "3"), "-k: --like oml judges"),
+    ],
+)
+def test_flags_that_have_nothing_to_judge_are_refused(judged, run_cli, asked, told):
+    assert told in run_cli(*asked, code=2).output
+
+
+def test_flags_of_some_that_are_compared_stay(judged, run_cli):
+    run_cli("eval", "compare", "a", *judged)
+
+
+def test_other_tools_judge_no_single_class(judged, tmp_path, run_cli):
+    (tmp_path / "one.txt").write_text("c\n" * 120)
+    asked = ("eval", "clusters", "x.npy", "--metric", "cosine", "--labels", "one.txt", "--like", "oml")
+    assert "only one class" in run_cli(*asked, code=2).output
+
+
+def test_few_classes_are_said(judged, run_cli):
+    assert "6 classes are few: intervals by class are too narrow" in run_cli("eval", "clusters", *judged).stdout
+
+
+def test_recall_of_as_many_as_there_are(judged, run_cli):
+    run_cli("store", "import", "x.npy", "--metric", "cosine", "--output", "s")
+    run_cli("index", "build", "s", "--output", "i")
+    run_cli("eval", "recall", "i", "--queries", "s", "-k", 120)
+    assert "119 items to find" in run_cli("eval", "recall", "i", "-k", 120, code=2).output
