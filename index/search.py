@@ -222,9 +222,7 @@ def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None
         found = _faiss_search(index, queries, asked, settings, None)
         fit = (found.ids >= 0) & (True if where is None else where[found.ids])
         if (fit.sum(1) >= k).all():
-            order = np.argsort(~fit, axis=1, kind="stable")[:, :k]
-            rows = np.where(np.take_along_axis(fit, order, 1), np.take_along_axis(found.ids, order, 1), -1)
-            return Neighbors(np.take_along_axis(found.scores, order, 1), rows)
+            return found.ordered(np.argsort(~fit, axis=1, kind="stable")[:, :k])
 
 
 def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, selector: Any) -> Neighbors:
@@ -265,9 +263,8 @@ def _scored_again(index: Index, queries: Floats, found: Neighbors, k: int) -> Ne
     rows = torch.from_numpy(found.ids)
     exact = score_rows(torch.from_numpy(queries), index.base, rows.clamp_min(0)).float().cpu().numpy()
     exact[found.ids < 0] = -np.inf
-    order = np.lexsort((found.ids, -exact), axis=1)[:, :k]
-    scores = np.take_along_axis(exact, order, 1)
-    return Neighbors(-scores if index.metric == "euclidean" else scores, np.take_along_axis(found.ids, order, 1))
+    best = Neighbors(exact, found.ids).ordered(np.lexsort((found.ids, -exact), axis=1)[:, :k])
+    return Neighbors(-best.scores, best.ids) if index.metric == "euclidean" else best
 
 
 def _selector(index: Index, where: Mask | None) -> Any:
@@ -285,5 +282,4 @@ def _joined(one: Neighbors, other: Neighbors, k: int, metric: str) -> Neighbors:
     """The k best of both."""
     scores, rows = np.hstack([one.scores, other.scores]), np.hstack([one.ids, other.ids])
     worth = np.where(rows >= 0, -scores if metric == "euclidean" else scores, -np.inf)
-    order = np.lexsort((rows, -worth), axis=1)[:, :k]
-    return Neighbors(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
+    return Neighbors(scores, rows).ordered(np.lexsort((rows, -worth), axis=1)[:, :k])

@@ -4,6 +4,8 @@ have nothing to do."""
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_index import rows_for, store_of, unit
 
@@ -153,3 +155,17 @@ def test_flags_that_have_nothing_to_do_are_refused(tmp_path, run_cli, monkeypatc
     build(store_of(tmp_path / "s", rows_for(20)), tmp_path / "i")
     told = run_cli(*asked, code=2).output
     assert f"{flag}: " in told and "leave it out" in told
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"raw": [b"x", b"y"]}, "holds bytes"),
+        ({"a": ["x", "y"], "payload.a": ["z", "w"]}, "two columns are of one name"),
+    ],
+)
+def test_columns_that_are_no_payload_are_refused(tmp_path, columns, told):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(unit(2).ravel()), 24)
+    pq.write_table(pa.table({"embedding": vectors, **columns}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=told):
+        create(tmp_path / "s", Imported(open_vectors(tmp_path / "x.parquet"), "cosine", False), Kind(24))

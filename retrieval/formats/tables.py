@@ -1,6 +1,5 @@
 """Parquet: a column of vectors, and ids, labels and whatever else beside them."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS
+from retrieval.data.columns import as_text
 from retrieval.errors import UserError
 from retrieval.store import Ids, Rows, Store
 
@@ -87,7 +87,12 @@ class ParquetFile:
         values = table[name].to_pylist()
         if required and None in values:
             raise UserError(f"{self.path}: row {start + values.index(None)} has no {name!r}; give every row a label")
-        return [_as_text(value) for value in values]
+        try:
+            return [as_text(value) for value in values]
+        except TypeError:
+            raise UserError(
+                f"{self.path}: column {name!r} holds bytes, which no text stands for; leave it out"
+            ) from None
 
     def _read(self, columns: tuple[str, ...], start: int, stop: int) -> Any:
         """Some columns of rows start:stop, going on from where the last call for these columns ended."""
@@ -128,6 +133,10 @@ def open_parquet(path: Path) -> ParquetFile:
     others = [name for name in schema.names if name not in (vectors, identifier, label)]
     if any("/" in name or name in (".", "") for name in others):
         raise UserError(f"{path}: a column's name is empty or has a slash ({', '.join(others)}); rename it")
+    if len({_payload_name(name) for name in others}) < len(others):
+        raise UserError(
+            f"{path}: two columns are of one name, with and without payload. ({', '.join(others)}); rename one"
+        )
     opened = ParquetFile(path, file, vectors, identifier, label, others, 0)
     opened.dim = _dimension(opened, schema.field(vectors).type)
     return opened
@@ -146,12 +155,6 @@ def _dimension(opened: ParquetFile, kind: Any) -> int:
     if not first or not first[0]:
         raise UserError(f"{opened.path}: its first row has no vector in {opened.vectors!r}; give every row one")
     return len(first[0])
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return json.dumps(value, default=str)
-    return "" if value is None else str(value)
 
 
 def _column_name(payload: str) -> str:

@@ -31,11 +31,15 @@ class Neighbors(NamedTuple):
     scores: Floats
     ids: Ints
 
+    def ordered(self, order: Ints) -> "Neighbors":
+        """Each query's neighbours at these places (queries, k)."""
+        return Neighbors(np.take_along_axis(self.scores, order, 1), np.take_along_axis(self.ids, order, 1))
+
 
 def without(found: Neighbors, rows: Ints, k: int) -> Neighbors:
     """The k first of each query's neighbours that are not this row of its (q,): the query itself, wherever it was found."""
     order = np.argsort(found.ids == rows[:, None], axis=1, kind="stable")[:, :k]
-    return Neighbors(np.take_along_axis(found.scores, order, 1), np.take_along_axis(found.ids, order, 1))
+    return found.ordered(order)
 
 
 def exact_neighbors(
