@@ -101,12 +101,12 @@ def compared(
     """Train each way with each seed; means, and paired differences to the first."""
     held = by_shown(test)
     print(f"\n{title}: {len(test):,} unseen pairs; {config.steps} steps of {config.batch_size}")
-    tables: dict[str, list[Any]] = {"before": [held.judge(fresh(seed), 0) for seed in range(seeds)]}
+    tables: dict[str, list[Any]] = {"before": [held.judge(fresh(seed)) for seed in range(seeds)]}
     for name, (train, loss) in variants.items():
         for seed in range(seeds):
             encoder = fresh(seed)
             train_pairs(encoder.model, train, replace(config, seed=seed), named(loss), source="emoji")
-            tables.setdefault(name, []).append(held.judge(Encoder(encoder.model, ""), 0))
+            tables.setdefault(name, []).append(held.judge(Encoder(encoder.model, "")))
             told = "  ".join(
                 f"{metric} {value:.4f}" for metric, value in tables[name][-1].means().items() if metric in held.shown
             )

@@ -200,12 +200,12 @@ def unseen(asked: argparse.Namespace) -> None:
     before, tables = [], {name: [] for name in methods}  # type: ignore[var-annotated]
     for seed in SEEDS:
         start = network("small", 28, asked.device, seed)
-        before.append(held.judge(Encoder(start, "small"), 0))
+        before.append(held.judge(Encoder(start, "small")))
         for name, loss in methods.items():
             model = network("small", 28, asked.device, seed)
             config = ImageConfig(steps=asked.steps, batch_size=PAIRS, seed=seed, scratch=True)
             train_image(model, train, config, named(loss), source="fashion")
-            tables[name].append(held.judge(Encoder(model, "small"), 0))
+            tables[name].append(held.judge(Encoder(model, "small")))
             told = "  ".join(f"{metric} {tables[name][-1].means()[metric]:.4f}" for metric in held.shown)
             print(f"  {name:<18} seed {seed}  {told}", flush=True)
     for metric in held.shown:

@@ -94,7 +94,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
         flush=True,
     )
     start = load_encoder(MINILM)
-    before = {name: each.judge(start, 0) for name, each in held.items()}
+    before = {name: each.judge(start) for name, each in held.items()}
     tables: dict[str, dict[str, list[Any]]] = {}
     for method, how in methods.items():
         for seed in seeds:
@@ -102,7 +102,7 @@ def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, 
             encoder = trained(data, how, TextConfig(**{**vars(config), "seed": seed}))
             seconds = time.perf_counter() - began
             for name, each in held.items():
-                tables.setdefault(name, {}).setdefault(method, []).append(each.judge(encoder, 0))
+                tables.setdefault(name, {}).setdefault(method, []).append(each.judge(encoder))
             told = "  ".join(f"{m} {tables[n][method][-1].means()[m]:.4f}" for n, h in held.items() for m in h.shown)
             print(f"  {method:<34} seed {seed}  {seconds:5.0f} s  {told}", flush=True)
     for name, each in held.items():

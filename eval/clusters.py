@@ -9,6 +9,7 @@ neighbours of others, and in k-means.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class Clusters:
 
     queries: per query; rows: (q,) which items the queries are; relevant: (q,) how many items each has to find; nearest: the
     first neighbours of each. counts: n, classes, queries, singletons, unanswerable (without anything relevant to find), tied
-    (whose first two neighbours are equally near). partition: by metric, one value a run of k-means. metric: of the neighbours.
-    nearest_classes: the two of the queries' whose means have the smallest angle.
+    (whose first two neighbours are equally near). points: (n, d) the items that queries come from, unit vectors for cosines; own:
+    their classes, None if they have several each. partition: by metric, one value a run of k-means. metric: of the neighbours.
     """
 
     queries: PerQuery
@@ -60,10 +61,18 @@ class Clusters:
     nearest: Neighbors
     relevance: Relevance
     counts: dict[str, int]
+    points: Floats
+    own: Classes | None
     partition: dict[str, list[float]] = field(default_factory=dict)
-    geometry: Geometry | None = None
     metric: str = "cosine"
-    nearest_classes: list[str] | None = None
+    seed: int = 0
+
+    @cached_property
+    def geometry(self) -> Geometry | None:
+        """Of the queries' classes, for cosines; computed when it is asked for, which judging during training does not."""
+        if self.metric != "cosine" or self.own is None or len(self.own.names) < 2:
+            return None
+        return geometry(self.points, self.own.codes, self.seed)
 
     def means(self) -> dict[str, float]:
         """Every metric by name."""
@@ -108,7 +117,7 @@ def evaluate_clusters(
     )
     counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
     partition: dict[str, list[float]] = {}
-    shape, nearest_classes = None, None
+    own = None
     if isinstance(relevance, Classes):
         class_sizes = np.bincount(relevance.codes)
         counts |= {"classes": len(class_sizes), "singletons": int((class_sizes == 1).sum())}
@@ -116,23 +125,30 @@ def evaluate_clusters(
             of = relevance.query_codes[rows]
             values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
         own = relevance if itself else classes(labels)
-        partition, shape = _of_the_whole(points, own.codes, settings)
-        nearest_classes = None if shape is None else [own.names[c] for c in shape.smallest]
+        partition = _partition(points, own, settings)
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
     return Clusters(
-        per_query, rows, found[rows], nearest, relevance, counts, partition, shape, settings.metric, nearest_classes
+        per_query,
+        rows,
+        found[rows],
+        nearest,
+        relevance,
+        counts,
+        points,
+        own,
+        partition,
+        settings.metric,
+        settings.seed,
     )
 
 
-def _of_the_whole(points: Floats, codes: Ints, settings: Settings) -> tuple[dict[str, list[float]], Geometry | None]:
-    """What is no mean over queries: k-means, and for cosines the geometry of the classes."""
-    count = int(codes.max()) + 1
-    if count < 2:
-        return {}, None
-    runs = [agreement(codes, kmeans(points, count, settings.seed + run)) for run in range(settings.seeds)]
-    found = {name: [run[name] for run in runs] for name in (runs[0] if runs else ())}
-    return found, geometry(points, codes, settings.seed) if settings.metric == "cosine" else None
+def _partition(points: Floats, own: Classes, settings: Settings) -> dict[str, list[float]]:
+    """How runs of k-means agree with the classes, by metric."""
+    count = len(own.names)
+    seeds = range(settings.seeds if count > 1 else 0)
+    runs = [agreement(own.codes, kmeans(points, count, settings.seed + run)) for run in seeds]
+    return {name: [run[name] for run in runs] for name in (runs[0] if runs else ())}
 
 
 def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, device: str = "cpu") -> ClusterMetrics:
@@ -162,8 +178,8 @@ def summary(found: Clusters, seed: int = 0) -> dict[str, Any]:
         {"class": name, "queries": sizes[i], **{metric: float(each[i]) for metric, each in by_class.items()}}
         for i, name in enumerate(names)
     ]
-    if found.geometry is not None:
-        result["nearest_classes"] = found.nearest_classes
+    if found.geometry is not None and found.own is not None:
+        result["nearest_classes"] = [found.own.names[c] for c in found.geometry.smallest]
         result["spectrum"] = found.geometry.spectrum.tolist()
     result["confusion"] = [asdict(mixed) for mixed in confusion(found)]
     return result

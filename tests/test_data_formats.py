@@ -107,7 +107,7 @@ def test_a_beir_folder_trains_on_its_judgments(tmp_path):
     assert held.metric == "ndcg@10" and held.count == 2 and [len(part.items) for part in held.parts] == [4, 2]
     vectors = np.eye(6, 4, dtype=np.float32)
     vectors[4:] = np.eye(4, dtype=np.float32)[[1, 2]]  # q1 is nearest to b, q2 to c
-    assert held.measure(vectors, 0).means()["mrr@10"] == 1
+    assert held.measure(vectors).means()["mrr@10"] == 1
 
 
 def test_other_collections(tmp_path):

@@ -273,7 +273,7 @@ def test_the_average_is_what_is_judged_and_kept(command, folder, run_cli, tmp_pa
             run_cli(*command, *options, "--eval-data", folder, "--ema", 0.9, "--output", output, "--json").stdout
         )
         told = found["metrics"]["held-out"]["metrics"]["map@r"]["after"]
-        judged = by_classes(read_images(folder)).judge(load_encoder(str(output), "cpu"), 0).means()["map@r"]
+        judged = by_classes(read_images(folder)).judge(load_encoder(str(output), "cpu")).means()["map@r"]
         assert told == pytest.approx(judged, abs=1e-6)
     run_cli(*command, "--output", tmp_path / "plain")
     assert fingerprint(tmp_path / "plain") != fingerprint(tmp_path / "last")

@@ -245,9 +245,9 @@ def test_training_brings_pictures_and_captions_together(loss, tiny, pairs, monke
     model = joined(tiny)
     config = PairConfig(steps=12, batch_size=20, lr=3e-3, image_rate=3e-3)
     loss = named(f"{loss}(label_mask=False)")
-    before = by_shown(pairs).judge(Encoder(model, ""), 0).means()
+    before = by_shown(pairs).judge(Encoder(model, "")).means()
     curve = train_pairs(model, pairs, config, loss, source="x")
-    after = by_shown(pairs).judge(Encoder(model, ""), 0).means()
+    after = by_shown(pairs).judge(Encoder(model, "")).means()
     assert curve[-1]["loss"] < curve[0]["loss"]
     assert after["t2i_mrr"] + after["i2t_mrr"] > before["t2i_mrr"] + before["i2t_mrr"]
 

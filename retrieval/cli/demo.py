@@ -167,7 +167,7 @@ def _artifacts(folder: Path, trained: _Trained, data: "Texts | Images", judged: 
     ]
     section = items_section(trained.title, trained.note, sides, seed=seed)
     held = by_classes(shown)
-    before, after = (held.measure(each, seed) for each in vectors)
+    before, after = (held.measure(each) for each in vectors)
     metrics = {"held-out": before_and_after(held, before, after, seed)}
     save_run(folder / "run", trained.encoder, trained.curve, {"demo": folder.name, "seed": seed}, metrics)
     return [section, run_section(f"{trained.title}: training", *read_run(folder / "run"))]

@@ -49,7 +49,7 @@ def pairs(as_json: bool, **flags: Any) -> None:
     held = by_shown(data)
     with progress("encode", held.size) as bar:
         vectors = held.encode(encoder, bar)
-    found = held.measure(vectors, flags["seed"])
+    found = held.measure(vectors)
     repeated = len(set(found.groups or ())) < len(found.ids)
     intervals = found.intervals_by_group(flags["seed"]) if repeated else found.intervals(flags["seed"])
     result = {

@@ -37,7 +37,7 @@ class Held:
 
     parts: tuple[Part, ...]
     count: int
-    measure: "Callable[[Floats, int], PerQuery]"
+    measure: "Callable[[Floats], PerQuery]"
     metric: str
     shown: tuple[str, ...]
     mark: str
@@ -54,9 +54,9 @@ class Held:
         """How many items there are to encode."""
         return sum(len(part.items) for part in self.parts)
 
-    def judge(self, encoder: "Encoder", seed: int) -> "PerQuery":
+    def judge(self, encoder: "Encoder") -> "PerQuery":
         """Every metric of every query."""
-        return self.measure(self.encode(encoder), seed)
+        return self.measure(self.encode(encoder))
 
     def encode(self, encoder: "Encoder", progress: Callable[[int], None] = lambda rows: None) -> "Floats":
         """The items' vectors (u, d), queries and documents with the prompts for them."""
@@ -99,10 +99,10 @@ def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
     labels = list(items.labels)
     ids = list(items.ids) if items.ids is not None else [str(row) for row in range(len(items))]
 
-    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+    def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.clusters import Settings, evaluate_clusters
 
-        return evaluate_clusters(vectors, labels, Settings(seeds=0, seed=seed), ids=ids).queries
+        return evaluate_clusters(vectors, labels, Settings(seeds=0), ids=ids).queries
 
     mark = sha256_json([items.fingerprint, labels])
     shown = ("r@1", "map@r", *(["knn@20"] if len(items) > VOTERS else []))
@@ -124,11 +124,11 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     texts = [taken(side, each.tolist()) for side, each in zip(sides, rows, strict=True)]
     ids = [str(row) for row in rows[1].tolist()]
 
-    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+    def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.clusters import Settings, evaluate_clusters
 
         found, asked = vectors[: len(base)], vectors[len(base) :]
-        return evaluate_clusters(asked, labels, Settings(seeds=0, seed=seed), ids=ids, reference=(found, base)).queries
+        return evaluate_clusters(asked, labels, Settings(seeds=0), ids=ids, reference=(found, base)).queries
 
     parts = [Texts({"text": side}, None, None, data.origin) for side in texts]
     mark = sha256_json([*(part.fingerprint for part in parts), labels, base])
@@ -151,7 +151,7 @@ def by_shown(data: "Pairs") -> Held:
     there, back = "2".join(letters), "2".join(reversed(letters))
     directions = [(there, 0, 1), (back if back != there else f"{back}_back", 1, 0)]
 
-    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+    def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.pairs import found_by_rank, pair_ranks, right_over_wrong
         from retrieval.eval.values import PerQuery
 
@@ -206,7 +206,7 @@ def by_scores(data: "Texts") -> Held:
         raise UserError(f"{data.origin}: neutral pairs have no score; judge by scored pairs, classes or a BEIR folder")
     ids = [str(row) for row in range(len(scores))]
 
-    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+    def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.scores import correlation_parts
         from retrieval.eval.values import PerQuery
 
@@ -227,7 +227,7 @@ def by_judgments(folder: Path, split: str) -> Held:
     origin = f"{len(found.corpus):,} documents"
     parts = [Texts({"text": list(side)}, None, None, origin) for side in (found.corpus, found.queries)]
 
-    def measure(vectors: "Floats", seed: int) -> "PerQuery":
+    def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.neighbors import exact_neighbors
 

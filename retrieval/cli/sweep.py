@@ -133,7 +133,7 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
         say(f"Note: {held.count:,} queries tell settings apart only roughly; give more data, or --held-out FILE")
     with creating(flags["output"], KIND, flags["overwrite"], resume=True) as (folder, manifest):
         record, trainer = _prepared(train, held, flags, folder)
-        before = held.measure(trainer.untrained(), flags["seed"])
+        before = held.measure(trainer.untrained())
         mean_of(before, flags["value"])  # now, and not after an hour: is it measured?
         result = result_of(_run(axes, record, trainer, held, flags), record, before, held, len(train), flags)
         manifest |= {"sweep": result}

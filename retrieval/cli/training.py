@@ -67,9 +67,9 @@ def judge(encoder: "Encoder", sets: dict[str, Held], seed: int, dims: tuple[int,
         for name, held in sets.items():
             with progress(f"judge, {name}", held.size) as advance:
                 vectors = held.encode(encoder, advance)
-            tables[name] = held.measure(vectors, seed)
+            tables[name] = held.measure(vectors)
             for d in dims if name == "held-out" else ():
-                tables[f"{name}, first {d}"] = held.measure(unit(vectors[:, :d]), seed)
+                tables[f"{name}, first {d}"] = held.measure(unit(vectors[:, :d]))
         return tables
 
     return of_first(found)
@@ -238,7 +238,7 @@ def watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") ->
     metric = flags["metric"] or held.metric
 
     def judged(model: Any, step: int) -> dict[str, float]:
-        found = of_first(lambda: held.judge(Encoder(model, encoder.name), flags["seed"]).means())
+        found = of_first(lambda: held.judge(Encoder(model, encoder.name)).means())
         say(f"step {step}: {metric} {found[metric]:.4f}")
         return found
 

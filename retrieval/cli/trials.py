@@ -222,7 +222,7 @@ class Record:
         trial: dict[str, Any] = {"loss": loss.name, "seed": seed, "table": None}
         try:
             vectors, curve = trainer.train(loss, seed)
-            judged = held.measure(vectors, seed)
+            judged = held.measure(vectors)
         except UserError as error:  # a setting that does not train is a finding; the others go on
             trial |= {"failed": str(error)}
         else:
