@@ -12,6 +12,7 @@ import numpy as np
 from retrieval.errors import UserError
 from retrieval.intervals import Doubles, bootstrap
 
+SIGNED = ("silhouette", "spearman")  # may be below 0, where the others are in 0…1
 Interval = tuple[float, float]
 
 
@@ -52,7 +53,8 @@ class PerQuery:
         return [int(size) for size in np.bincount(self.group_codes[1])]
 
     def _intervals(self, groups: np.ndarray[tuple[int], np.dtype[np.int64]] | None, seed: int) -> dict[str, Interval]:
-        ends = bootstrap(np.column_stack(list(self.values.values())), groups=groups, seed=seed)
+        bounded = [name not in SIGNED for name in self.values]
+        ends = bootstrap(np.column_stack(list(self.values.values())), groups=groups, seed=seed, bounded=bounded)
         return {name: (float(low), float(high)) for name, (low, high) in zip(self.values, ends, strict=True)}
 
     def write(self, file: TextIO) -> None:

@@ -45,6 +45,12 @@ def test_all_right_is_not_certain():
     assert bootstrap(np.full((100, 1), 0.5))[0].tolist() == [0.5, 0.5]
 
 
+def test_what_may_be_below_zero_has_no_rule_of_three():
+    none = np.zeros(100)
+    table = PerQuery(list(map(str, range(100))), None, {"r@1": none, "silhouette": none, "spearman": none})
+    assert table.intervals() == {"r@1": (0, 0.03), "silhouette": (0, 0), "spearman": (0, 0)}
+
+
 def test_chunks_change_nothing(monkeypatch):
     values = np.random.default_rng(3).random((50, 3))
     whole = bootstrap(values)
