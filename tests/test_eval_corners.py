@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
+from test_cli import read_json
 
 from retrieval.cli.evaluated import named_paths
 from retrieval.errors import UserError
@@ -52,6 +53,7 @@ def judged(clusters, tmp_path, monkeypatch, run_cli):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", x)
     (tmp_path / "x.txt").write_text("\n".join(labels) + "\n")
+    (tmp_path / "q").write_text("q 0 d 1\n")
     vectors = ("x.npy", "--labels", "x.txt", "--metric", "cosine")
     for name in ("a", "b"):
         run_cli("eval", "clusters", *vectors, "--output", name)
@@ -67,6 +69,9 @@ def judged(clusters, tmp_path, monkeypatch, run_cli):
         (("report", "a", "--output", "o.html", "--map", "pca"), "--map: nothing here is vectors"),
         (("eval", "clusters", "x.npy", "--like", "pml", "--probe"), "--probe: --like pml judges"),
         (("eval", "clusters", "x.npy", "--like", "oml", "-k", "3"), "-k: --like oml judges"),
+        (("eval", "relevance", "--qrels", "q", "--run", "q", "--split", "dev"), "--split: is for a BEIR folder"),
+        (("eval", "relevance", "--qrels", "q", "--run", "q", "--check"), "--check: is for stores"),
+        (("eval", "relevance", "--qrels", "q", "--run", "q", "--device", "cpu"), "--device: --run names results"),
     ],
 )
 def test_flags_that_have_nothing_to_judge_are_refused(judged, run_cli, asked, told):
@@ -85,6 +90,15 @@ def test_other_tools_judge_no_single_class(judged, tmp_path, run_cli):
 
 def test_few_classes_are_said(judged, run_cli):
     assert "6 classes are few: intervals by class are too narrow" in run_cli("eval", "clusters", *judged).stdout
+
+
+@pytest.mark.parametrize(("asked", "searched", "depths"), [("two", "one", [2]), ("one", "two", [1, 2])])
+def test_a_level_is_judged_by_the_classes_of_what_is_searched(judged, tmp_path, run_cli, asked, searched, depths):
+    for name, tops in (("one", "pp"), ("two", "pq")):
+        (tmp_path / name).write_text("".join(f"{tops[row % 2]}/{'ab'[row // 2 % 2]}\n" for row in range(120)))
+    words = ("x.npy", "--metric", "cosine", "--labels", asked, "--hierarchy", "/", "--runs", 0)
+    told = run_cli("eval", "clusters", *words, "--reference", "x.npy", "--reference-labels", searched, "--json")
+    assert [level["level"] for level in read_json(told)["levels"]] == depths
 
 
 def test_recall_of_as_many_as_there_are(judged, run_cli):

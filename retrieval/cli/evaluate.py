@@ -172,7 +172,7 @@ def _levels(side: "Side", other: "Side | None", flags: dict[str, Any], whole: "C
         raise UserError(f"--hierarchy: the labels have {len(own)} levels, those of the reference {len(of_reference)}")
     found = []
     for depth, labels in enumerate(zip(own, of_reference, strict=True), 1):
-        if len(set(labels[0])) < 2:
+        if len(set(labels[1] or labels[0])) < 2:  # the classes of what is searched
             say(f"Level {depth} has one class only, and is left out")
             continue
         same = labels == (side.labels, None if other is None else other.labels)

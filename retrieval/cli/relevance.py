@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .evaluate import evaluate, keeps
 from .evaluated import rough
-from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, refuse_unused, uses_device
 from .output import emit, progress
 
 if TYPE_CHECKING:
@@ -102,6 +102,12 @@ def _refuse_unclear(flags: dict[str, Any]) -> None:
         raise UserError(
             "--qrels: is needed" if flags["beir"] is None else "--qrels: the BEIR folder has its own; leave it out"
         )
+    if flags["beir"] is None:
+        refuse_unused("is for a BEIR folder, and none is given", "--split")
+    if flags["corpus"] is None:
+        refuse_unused("is for stores and indexes, and none is given", "--check")
+    if flags["run"] is not None:
+        refuse_unused("--run names results, and nothing is searched", "--device")
 
 
 def _results(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str] | None]":
