@@ -74,6 +74,8 @@ def mteb(vectors: Floats, labels: Sequence[str]) -> dict[str, float]:
     count = len(np.unique(names))
     if not rows:
         raise UserError(f"--like mteb: judges 4 % of the items, of {len(vectors):,} none")
+    if count < 2:
+        raise UserError(f"--like mteb: judges 4 % of the items, {len(rows):,}, and all are of one class")
     model = MiniBatchKMeans(count, batch_size=MTEB_BATCH, n_init=1, random_state=MTEB_SEED)
     found = []
     for _ in range(MTEB_TIMES):
