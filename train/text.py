@@ -152,9 +152,8 @@ def _all_identities(data: Texts) -> Rows:
 def set_prompts(model: SentenceTransformer, config: TextConfig, pairs: bool) -> tuple[str | None, str | None]:
     """What stands before anchors and before other texts; the encoder keeps what was asked for, and encodes with it from now on."""
     asked = {"text": config.prompt, "query": config.query_prompt, "document": config.document_prompt}
-    if (
-        config.prompt is None and "" in asked.values()
-    ):  # that is no prompt, the encoder's default neither: it is the other role's own now
+    # An empty prompt is none, not the encoder's default, which is the other role's own from now on.
+    if config.prompt is None and "" in asked.values():
         asked = {role: prompt_of(model, role) if prompt is None else prompt for role, prompt in asked.items()}
         model.default_prompt_name = None
     for role, own in asked.items():
