@@ -17,7 +17,7 @@ from retrieval.index.bundle import open_index
 from retrieval.index.change import merge
 from retrieval.index.search import search, within
 from retrieval.neighbors import exact_neighbors
-from retrieval.store import Held, Kind, Rows, append, create
+from retrieval.store import Held, Kind, Rows, append, create, open_store, reader
 
 BY_PRODUCT = ["RQ4x4", "IVF8,RQ4x4", "RQ4x4fs", "RaBitQfs", "PCA12,NSG8"]
 BY_DISTANCE = ["LSH", "IVF8,PQ4+4"]
@@ -169,3 +169,20 @@ def test_columns_that_are_no_payload_are_refused(tmp_path, columns, told):
     pq.write_table(pa.table({"embedding": vectors, **columns}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=told):
         create(tmp_path / "s", Imported(open_vectors(tmp_path / "x.parquet"), "cosine", False), Kind(24))
+
+
+def test_a_store_replaced_while_it_is_opened_is_read_whole(tmp_path, monkeypatch):
+    old, new = (store_of(tmp_path / name, rows_for(50, seed=seed)) for seed, name in enumerate(("s", "t")))
+    wanted = new.embeddings()
+    real, calls = reader.read_manifest, []
+
+    def replaced_before(*args, **kwargs):
+        if not calls:
+            (tmp_path / "s").rename(tmp_path / "gone")
+            (tmp_path / "t").rename(tmp_path / "s")
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(reader, "read_manifest", replaced_before)
+    assert np.array_equal(open_store(tmp_path / "s").embeddings(), wanted)
+    assert len(calls) == 2 and not np.array_equal(old.embeddings(), wanted)
