@@ -30,8 +30,10 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _alike():
+    """Every test begins alike, whatever ran before it in this process: with two threads a training has other last bits than with one."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
