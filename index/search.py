@@ -197,10 +197,15 @@ def _filled(
         found.scores[short], found.ids[short] = again.scores, again.ids
         short = np.flatnonzero(found.ids[:, -1] < 0)
     if len(short):
-        rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+        rows = _allowed(index, where)
         again = _among(index, queries[short], k, rows)
         found.scores[short], found.ids[short] = again.scores, again.ids
     return found
+
+
+def _allowed(index: Index, where: Mask | None) -> Ints:
+    """The covered rows that may be found."""
+    return np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
 
 
 def _widened(index: Index, settings: Settings, times: float) -> Settings:
@@ -217,7 +222,7 @@ def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None
     while True:
         asked = 2 * asked
         if asked >= index.about["covers"]:
-            rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+            rows = _allowed(index, where)
             return _among(index, queries, k, rows)
         found = _faiss_search(index, queries, asked, settings, None)
         fit = (found.ids >= 0) & (True if where is None else where[found.ids])
@@ -273,7 +278,7 @@ def _selector(index: Index, where: Mask | None) -> Any:
     if where is None and ordinals is None:
         return None
     may = np.zeros(index.about["covers"], bool)
-    covered = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+    covered = _allowed(index, where)
     may[covered if ordinals is None else ordinals[covered]] = True
     return faiss().IDSelectorBitmap(np.packbits(may, bitorder="little"))
 
