@@ -31,7 +31,8 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def _alike():
-    """Every test begins alike, whatever ran before it in this process: with two threads a training has other last bits than with one."""
+    """Every test begins alike, whatever ran before it in this process: UMAP's numba gives OpenMP all cores, and with two threads a
+    training has other last bits than with one."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
 

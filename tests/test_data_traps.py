@@ -123,3 +123,14 @@ def test_documents_of_beir_are_title_and_text(tmp_path):
         lines(tmp_path / "queries.jsonl", {"_id": "q", "text": "q"})
         lines(path, rows[0], rows[0])
         read_beir(tmp_path)
+
+
+def test_columns_named_of_a_collection_are_refused(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    lines(tmp_path / "corpus.jsonl", {"_id": "1", "title": "", "text": "b"})
+    lines(tmp_path / "queries.jsonl", {"_id": "q", "text": "a"})
+    (tmp_path / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n", "utf-8")
+    assert list(read_texts(tmp_path).columns["anchor"]) == ["a"]
+    with pytest.raises(UserError, match="--text title: .* has no columns"):
+        read_texts(tmp_path, Asked(text="title"))
+    assert len(read_texts(tmp_path, Asked(text="title", optional=True))) == 1

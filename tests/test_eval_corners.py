@@ -72,6 +72,7 @@ def judged(clusters, tmp_path, monkeypatch, run_cli):
         (("eval", "relevance", "--qrels", "q", "--run", "q", "--split", "dev"), "--split: is for a BEIR folder"),
         (("eval", "relevance", "--qrels", "q", "--run", "q", "--check"), "--check: is for stores"),
         (("eval", "relevance", "--qrels", "q", "--run", "q", "--device", "cpu"), "--device: --run names results"),
+        (("eval", "clusters", "x.npy", "--separator", "+", "--runs", "3"), "--runs: k-means' clusters are compared"),
     ],
 )
 def test_flags_that_have_nothing_to_judge_are_refused(judged, run_cli, asked, told):
@@ -101,8 +102,13 @@ def test_a_level_is_judged_by_the_classes_of_what_is_searched(judged, tmp_path, 
     assert [level["level"] for level in read_json(told)["levels"]] == depths
 
 
-def test_recall_of_as_many_as_there_are(judged, run_cli):
+def test_recall_of_as_many_as_there_are(judged, tmp_path, run_cli):
     run_cli("store", "import", "x.npy", "--metric", "cosine", "--output", "s")
     run_cli("index", "build", "s", "--output", "i")
     run_cli("eval", "recall", "i", "--queries", "s", "-k", 120)
+    (tmp_path / "qrels.txt").write_text("0 0 1 1\n")
+    words = ("eval", "relevance", "--qrels", "qrels.txt", "--queries", "s", "--corpus")
+    run_cli(*words, "i")
+    run_cli(*words, "s", "--device", "cpu")
+    assert "--device: --corpus is an index" in run_cli(*words, "i", "--device", "cpu", code=2).output
     assert "119 items to find" in run_cli("eval", "recall", "i", "-k", 120, code=2).output

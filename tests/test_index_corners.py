@@ -2,6 +2,7 @@
 have nothing to do."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -186,3 +187,17 @@ def test_a_store_replaced_while_it_is_opened_is_read_whole(tmp_path, monkeypatch
     monkeypatch.setattr(reader, "read_manifest", replaced_before)
     assert np.array_equal(open_store(tmp_path / "s").embeddings(), wanted)
     assert len(calls) == 2 and not np.array_equal(old.embeddings(), wanted)
+
+
+def test_scores_that_json_does_not_know(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("large.npy", np.eye(4, 8, dtype=np.float32) * 1e30)
+    run_cli("store", "import", "large.npy", "--metric", "inner_product", "--output", "s")
+    run_cli("index", "build", "s", "--output", "i")
+    run_cli("search", "i", "--store", "s", "-k", 2, "--output", "found.jsonl")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    found = [json.loads(line, parse_constant=refuse) for line in Path("found.jsonl").read_text("utf-8").splitlines()]
+    assert [each["hits"][0]["id"] for each in found] == [0, 1, 2, 3] and found[0]["hits"][0]["score"] is None

@@ -119,6 +119,8 @@ def _refuse_unclear(flags: dict[str, Any]) -> None:
         raise UserError("give one of --separator and --hierarchy")
     if flags["separator"] is not None and flags["probe"]:
         raise UserError("--probe: needs one label an item; leave out --separator")
+    if flags["separator"] is not None:
+        refuse_unused("k-means' clusters are compared with classes of which an item has one", "--runs")
     if flags["like"]:
         refuse_unused(
             f"--like {flags['like']} judges one set of items with one label each, and writes nothing", *NOT_OF_PEERS

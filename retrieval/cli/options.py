@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from retrieval.errors import UserError, is_disk_full
+from retrieval.errors import UserError, first_line, is_disk_full
 
 from .output import emit, is_silent, plural
 
@@ -355,7 +355,7 @@ def pick_device(asked: str | None) -> str:
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {asked}: not available here ({str(error).splitlines()[0]}); leave it out or use cpu"
+            f"--device {asked}: not available here ({first_line(error)}); leave it out or use cpu"
         ) from None
     return asked
 

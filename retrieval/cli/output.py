@@ -44,11 +44,15 @@ def say(line: str) -> None:
 def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """The result on stdout: one JSON object, or lines for people."""
     if not _silent:
-        click.echo(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines))
+        click.echo(as_line(result) if as_json else "\n".join(lines))
+
+
+def as_line(result: dict[str, Any]) -> str:
+    """JSON on one line, with null for NaN and infinity, which it does not know."""
+    return json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

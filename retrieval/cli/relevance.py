@@ -130,6 +130,7 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
     from retrieval.store import open_store
 
     if stated_kind(flags["corpus"]) == "index":
+        refuse_unused("--corpus is an index, which is searched on the CPU", "--device")
         index = open_index(flags["corpus"], check=flags["check"])
         _refuse_empty(flags["corpus"], index.rows.count)
         asked = read_queries(index.manifest, flags["queries"], check=flags["check"])

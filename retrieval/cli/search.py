@@ -1,6 +1,5 @@
 """`retrieval search`."""
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -10,7 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, refuse_unused, uses_device
-from .output import emit
+from .output import as_line, emit
 
 if TYPE_CHECKING:
     from retrieval.images import Picture
@@ -209,8 +208,7 @@ def _ids(opened: "Index", found: "Found") -> Any:
 
 def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]", metric: str) -> None:
     if ending == ".jsonl":
-        line = {"query": query, "hits": [_as_json(hit) for hit in best]}
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.write(as_line({"query": query, "hits": [_as_json(hit) for hit in best]}).encode() + b"\n")
         return
     from retrieval.formats.trec import run_lines
 

@@ -94,7 +94,7 @@ class Asked:
 
     def refuse_without_columns(self, path: object) -> None:
         """Raise UserError if a column is named of what has none."""
-        for which in ("anchor", "text", "image", "label", "id"):
+        for which in ("anchor", "text", "image", "label", "id", "score"):
             name = getattr(self, which)
             if name is not None and not self.optional:
                 raise UserError(f"--{which} {name}: {path} has no columns; give a table, or leave it out")

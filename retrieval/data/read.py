@@ -27,6 +27,7 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
     """
     asked = asked or Asked()
     if path.exists() and is_collection(path):
+        asked.refuse_without_columns(path)
         return _collect_nested(path, collection(path, split), asked)
     rows = _numbered(path, split)
     first = _first(path, rows)

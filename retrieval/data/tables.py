@@ -122,9 +122,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
                 for row in batch.to_pylist():
                     yield row | {name: as_class(row[name], told) for name, told in classes.items()}
     except (ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: is not whole Parquet ({str(error).splitlines()[0][:120]}); download it again"
-        ) from None
+        raise UserError(f"{path}: is not whole Parquet ({first_line(error)}); download it again") from None
 
 
 def _arrow_files(path: Path, split: str) -> list[Path]:

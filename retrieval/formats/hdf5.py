@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 from retrieval.store import Rows, Store
 
@@ -49,7 +49,7 @@ def open_ann_benchmarks(path: Path, part: str) -> AnnBenchmarks:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path}: not an HDF5 file that can be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not an HDF5 file that can be read ({first_line(error)})") from None
     data = file.get(part)
     if not isinstance(data, h5py.Dataset) or data.ndim != 2 or data.dtype.kind not in "fiu":
         found = ", ".join(file) or "nothing"

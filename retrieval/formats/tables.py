@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS
 from retrieval.data.columns import as_text
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
 from retrieval.store import Ids, Rows, Store
 
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
@@ -119,7 +119,7 @@ def open_parquet(path: Path) -> ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
     schema = file.schema_arrow
     lists = [f.name for f in schema if _is_vector(f.type)]
     named = [name for name in lists if name.lower() in VECTOR_COLUMNS]

@@ -14,7 +14,7 @@ from typing import Any
 
 from retrieval.data import LABEL_COLUMNS
 from retrieval.data.columns import as_text
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
 
 from .folders import ENDINGS, is_picture_name, labels_by_folder
 from .items import Images, described
@@ -125,7 +125,7 @@ def _members(shard: Path, stamp: int) -> dict[str, Span]:
     except UserError:
         raise
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{shard}: not a whole tar ({str(error).splitlines()[0][:100]}); bring it here again") from None
+        raise UserError(f"{shard}: not a whole tar ({first_line(error)}); bring it here again") from None
     return spans
 
 
