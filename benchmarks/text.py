@@ -48,7 +48,7 @@ from retrieval.train.collate import Collator, Shares
 from retrieval.train.loss import LossConfig, named
 from retrieval.train.sentence_loss import SentenceLoss
 from retrieval.train.text import TextConfig, _sources, plan_batches, train_text
-from retrieval.train.whole import Optimisation, train_whole
+from retrieval.train.whole import train_whole
 
 SEEDS = (0, 1, 2)
 
@@ -81,9 +81,9 @@ def trained(data: Texts, how: str | dict[str, Any], config: TextConfig) -> Encod
     collator = Collator(encoder.model, _sources(encoder.model, [data], plans, None, config))
     for source in collator.sources:
         object.__setattr__(source, "prompts", (None, None))
-    optimisation = Optimisation(steps=plans[0].steps, lr=config.lr or 2e-5, seed=config.seed)
+    steps = plans[0].steps
     with tempfile.TemporaryDirectory() as scratch:
-        train_whole(encoder.model, collator, Theirs(encoder.model, plans[0].steps, **how), optimisation, Path(scratch))
+        train_whole(encoder.model, collator, Theirs(encoder.model, steps, **how), config, steps, Path(scratch))
     return Encoder(encoder.model, MINILM)
 
 

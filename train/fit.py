@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from sentence_transformers import SentenceTransformer
 
@@ -17,6 +18,15 @@ from .settings import Settings
 from .whole import Watch, train_whole
 
 
+class Running(TypedDict, total=False):
+    """What every way of training passes on to `fit`."""
+
+    progress: Callable[[Curve], None]
+    scratch: Path | None
+    watch: Watch | None
+    report_to: str
+
+
 def fit(
     model: SentenceTransformer,
     collator: Collator,
@@ -28,7 +38,8 @@ def fit(
     watch: Watch | None = None,
     report_to: str = "none",
 ) -> Curve:
-    """Train `model` on the collator's batches and return the curve. scratch, watch, report_to: as in `train_whole`."""
+    """Train `model` on the collator's batches and return the curve. `progress` is told it after each; scratch, watch, report_to: as in
+    `train_whole`."""
     steps = settings.total_steps([source.plan for source in collator.sources])
     if settings.last_layers:
         adapt.train_last_layers(model, settings.last_layers)
@@ -47,7 +58,8 @@ def fit(
             model,
             collator,
             loss,
-            settings.optimisation(model, steps),
+            settings,
+            steps,
             scratch or Path(passing),
             watch=watch,
             report_to=report_to,
@@ -65,9 +77,10 @@ def fit_head(
     plan: Plan,
     settings: Settings,
     loss_config: LossConfig,
-    progress: Callable[[Curve], None] = lambda curve: None,
+    **running: Unpack[Running],
 ) -> Curve:
-    """Train a linear head on what the encoder makes of the data, append it to the encoder, and return the curve."""
+    """Train a linear head on what the encoder makes of the data, append it to the encoder, and return the curve. It takes seconds, and
+    has no use for anything but `progress`."""
     head, curve = train_head(
         frozen,
         plan.batches(),
@@ -76,7 +89,7 @@ def fit_head(
         steps=settings.total_steps([plan]),
         lr=settings.rate,
         dims=settings.dims,
-        progress=progress,
+        progress=running.get("progress", lambda curve: None),
     )
     append_head(model, head)
     return curve

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from .augment import PRESETS
 from .batches import Plan, Rows, as_codes
 from .collate import Collator, Source
 from .curve import Curve
-from .fit import fit, fit_head
+from .fit import Running, fit, fit_head
 from .head import Frozen
 from .loss import LossConfig
 from .near import near_rows
 from .pictures import codes_of, pictures_of
 from .projection import add_projection, remove_projection, without_projection
 from .settings import Settings
-from .whole import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +58,27 @@ def train_image(
     source: str,
     plan: Plan | None = None,
     encoded: Callable[[int], None] = lambda pictures: None,
-    progress: Callable[[Curve], None] = lambda curve: None,
-    scratch: Path | None = None,
-    watch: Watch | None = None,
-    report_to: str = "none",
+    **running: Unpack[Running],
 ) -> Curve:
-    """Train `model` in place and return its curve. `encoded` and `progress` are told pictures encoded and steps done.
-
-    plan: the batches, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
-    """
+    """Train `model` in place and return its curve. `encoded` is told how many pictures more are encoded; plan: the batches, if they are
+    decided; running: as in `fit` and `fit_head`."""
     pixels = pixels_of(model)
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)
     if config.head:
         vectors = torch.from_numpy(encode_all(Encoder(model, ""), data, progress=encoded))
-        return fit_head(model, Frozen(vectors, np.arange(len(data))[None]), plan, config, loss_config, progress)
+        return fit_head(model, Frozen(vectors, np.arange(len(data))[None]), plan, config, loss_config, **running)
     rows = np.arange(len(data))
     pictures = pictures_of(data, pixels, PRESETS[augmentation(config, plan)])
     sources = [Source([rows, rows], (None, None), np.stack([pictures.codes] * 2), plan)]
     if config.projection:
         add_projection(model, config.projection)
-        if watch:
+        if watch := running.get("watch"):
             judge = watch.judge
-            watch = replace(watch, judge=lambda trained, step: judge(without_projection(trained), step))
+            running["watch"] = replace(watch, judge=lambda trained, step: judge(without_projection(trained), step))
     model.to(memory_format=torch.channels_last)
     collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart)
-    curve = fit(
-        model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
-    )
+    curve = fit(model, collator, config, loss_config, **running)
     if config.projection:
         remove_projection(model)
     return curve

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -25,13 +24,12 @@ from .batches import DEFAULT_PAIRS, Plan
 from .captions import KINDS, altered
 from .collate import Collator, Column, Settled, Source, codes_of
 from .curve import Curve
-from .fit import fit
+from .fit import Running, fit
 from .joined import SIDES, frozen, joining, side_of
 from .loss import LossConfig
 from .near import near_rows
 from .pictures import pictures_of
 from .settings import Settings
-from .whole import Watch
 
 ROLE = "query"  # of captions: what they are judged, and pictures are searched, by
 SETTLED = 2**29  # numbers of vectors that are kept: 2 GiB
@@ -88,10 +86,7 @@ def train_pairs(
     source: str,
     plan: Plan | None = None,
     encoded: Callable[[int], None] = lambda items: None,
-    progress: Callable[[Curve], None] = lambda curve: None,
-    scratch: Path | None = None,
-    watch: Watch | None = None,
-    report_to: str = "none",
+    **running: Unpack[Running],
 ) -> Curve:
     """Train `model` in place and return its curve. Arguments as in `train_image`."""
     refuse_kinds(model, data, source)
@@ -106,9 +101,7 @@ def train_pairs(
     settled = Settled(texts, torch.from_numpy(_encoded(model, list(texts), encoded))) if texts else None
     collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart, settled)
     with frozen(model, config.freeze):
-        return fit(
-            model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
-        )
+        return fit(model, collator, config, loss_config, **running)
 
 
 def settled_texts(model: SentenceTransformer, data: Pairs, config: PairConfig) -> dict[str, int]:

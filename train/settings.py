@@ -13,7 +13,6 @@ from .batches import Drawing, Plan, Rows, plan
 from .head import LEARNING_RATE as HEAD_RATE
 from .loss import LossConfig
 from .loss.gather import world
-from .whole import Optimisation
 
 LORA_RATE = 2e-4
 
@@ -25,7 +24,9 @@ class Settings(ABC):
 
     head, last_layers, lora (a rank): what learns, all if none is set. mini_batch_size: how many items are in the encoder at a
     time (GradCache), for batches larger than memory would hold. accumulate: batches a step. dims: Matryoshka dimensions besides
-    all. drawing: which rows stand together. average: as in `Optimisation`.
+    all. drawing: which rows stand together. schedule: of the learning rate after `warmup`, a share of all steps. layer_decay: the
+    rate of each layer over that of the next. compute: the type of the forward and backward pass; weights stay float32. average:
+    the decay of a running mean of the weights that is kept in their place (`average.Average`).
     """
 
     head: bool = False
@@ -65,10 +66,10 @@ class Settings(ABC):
 
     def encoded_first(self, data: Sized, model: SentenceTransformer) -> int:
         """How many items are encoded before the first step: for a head, or to see which are near."""
-        return len(data) if self.head or self.drawing.how == "hard" else 0
+        return len(data) * (int(self.head) + int(self.drawing.how == "hard"))
 
     def rates(self, model: SentenceTransformer) -> dict[str, float]:
-        """Learning rates of weights, by patterns of their names, that differ from `rate`."""
+        """Learning rates of weights that differ from `rate`, by patterns of their names (as sentence-transformers has them)."""
         return adapt.learning_rates(model, self.rate, self.layer_decay) if self.layer_decay != 1 else {}
 
     def plan(
@@ -106,20 +107,6 @@ class Settings(ABC):
                 f"{processes}, or start fewer processes"
             )
         return found
-
-    def optimisation(self, model: SentenceTransformer, steps: int) -> Optimisation:
-        return Optimisation(
-            steps=steps,
-            accumulate=self.accumulate,
-            lr=self.rate,
-            schedule=self.schedule,
-            warmup=self.warmup,
-            rates=self.rates(model),
-            compute=self.compute,
-            compiled=self.compiled,
-            average=self.average,
-            seed=self.seed,
-        )
 
     def used(self, plans: Sequence[Plan]) -> dict[str, object]:
         """What the settings left open came out as; the batch size that of the first data set."""

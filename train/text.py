@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,13 +16,12 @@ from retrieval.errors import UserError
 from .batches import MISSING, Plan, Rows, as_codes
 from .collate import Collator, Source
 from .curve import Curve
-from .fit import fit, fit_head
+from .fit import Running, fit, fit_head
 from .head import Frozen, freeze
 from .loss import LossConfig
 from .matryoshka import check_dims
 from .near import near_rows
 from .settings import Settings
-from .whole import Watch
 
 TOKENISED = 8192  # texts at a time
 Progress = Callable[[int], None]
@@ -40,6 +39,10 @@ class TextConfig(Settings):
     def whole_rate(self) -> float:
         return 2e-5
 
+    def encoded_first(self, data: Any, model: SentenceTransformer) -> int:
+        """For a head all texts of a row."""
+        return super().encoded_first(data, model) + (len(data) * (len(data.columns) - 1) if self.head else 0)
+
 
 def train_text(
     model: SentenceTransformer,
@@ -51,15 +54,12 @@ def train_text(
     plans: Sequence[Plan] | None = None,
     weights: Sequence[float] | None = None,
     encoded: Progress = lambda texts: None,
-    progress: Callable[[Curve], None] = lambda curve: None,
-    scratch: Path | None = None,
-    watch: Watch | None = None,
-    report_to: str = "none",
+    **running: Unpack[Running],
 ) -> Curve:
-    """Train `model` in place and return its curve. `encoded` and `progress` are told texts encoded and steps done.
+    """Train `model` in place and return its curve. `encoded` is told how many texts more are encoded.
 
     data: one data set or several, whose batches take turns at random by `weights`, by default as their numbers of steps in an epoch.
-    plans: the batches of each, if they are decided. scratch, watch, report_to: as in `train_whole`; a head needs none of them.
+    plans: the batches of each, if they are decided. running: as in `fit` and `fit_head`.
     """
     several = [data] if isinstance(data, Texts) else list(data)
     check_dims(config.dims, model.get_embedding_dimension() or 0, loss_config)
@@ -69,11 +69,9 @@ def train_text(
         if len(several) > 1:
             raise UserError("--head: is trained on one data set; give one, or leave --head out")
         set_prompts(model, config, several[0].is_pairs)
-        return fit_head(model, _frozen(model, several[0], encoded), plans[0], config, loss_config, progress)
+        return fit_head(model, _frozen(model, several[0], encoded), plans[0], config, loss_config, **running)
     collator = Collator(model, _sources(model, several, plans, weights, config), config.mini_batch_size)
-    return fit(
-        model, collator, config, loss_config, progress=progress, scratch=scratch, watch=watch, report_to=report_to
-    )
+    return fit(model, collator, config, loss_config, **running)
 
 
 def _sources(

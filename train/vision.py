@@ -15,6 +15,11 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from retrieval.encoder import Encoder, load_encoder
+from retrieval.images import Images
+
+from .pictures import longest_side
+
 DIM = 128  # of the small network's vectors, and its last stage
 SCRATCH = {  # transformers' configurations by name
     "small": ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, DIM], depths=[1, 1, 1], layer_type="basic"),
@@ -53,6 +58,13 @@ def network(name: str, side: int, device: str | None, seed: int) -> SentenceTran
     width = WIDTHS[name]
     head = [Dense(width, DIM, activation_function=nn.Identity())] if name == "small" else []
     return SentenceTransformer(modules=[transformer, Pooling(width), *head, Normalize()], device=device)
+
+
+def start(name: str, pictures: Images, device: str, seed: int) -> Encoder:
+    """The encoder of this folder or name, to be trained; one of `SCRATCH` with random weights, for pictures as large as these."""
+    if name not in SCRATCH:
+        return load_encoder(name, device)
+    return Encoder(network(name, longest_side(pictures), device, seed), name)
 
 
 def input_side(side: int, name: str = "small") -> int:

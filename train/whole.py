@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +30,12 @@ from .collate import Collator, Shares, loader
 from .curve import Curve
 from .loss.gather import world
 from .sentence_loss import SentenceLoss
+from .settings import Settings
 
 CHECKPOINT_SECONDS = 120.0
 ASK_STEPS = 10  # how often several processes agree on whether it is time
 WEIGHTS, LOSS, CURVE = "model.safetensors", "loss.safetensors", "curve.json"
 Judge = Callable[[SentenceTransformer, int], dict[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimisation:
-    """How steps are taken, of so many batches each.
-
-    schedule: of the learning rate after `warmup`, a share of all steps. rates: of weights by patterns of their
-    names (as sentence-transformers has them) that differ from lr.
-    compute: the type of the forward and backward pass; weights stay float32. average: the decay of a running mean of the weights
-    that is kept in their place (`average.Average`).
-    """
-
-    steps: int
-    accumulate: int = 1
-    lr: float
-    schedule: str = "linear"
-    warmup: float = 0.1
-    rates: dict[str, float] = field(default_factory=dict)
-    compute: str = "float32"
-    compiled: bool = False
-    average: float | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,23 +54,24 @@ def train_whole(
     model: SentenceTransformer,
     collator: Collator,
     loss: SentenceLoss,
-    how: Optimisation,
+    settings: Settings,
+    steps: int,
     scratch: Path,
     *,
     watch: Watch | None = None,
     report_to: str = "none",
 ) -> Curve:
-    """Train `model` in place, in every process of torch.distributed together, and return the curve.
+    """Train `model` in place for so many steps, in every process of torch.distributed together, and return the curve.
 
     scratch: a folder for checkpoints. Where it holds one of a killed call with the same arguments, training goes on from there,
     bit for bit as if it had never stopped (on one device).
     """
-    found, steps = last_checkpoint(scratch), how.steps
+    found, last = last_checkpoint(scratch), steps
     patience = EarlyStoppingCallback(watch.patience) if watch and watch.patience else None
     if found and watch and patience:
         at, patience.early_stopping_patience_counter = _judged_in_vain(Path(found), watch.metric)
         if patience.early_stopping_patience_counter >= patience.early_stopping_patience:
-            steps = at  # killed between its end and the writing of the run
+            last = at  # killed between its end and the writing of the run
     judged: dict[str, Any] = (
         {}
         if watch is None
@@ -105,17 +85,17 @@ def train_whole(
     )
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(scratch),
-        max_steps=steps,
+        max_steps=last,
         per_device_train_batch_size=collator.sources[0].plan.pairs,
-        gradient_accumulation_steps=how.accumulate,
-        learning_rate=how.lr,
-        learning_rate_mapping=how.rates,
-        lr_scheduler_type="constant_with_warmup" if how.schedule == "constant" else how.schedule,
-        warmup_steps=round(how.warmup * how.steps),
-        bf16=how.compute == "bfloat16",
-        fp16=how.compute == "float16",
-        torch_compile=how.compiled,
-        seed=how.seed,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        learning_rate_mapping=settings.rates(model),
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=round(settings.warmup * steps),
+        bf16=settings.compute == "bfloat16",
+        fp16=settings.compute == "float16",
+        torch_compile=settings.compiled,
+        seed=settings.seed,
         save_strategy="steps",
         save_steps=watch.every if watch else 10**9,
         save_total_limit=2,
@@ -130,7 +110,7 @@ def train_whole(
         **judged,
     )
     model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
-    average = None if how.average is None else Average(model, how.average)
+    average = None if settings.average is None else Average(model, settings.average)
     config: Any = getattr(model, "config", None)
     silent = config is not None and not hasattr(config, "use_cache")
     trainer = Trainer(
@@ -143,7 +123,9 @@ def train_whole(
     )
     if silent:
         del config.use_cache  # the trainer sets it in every encoder, which then is not the one that is loaded again
-    trainer.batches = lambda: loader(collator, Shares(collator.sources, steps * how.accumulate, how.seed, *world()))
+    trainer.batches = lambda: loader(
+        collator, Shares(collator.sources, last * settings.accumulate, settings.seed, *world())
+    )
     trainer.on_device = collator.on_device
     trainer.watch, trainer.average = watch, average
     for printer in (PrinterCallback, ProgressCallback):
@@ -154,7 +136,7 @@ def train_whole(
     model.eval()
     if watch is not None:
         done, best = trainer.state.global_step, trainer.state.best_global_step
-        stopped = f"stopped after {done} of {how.steps} steps, " if done < how.steps else ""
+        stopped = f"stopped after {done} of {steps} steps, " if done < steps else ""
         watch.tell(f"{stopped}kept the weights of step {best}, {watch.metric} {trainer.state.best_metric:.4f}")
     return loss.curve
 

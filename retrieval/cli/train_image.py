@@ -1,7 +1,6 @@
 """`retrieval train image`."""
 
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from .options import pick_device, quiet_libraries, refuse_missing, together
 from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, SETS, carry_out, train_one, without_singles
+from .training import RUN_KIND, SETS, Course, carry_out, of_one, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
+    from retrieval.images import Images
 
     from .held import Held
 
@@ -76,7 +76,6 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
-    from retrieval.train.pictures import longest_side
     from retrieval.train.vision import SCRATCH
 
     loss = loss_config(flags)
@@ -91,7 +90,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     views = "" if data.labels is not None else "; no labels, so two views of each picture make a pair"
     skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
     say(f"{flags['data']}: {data.origin}{skipped}{views}")
-    encoder = _encoder(flags, device, longest_side(data) if scratch else 0)
+    encoder = _encoder(flags, data, device)
     pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
     told = {
         "kind": "image",
@@ -99,23 +98,20 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
         "skipped": len(data.skipped),
         "augment": augmentation(config, plan),
     }
-    trained = partial(train_one, train_image, plan_batches, encoder, data, config, loss, sets, flags)
-    carry_out(flags, encoder, sets, data.fingerprint, config, loss, told, trained)
+    course = Course(encoder, [str(flags["data"])], [data], config, loss, sets, flags)
+    carry_out(course, plan_batches, of_one(train_image), data.fingerprint, told)
 
 
-def _encoder(flags: dict[str, Any], device: str, side: int) -> "Encoder":
-    """An encoder that takes images; a network from scratch for pictures whose longer side is `side`."""
-    from retrieval.encoder import Encoder, load_encoder
-    from retrieval.train.vision import SCRATCH, network
+def _encoder(flags: dict[str, Any], data: "Images", device: str) -> "Encoder":
+    """An encoder that takes images, or a network from scratch."""
+    from retrieval.train.vision import SCRATCH, start
 
-    if flags["model"] in SCRATCH:
-        if flags["head"]:
-            raise UserError("--head: a linear layer on random weights learns little; leave it out, or give an encoder")
-        return Encoder(network(flags["model"], side, device, flags["seed"]), flags["model"])
+    if flags["model"] in SCRATCH and flags["head"]:
+        raise UserError("--head: a linear layer on random weights learns little; leave it out, or give an encoder")
     close = get_close_matches(flags["model"], SCRATCH, 1)
-    if close and not Path(flags["model"]).exists():
+    if close and close != [flags["model"]] and not Path(flags["model"]).exists():
         raise UserError(f"--model {flags['model']}: no such folder; did you mean {close[0]}?")
-    encoder = load_encoder(flags["model"], device)
+    encoder = start(flags["model"], data, device, flags["seed"])
     if not encoder.takes("image"):
         raise UserError(f"{flags['model']}: takes no images; choose an image encoder, or --model small")
     return encoder

@@ -1,7 +1,6 @@
 """`retrieval train pairs`."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from .options import F, Number, pick_device, quiet_libraries, refuse_missing, to
 from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, SETS, carry_out, train_one
+from .training import RUN_KIND, SETS, Course, carry_out, of_one
 from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:
@@ -113,8 +112,8 @@ def pairs(**flags: Any) -> None:
     mark = sha256_json([[c.fingerprint if not isinstance(c, list) else c for c in data.columns.values()]])
     told = {"kind": "pairs", "data": str(flags["data"]), "hard": flags["hard_captions"]}
     told |= {name: flags[name] for name in ("kinds", "image_model", "text_model")}
-    trained = partial(train_one, train_pairs, plan_batches, encoder, data, config, loss, sets, flags)
-    carry_out(flags, encoder, sets, mark, config, loss, told, trained)
+    course = Course(encoder, [str(flags["data"])], [data], config, loss, sets, flags)
+    carry_out(course, plan_batches, of_one(train_pairs), mark, told)
 
 
 def _refuse_flags(flags: dict[str, Any]) -> None:
@@ -166,23 +165,17 @@ def _with_hard_captions(data: "Pairs", flags: dict[str, Any]) -> "Pairs":
 
 
 def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
-    from retrieval.encoder import Encoder, load_encoder
-    from retrieval.images import Images
-    from retrieval.train.joined import join as joined
-    from retrieval.train.pictures import longest_side
-    from retrieval.train.vision import SCRATCH, network
-
-    def loaded(name: str) -> Encoder:
-        if name not in SCRATCH:
-            return load_encoder(name, device)
-        pictures = next(column for column in data.columns.values() if isinstance(column, Images))
-        return Encoder(network(name, longest_side(pictures), device, flags["seed"]), name)
-
-    if flags["model"]:
-        return loaded(flags["model"])
-    image, text = loaded(flags["image_model"]), loaded(flags["text_model"])
     import torch
 
+    from retrieval.encoder import Encoder
+    from retrieval.images import Images
+    from retrieval.train.joined import join as joined
+    from retrieval.train.vision import start
+
+    pictures = next(column for column in data.columns.values() if isinstance(column, Images))
+    if flags["model"]:
+        return start(flags["model"], pictures, device, flags["seed"])
+    image, text = (start(flags[side], pictures, device, flags["seed"]) for side in ("image_model", "text_model"))
     torch.manual_seed(flags["seed"])
     return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
 

@@ -13,18 +13,15 @@ from retrieval.errors import UserError
 from .columns import asked_columns, columns, training_data
 from .losses import fit_to_data, loss_config
 from .options import Number, pick_device, quiet_libraries, refuse_missing, together
-from .output import progress, say
+from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, carry_out, training, watch, without_singles
+from .training import RUN_KIND, Course, carry_out, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
     from retrieval.encoder import Encoder
-    from retrieval.train.batches import Plan
-    from retrieval.train.curve import Curve
-    from retrieval.train.loss import LossConfig
     from retrieval.train.text import TextConfig
 
     from .held import Held
@@ -76,7 +73,7 @@ def text(**flags: Any) -> None:
     sets = _sets(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.encoder import load_encoder
-    from retrieval.train.text import plan_batches
+    from retrieval.train.text import plan_batches, train_text
 
     loss = loss_config(flags)
     device = join(pick_device(flags["device"]))
@@ -96,51 +93,9 @@ def text(**flags: Any) -> None:
         there = "" if flags["general_data"] else " of Python's documentation (--no-general leaves that out)"
         say(f"also judged before and after, against forgetting, on {sets['general'].count:,} texts{there}")
     told = {"kind": "text", "data": names, "summary": summary}
-    carry_out(
-        flags,
-        encoder,
-        sets,
-        [_mark(each) for each in data],
-        config,
-        loss,
-        told,
-        partial(_trained, encoder, data, config, loss, sets, flags),
-    )
-
-
-def _trained(
-    encoder: "Encoder",
-    data: "list[Texts]",
-    config: "TextConfig",
-    loss: "LossConfig",
-    sets: "dict[str, Held]",
-    flags: dict[str, Any],
-    scratch: Path,
-) -> "tuple[Curve, list[Plan]]":
-    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
-    from retrieval.train.text import plan_batches, train_text
-
-    names = [str(path) for path in flags["data"]]
-    first = len(data[0]) * len(data[0].columns) if config.head else 0
-    first += sum(map(len, data)) if config.drawing.how == "hard" else 0
-    with progress("encode", first) as encoded:
-        plans = [plan_batches(each, config, loss, name, encoder.model, encoded) for each, name in zip(data, names, strict=True)]  # fmt: skip
-        with training(config, plans, scratch, flags) as bar:
-            curve = train_text(
-                encoder.model,
-                data,
-                config,
-                loss,
-                source=", ".join(names),
-                plans=plans,
-                weights=flags["weight"] or None,
-                encoded=encoded,
-                progress=bar,
-                scratch=scratch,
-                watch=watch(flags, sets, encoder),
-                report_to=flags["report_to"],
-            )
-    return curve, plans
+    course = Course(encoder, names, data, config, loss, sets, flags)
+    train = partial(train_text, weights=flags["weight"] or None)
+    carry_out(course, plan_batches, train, [_mark(each) for each in data], told)
 
 
 def _config(flags: dict[str, Any]) -> "TextConfig":

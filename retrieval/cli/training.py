@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -120,24 +120,36 @@ def run_folder(output: Path, base: "Manifest", overwrite: bool) -> "Iterator[tup
             raise
 
 
-def carry_out(
-    flags: dict[str, Any],
-    encoder: "Encoder",
-    sets: dict[str, Held],
-    mark: str | list[str],
-    config: "Settings",
-    loss: "LossConfig",
-    told: dict[str, Any],
-    trained: "Callable[[Path], tuple[Curve, list[Plan]]]",
-) -> None:
-    """Judge, train, judge again, and write the run. `trained` trains the encoder in place, with a folder for checkpoints.
+@dataclass(frozen=True)
+class Course:
+    """A training as a command has read it: what learns from which data sets, of these names, how, and what it is judged by."""
 
-    mark: of all that is trained on. A killed call's checkpoints are gone on from where that, the encoder and the settings are
-    the same. told: what else config.json is to say.
+    encoder: "Encoder"
+    names: list[str]
+    data: list[Any]
+    config: "Settings"
+    loss: "LossConfig"
+    sets: dict[str, Held]
+    flags: dict[str, Any]
+
+
+def carry_out(
+    course: Course,
+    plan_batches: "Callable[..., Plan]",
+    train: "Callable[..., Curve]",
+    mark: str | list[str],
+    told: dict[str, Any],
+) -> None:
+    """Judge, train, judge again, and write the run.
+
+    plan_batches: of one data set. train: of a model, data sets, and their `plans`, as `train_text` has them. mark: of all that is
+    trained on. A killed call's checkpoints are gone on from where that, the encoder and the settings are the same. told: what
+    else config.json is to say.
     """
     from retrieval.encoder import Encoder
     from retrieval.train.adapt import interpolate
 
+    encoder, config, loss, sets, flags = course.encoder, course.config, course.loss, course.sets, course.flags
     base: Manifest = {
         "data": mark,
         "encoder": encoder.fingerprint,
@@ -153,7 +165,7 @@ def carry_out(
     share = flags["interpolate"]
     old = {} if share is None else {name: value.clone() for name, value in encoder.model.state_dict().items()}
     with run_folder(flags["output"], base, flags["overwrite"]) as (folder, manifest):
-        curve, plans = trained(folder / "checkpoints")
+        curve, plans = _trained(course, plan_batches, train, folder / "checkpoints")
         if old:
             interpolate(encoder.model, old, share)
             say(f"weights: {share:g} of the trained and {1 - share:g} of the old")
@@ -170,39 +182,38 @@ def carry_out(
         tell(result, curve, flags["as_json"])
 
 
-def train_one(
-    train: "Callable[..., Curve]",
-    plan_batches: "Callable[..., Plan]",
-    encoder: "Encoder",
-    data: Any,
-    config: "Settings",
-    loss: "LossConfig",
-    sets: dict[str, Held],
-    flags: dict[str, Any],
-    scratch: Path,
+def _trained(
+    course: Course, plan_batches: "Callable[..., Plan]", train: "Callable[..., Curve]", scratch: Path
 ) -> "tuple[Curve, list[Plan]]":
-    """Train the encoder in place on one data set by `train`, from where a killed call stopped; the curve, and the batches."""
-    with progress("encode", config.encoded_first(data, encoder.model)) as encoded:
-        plan = plan_batches(data, config, loss, str(flags["data"]), encoder.model, encoded)
-        with training(config, [plan], scratch, flags) as bar:
+    """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
+    model, config, loss, flags = course.encoder.model, course.config, course.loss, course.flags
+    with progress("encode", sum(config.encoded_first(each, model) for each in course.data)) as encoded:
+        named = zip(course.names, course.data, strict=True)
+        plans = [plan_batches(each, config, loss, name, model, encoded) for name, each in named]
+        with _told(config, plans, scratch, flags) as bar:
             curve = train(
-                encoder.model,
-                data,
+                model,
+                course.data,
                 config,
                 loss,
-                source=str(flags["data"]),
-                plan=plan,
+                source=", ".join(course.names),
+                plans=plans,
                 encoded=encoded,
                 progress=bar,
                 scratch=scratch,
-                watch=watch(flags, sets, encoder),
+                watch=_watch(flags, course.sets, course.encoder),
                 report_to=flags["report_to"],
             )
-    return curve, [plan]
+    return curve, plans
+
+
+def of_one(train: "Callable[..., Curve]") -> "Callable[..., Curve]":
+    """A way of training that takes one data set, as `carry_out` calls it."""
+    return lambda model, data, *how, plans, **rest: train(model, *data, *how, plan=plans[0], **rest)
 
 
 @contextmanager
-def training(
+def _told(
     config: "Settings", plans: "list[Plan]", scratch: Path, flags: dict[str, Any]
 ) -> "Iterator[Callable[[Curve], None]]":
     """The progress line of a training, which is told its curve; says where an interrupted one goes on."""
@@ -228,7 +239,7 @@ def _watch_by_tensorboard(asked: str, folder: Path) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "run" / "tensorboard"))
 
 
-def watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":
+def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":
     from retrieval.encoder import Encoder
     from retrieval.train.whole import Watch
 

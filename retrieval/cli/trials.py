@@ -155,28 +155,22 @@ def _embedded(encoder: "Encoder", items: "Texts | Images", folder: Path, role: s
 def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, flags: dict[str, Any]) -> Trainer:
     """Trials that train the whole encoder, each from its beginning."""
     from retrieval.data import Texts
-    from retrieval.encoder import Encoder, load_encoder
-    from retrieval.images import Images
+    from retrieval.encoder import load_encoder
     from retrieval.train.image import ImageConfig, train_image
-    from retrieval.train.pictures import longest_side
     from retrieval.train.text import TextConfig, train_text
-    from retrieval.train.vision import SCRATCH, network
+    from retrieval.train.vision import SCRATCH, start
 
     settings = {key: flags[key] for key in ("steps", "epochs", "batch_size", "lr")}
-    scratch = name in SCRATCH
 
-    def fresh(seed: int) -> Encoder:
-        if scratch:
-            assert isinstance(train, Images)
-            return Encoder(network(name, longest_side(train), device, seed), name)
-        return load_encoder(name, device)
+    def fresh(seed: int) -> "Encoder":
+        return load_encoder(name, device) if isinstance(train, Texts) else start(name, train, device, seed)
 
     def run(loss: "LossConfig", seed: int) -> "tuple[Floats, Curve]":
         encoder, source = fresh(seed), str(flags["data"])
         if isinstance(train, Texts):
             curve = train_text(encoder.model, train, TextConfig(**settings, seed=seed), loss, source=source)
         else:
-            config = ImageConfig(**settings, seed=seed, scratch=scratch)
+            config = ImageConfig(**settings, seed=seed, scratch=name in SCRATCH)
             curve = train_image(encoder.model, train, config, loss, source=source)
         return held.encode(encoder), curve
 
