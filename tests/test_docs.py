@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from docs.make_reference import reference
-from retrieval.samples import digits, docs_as_texts, library_docs
+from retrieval.samples import digits, docs_as_pairs, docs_as_texts, library_docs
 from retrieval.store import Held, Kind, Rows, create
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def test_links_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
-    """A folder with what README's reader has: train.csv, test.csv, qrels.txt, photos/train, photos/test, captions.csv."""
+    """A folder with what README's reader has: train.csv, test.csv, pairs.csv, qrels.txt, photos/train, photos/test, captions.csv."""
     folder = tmp_path_factory.mktemp("own")
     data = docs_as_texts([doc for doc in library_docs() if doc.module in ("array", "ast", "csv", "difflib", "gzip")])
     for name, rows in (("train.csv", slice(0, None, 2)), ("test.csv", slice(1, None, 2))):
@@ -70,6 +70,9 @@ def own_data(tmp_path_factory):
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
             writer.writerows(zip(data.texts[rows], data.labels[rows], strict=True))
+    pairs = docs_as_pairs([doc for doc in library_docs() if doc.module in ("gzip", "zipfile", "csv")])
+    with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["anchor", "positive"], *zip(*pairs.columns.values(), strict=True)])
     (folder / "qrels.txt").write_text("".join(f"{i} 0 {i} 1\n" for i in range(20)))
     pictures = digits()
     for code, label in enumerate(("cat", "dog", "owl")):

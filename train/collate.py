@@ -30,6 +30,7 @@ from retrieval.encode import (
 from retrieval.routes import reader
 
 from .batches import MISSING, Pairs, Plan, Rows
+from .head import Frozen
 from .pictures import Pictures
 
 Batch = dict[str, Any]
@@ -43,7 +44,8 @@ class Source:
     (""), or of rows of the collator's pictures; what stands before anchors and before other texts; (2, n) codes of the anchors
     and the positives; its batches, and the share of all batches that are its.
 
-    first_class: what its classes count from, so that no two data sets share one.
+    first_class: what its classes count from, so that no two data sets share one. guide: its texts under the encoder that judges what
+    is a false negative.
     """
 
     columns: Sequence[Column]
@@ -52,6 +54,7 @@ class Source:
     plan: Plan
     weight: float = 1.0
     first_class: int = 0
+    guide: Frozen | None = None
 
 
 class Settled(NamedTuple):
@@ -69,7 +72,7 @@ class Collator:
     A chunk has at most `most` items, where that is given; of pictures else all, or with `apart` those of one column (whose batch
     statistics are then its own).
     batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; items, codes,
-    classes; negative_items and negative_pairs where there are negatives: all as `ContrastiveLoss` has them.
+    classes, guide; negative_items, negative_pairs and guide_negative where there are negatives: all as `ContrastiveLoss` has them.
     """
 
     model: SentenceTransformer
@@ -95,7 +98,11 @@ class Collator:
             codes = np.concatenate([codes_of(column, self.pictures) for column in columns[2:]])
             batch["negative_items"] = np.array([known.get(code, code) for code in codes.tolist()], np.int64)
             batch["negative_pairs"] = np.array(own, np.int64)
-        return {"chunks": chunks, "batch": {name: torch.from_numpy(value) for name, value in batch.items()}}
+        told = {name: torch.from_numpy(value) for name, value in batch.items()}
+        if source.guide is not None:
+            told["guide"] = source.guide.of_pairs(share.pairs)
+            told |= {"guide_negative": source.guide.of_negatives(anchors)} if negatives else {}
+        return {"chunks": chunks, "batch": told}
 
     def on_device(self, chunk: Features) -> Features:
         """A chunk as the encoder takes it, from what the loader gave and the trainer brought to the device."""

@@ -77,10 +77,11 @@ def fit_head(
     plan: Plan,
     settings: Settings,
     loss_config: LossConfig,
+    guide: Frozen | None = None,
     **running: Unpack[Running],
 ) -> Curve:
     """Train a linear head on what the encoder makes of the data, append it to the encoder, and return the curve. It takes seconds, and
-    has no use for anything but `progress`."""
+    has no use for anything but `progress`. guide: as in `train_head`."""
     head, curve = train_head(
         frozen,
         plan.batches(),
@@ -89,6 +90,7 @@ def fit_head(
         steps=settings.total_steps([plan]),
         lr=settings.rate,
         dims=settings.dims,
+        guide=guide,
         progress=running.get("progress", lambda curve: None),
     )
     append_head(model, head)

@@ -33,6 +33,17 @@ class Frozen:
     columns: Rows
     items: Rows | None = None
 
+    def of_pairs(self, pairs: Pairs) -> Tensor:
+        """(2, B, d): of anchors, and of positives."""
+        anchors, positives = pairs
+        codes = np.stack([self.columns[0, anchors], self.columns[min(1, len(self.columns) - 1), positives]])
+        return self.vectors[torch.from_numpy(codes)]
+
+    def of_negatives(self, anchors: Rows) -> Tensor:
+        """(K, d): of the explicit negatives that stand in the anchors' rows, column after column."""
+        codes = self.columns[2:, anchors]
+        return self.vectors[torch.from_numpy(codes[codes != MISSING])]
+
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:
     """The different texts of columns of n rows each, and which of them stands in each row of each column, (c, n); MISSING for ""."""
@@ -72,9 +83,11 @@ def train_head(
     steps: int,
     lr: float,
     dims: tuple[int, ...] = (),
+    guide: Frozen | None = None,
     progress: Callable[[Curve], None] = lambda curve: None,
 ) -> tuple[nn.Linear, Curve]:
-    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y. labels: (n,) classes. dims: as `nested` has them.
+    """Train y = Wx + b, from W = 1, b = 0, with Adam on cosines of y. labels: (n,) classes. dims: as `nested` has them. guide: the
+    data under the encoder that judges what is a false negative.
 
     Batches name rows: of anchors and, in the second column where there is one, positives. Equal items are no negatives, nor are
     those of pairs that share an item.
@@ -90,7 +103,8 @@ def train_head(
     loss_of = ContrastiveLoss(loss_config)
     optimizer = torch.optim.Adam([*head.parameters(), *loss_of.parameters()], lr=lr)
     curve: Curve = []
-    for _, (a, p) in zip(range(steps), batches, strict=False):
+    for _, pairs in zip(range(steps), batches, strict=False):
+        a, p = pairs
         loss_of.progress = len(curve) / steps
         codes = np.stack([items[0, a], items[positive, p]])
         groups = codes if len(columns) == 1 or labels is not None else np.stack([linked(*codes)] * 2)
@@ -98,12 +112,12 @@ def train_head(
         loss = nested(
             loss_of,
             dims,
-            head(vectors[columns[0, a]]),
-            head(vectors[columns[positive, p]]),
+            *head(frozen.of_pairs(pairs)),
             labels=torch.from_numpy(labels[a]) if labels is not None else None,
             items=torch.from_numpy(groups.flatten()),
             codes=torch.from_numpy(codes.flatten()),
-            **_negatives(head, vectors, columns[2:, a], items[2:, a], known),
+            guide=None if guide is None else guide.of_pairs(pairs),
+            **_negatives(head, frozen, a, items[2:, a], known, guide),
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -114,14 +128,14 @@ def train_head(
 
 
 def _negatives(
-    head: nn.Linear, vectors: Tensor, columns: Rows, items: Rows, known: dict[int, int]
+    head: nn.Linear, frozen: Frozen, anchors: Rows, items: Rows, known: dict[int, int], guide: Frozen | None
 ) -> dict[str, Tensor]:
-    """What the loss is told of a batch's explicit negatives, (columns, B). known: under what the batch's own items count."""
-    if not len(columns):
+    """What the loss is told of a batch's explicit negatives. items: (columns, B); known: under what the batch's own items count."""
+    if not len(items):
         return {}
-    there = columns != MISSING
-    return {
-        "negative": head(vectors[columns[there]]),
+    there = items != MISSING
+    return ({} if guide is None else {"guide_negative": guide.of_negatives(anchors)}) | {
+        "negative": head(frozen.of_negatives(anchors)),
         "negative_items": torch.tensor([known.get(item, item) for item in items[there].tolist()], dtype=torch.int64),
         "negative_pairs": torch.from_numpy(np.nonzero(there)[1]),
     }

@@ -91,6 +91,8 @@ class SentenceLoss(CachedLossMixin, nn.Module):
             codes=batch.get("codes"),
             negative_items=batch.get("negative_items"),
             negative_pairs=batch.get("negative_pairs"),
+            guide=batch.get("guide"),
+            guide_negative=batch.get("guide_negative"),
         )
         record(self.curve, loss, self.loss.diagnostics)
         self.progress(self.curve)

@@ -53,24 +53,33 @@ def train_text(
     source: str,
     plans: Sequence[Plan] | None = None,
     weights: Sequence[float] | None = None,
+    guide: SentenceTransformer | None = None,
     encoded: Progress = lambda texts: None,
     **running: Unpack[Running],
 ) -> Curve:
     """Train `model` in place and return its curve. `encoded` is told how many texts more are encoded.
 
     data: one data set or several, whose batches take turns at random by `weights`, by default as their numbers of steps in an epoch.
-    plans: the batches of each, if they are decided. running: as in `fit` and `fit_head`.
+    plans: the batches of each, if they are decided. guide: the encoder by which a guided loss (GISTEmbed's) tells false negatives;
+    the vectors that it makes of all texts are held in memory. running: as in `fit` and `fit_head`.
     """
     several = [data] if isinstance(data, Texts) else list(data)
+    if loss_config.guided != (guide is not None):
+        raise UserError(
+            f"--loss {loss_config.name}: judges by another encoder; give --guide"
+            if guide is None
+            else f"--guide: --loss {loss_config.name} does not judge by one; leave it out, or use --loss gist"
+        )
     check_dims(config.dims, model.get_embedding_dimension() or 0, loss_config)
     plans = plans or [plan_batches(each, config, loss_config, source, model, encoded) for each in several]
+    guides = [None if guide is None else _frozen(guide, each, encoded) for each in several]
     torch.manual_seed(config.seed)
     if config.head:
         if len(several) > 1:
             raise UserError("--head: is trained on one data set; give one, or leave --head out")
         set_prompts(model, config, several[0].is_pairs)
-        return fit_head(model, _frozen(model, several[0], encoded), plans[0], config, loss_config, **running)
-    collator = Collator(model, _sources(model, several, plans, weights, config), config.mini_batch_size)
+        return fit_head(model, _frozen(model, several[0], encoded), plans[0], config, loss_config, guides[0], **running)
+    collator = Collator(model, _sources(model, several, plans, weights, config, guides), config.mini_batch_size)
     return fit(model, collator, config, loss_config, **running)
 
 
@@ -80,13 +89,15 @@ def _sources(
     plans: Sequence[Plan],
     weights: Sequence[float] | None,
     config: TextConfig,
+    guides: Sequence[Frozen | None] | None = None,
 ) -> list[Source]:
     found: list[Source] = []
     classes = 0
     weights = weights or [plan.per_epoch for plan in plans]
-    for data, plan, weight in zip(several, plans, weights, strict=True):
+    guides = guides or [None] * len(several)
+    for data, plan, weight, guide in zip(several, plans, weights, guides, strict=True):
         prompts = set_prompts(model, config, data.is_pairs)
-        found.append(Source(columns_of(data), prompts, identities(data), plan, weight, classes))
+        found.append(Source(columns_of(data), prompts, identities(data), plan, weight, classes, guide))
         classes += 0 if plan.labels is None else int(plan.labels.max()) + 1
     return found
 

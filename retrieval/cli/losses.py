@@ -61,13 +61,16 @@ def loss_config(flags: dict[str, Any]) -> "LossConfig":
 
 
 def fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
-    """Refuse a loss or a label mask without labels, and τ⁺ under a mask: nothing is left for it to correct."""
+    """Refuse a loss or a label mask without labels, a guide that is missing or not asked, and τ⁺ under a mask: nothing is left for it to
+    correct."""
     from dataclasses import replace
 
-    if config.guided:
+    if config.guided and not flags.get("guide"):
         raise UserError(
-            f"--loss {flags['loss']}: needs a guide encoder, which is for Python callers only; use --loss positive-aware"
+            f"--loss {flags['loss']}: judges by another encoder, named by `train text --guide`; or use --loss positive-aware"
         )
+    if flags.get("guide") and not config.guided:
+        raise UserError(f"--guide: --loss {flags['loss']} does not judge by one; leave it out, or use --loss gist")
     if config.needs_labels and not (labelled and config.label_mask):
         found = "--no-label-mask" if labelled else f"{flags['data']} has no labels"
         raise UserError(f"--loss {flags['loss']}: works by labels, but {found}; use --loss hcl")

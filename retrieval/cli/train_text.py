@@ -35,6 +35,7 @@ data_sets = together(
     click.option("--weight", type=Number(positive=True), multiple=True, help="How often each --data has its turn, one after the other.  [default: by size]"),
 )  # fmt: skip
 of_texts = together(
+    click.option("--guide", help="Another encoder, by which --loss gist tells what is too near to be a negative."),
     click.option("--batch-tokens", type=click.IntRange(min=1), help="Cut batches by tokens with padding, not by pairs."),
     click.option("--prompt", help="Put before every text, now and when the encoder is used."),
     click.option("--query-prompt", help="Put before anchors of pairs, and kept as the encoder's prompt `query`."),
@@ -88,14 +89,18 @@ def text(**flags: Any) -> None:
     encoder = load_encoder(flags["model"], device)
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
+    guide = load_encoder(flags["guide"], device) if flags["guide"] else None
+    if guide is not None and not guide.takes("text"):
+        raise UserError(f"--guide {flags['guide']}: takes no text; choose a text encoder")
     summary = _describe(names, data, encoder, sets.get("held-out"))
     if "general" in sets:
         there = "" if flags["general_data"] else " of Python's documentation (--no-general leaves that out)"
         say(f"also judged before and after, against forgetting, on {sets['general'].count:,} texts{there}")
-    told = {"kind": "text", "data": names, "summary": summary}
+    told = {"kind": "text", "data": names, "summary": summary, "guide": flags["guide"]}
     course = Course(encoder, names, data, config, loss, sets, flags)
-    train = partial(train_text, weights=flags["weight"] or None)
-    carry_out(course, plan_batches, train, [_mark(each) for each in data], told)
+    train = partial(train_text, weights=flags["weight"] or None, guide=None if guide is None else guide.model)
+    marks = [_mark(each) for each in data] + ([guide.fingerprint] if guide else [])
+    carry_out(course, plan_batches, train, marks, told)
 
 
 def _config(flags: dict[str, Any]) -> "TextConfig":

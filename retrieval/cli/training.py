@@ -187,7 +187,9 @@ def _trained(
 ) -> "tuple[Curve, list[Plan]]":
     """Train the encoder in place, from where a killed call stopped; the curve, and the batches."""
     model, config, loss, flags = course.encoder.model, course.config, course.loss, course.flags
-    with progress("encode", sum(config.encoded_first(each, model) for each in course.data)) as encoded:
+    first = sum(config.encoded_first(each, model) for each in course.data)
+    first += sum(len(each) * len(each.columns) for each in course.data) if flags.get("guide") else 0
+    with progress("encode", first) as encoded:
         named = zip(course.names, course.data, strict=True)
         plans = [plan_batches(each, config, loss, name, model, encoded) for name, each in named]
         with _told(config, plans, scratch, flags) as bar:
