@@ -25,9 +25,8 @@ import torch
 from corpora import DATA, clustered, embedded_texts
 from machine import header
 
-from retrieval.index.backend import faiss
+from retrieval.index.backend import faiss, faiss_metric
 from retrieval.index.build import build
-from retrieval.index.bundle import METRICS
 from retrieval.index.plan import Goal, candidates, lists_for
 from retrieval.index.search import search
 from retrieval.index.tune import least, tune, worth
@@ -103,7 +102,7 @@ def million() -> Set:
 def faiss_contestants(data: Set) -> list[Contestant]:
     """As an expert would set them up."""
     f, (count, dim) = faiss(), data.base.shape
-    metric = METRICS[data.metric](f)
+    metric = faiss_metric(data.metric)
     found = []
     for key, effort in (("HNSW16", 128), ("HNSW32", 128), ("HNSW32", 40)):
         index = f.index_factory(dim, key, metric)

@@ -61,6 +61,11 @@ def _openblas_kernels() -> str | None:
     return "Haswell" if {"avx2", "fma"} <= flags else None
 
 
+def faiss_metric(metric: str) -> int:
+    """FAISS's number for one of `metrics.METRICS`; cosines are products of unit vectors."""
+    return int(faiss().METRIC_L2 if metric == "euclidean" else faiss().METRIC_INNER_PRODUCT)
+
+
 @contextmanager
 def threads(count: int | None) -> Iterator[int]:
     """Searches by so many threads, None for all; yields how many those are."""

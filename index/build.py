@@ -23,11 +23,10 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Store
 
-from .backend import faiss
+from .backend import faiss, faiss_metric
 from .bundle import (
     FIRST_FILE,
     KIND,
-    METRICS,
     Index,
     as_float32,
     faiss_message,
@@ -123,11 +122,11 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
     if factory.startswith("IDMap"):
         raise UserError(f"--factory {factory!r}: leave IDMap out; ids are kept with the rows, for every type")
     try:
-        index = faiss().index_factory(store.dim, factory, METRICS[store.manifest["metric"]](faiss()))
+        index = faiss().index_factory(store.dim, factory, faiss_metric(store.manifest["metric"]))
     except RuntimeError as error:
         reason = faiss_message(error)
         raise UserError(f"--factory {factory!r}: FAISS cannot make it for {store.dim} dimensions ({reason})") from None
-    if index.metric_type != METRICS[store.manifest["metric"]](faiss()):
+    if index.metric_type != faiss_metric(store.manifest["metric"]):
         raise UserError(
             f"--factory {factory!r}: FAISS makes it for another metric than {store.manifest['metric']}; take another type"
         )
@@ -159,7 +158,7 @@ def grow(
             index = read_faiss(saved, changing=True)
     try:
         if index is None:
-            index = cagra(store.embeddings(), METRICS[store.manifest["metric"]](faiss()), one.factory, device)
+            index = cagra(store.embeddings(), faiss_metric(store.manifest["metric"]), one.factory, device)
         if not index.is_trained:
             train(index, store, seed, device)
         add_rows(index, store, index.ntotal, path, progress, device)

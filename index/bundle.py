@@ -10,7 +10,6 @@ Rows that FAISS does not cover yet are searched exactly, and deleted ones are pa
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,17 +23,12 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Base, Ints
 from retrieval.store import Rows, Store, open_store
 
-from .backend import faiss
+from .backend import faiss, faiss_metric
 from .kinds import Abilities, abilities
 
 KIND = "index"
 FIRST_FILE = "index.faiss"
 KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
-METRICS: dict[str, Callable[[Any], int]] = {
-    "cosine": lambda f: int(f.METRIC_INNER_PRODUCT),
-    "inner_product": lambda f: int(f.METRIC_INNER_PRODUCT),
-    "euclidean": lambda f: int(f.METRIC_L2),
-}
 MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
 
 
@@ -172,7 +166,7 @@ def read_faiss(file: BinaryIO, *, changing: bool = False) -> Any:
 def refined(index: Any, table: NDArray[Any], dtype: str, metric: str) -> Any:
     """An index whose candidates are scored again from a table of vectors (n, d), which is not copied."""
     f = faiss()
-    measure = METRICS[metric](f)
+    measure = faiss_metric(metric)
     if dtype == "float32":
         exact = f.IndexFlat(index.d, measure)
     else:

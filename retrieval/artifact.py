@@ -21,6 +21,7 @@ from retrieval.errors import UserError
 from retrieval.locks import LOCK, sole_writer
 
 MANIFEST = "manifest.json"
+RUN_KIND = "run"  # an artifact that holds an encoder and how it was trained
 FORMATS = {"store": 2, "index": 3}  # of the kinds that changed since their first format, 1
 HASHED_ON_OPENING = 1 << 30  # bytes of an artifact that are always hashed when it is opened, in a second or so
 REMEDIES = {

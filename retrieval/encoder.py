@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrieval.artifact import MANIFEST, read_manifest
+from retrieval.artifact import MANIFEST, RUN_KIND, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
 from retrieval.images import Picture
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MINILM = "all-MiniLM-L6-v2"
-RUN_KIND = "run"
 HUB_SECONDS = 10
 ENCODER_FILES = ("modules.json", "config.json")
 

@@ -9,7 +9,8 @@ from tiny_training import LOSS, PAIRS, SETTINGS, weights
 
 from retrieval.encode import Encoding
 from retrieval.encoder import load_encoder
-from retrieval.neighbors import METRICS, Base, exact_within
+from retrieval.metrics import METRICS
+from retrieval.neighbors import Base, exact_within
 from retrieval.train.loss import METHODS, ContrastiveLoss, named
 from retrieval.train.text import TextConfig, train_text
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from retrieval.errors import UserError
-from retrieval.neighbors import METRICS, Base, exact_neighbors, exact_within, neighbor_tiles
+from retrieval.metrics import METRICS
+from retrieval.neighbors import Base, exact_neighbors, exact_within, neighbor_tiles
 from retrieval.neighbors import base as bases
 from retrieval.neighbors.exact import Search
 from retrieval.neighbors.select import Best, first_keys, from_keys, in_order, keys_of

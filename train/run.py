@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from retrieval.artifact import Manifest, creating, environment, now, read_manifest
-from retrieval.encoder import RUN_KIND, Encoder, fingerprint
+from retrieval.artifact import RUN_KIND, Manifest, creating, environment, now, read_manifest
+from retrieval.encoder import Encoder, fingerprint
 
 from .curve import Curve
 

@@ -7,13 +7,13 @@ import click
 from retrieval import __version__
 
 from . import compare, eval_pairs, index_changes, index_files, recall, relevance, train_image, train_pairs, train_text  # noqa: F401 - their commands join groups
+from .commands import Commands
 from .demo import demo
 from .doctor import doctor
 from .embed import embed
 from .evaluate import evaluate
 from .index import index
 from .mine import mine
-from .options import Commands
 from .report import report
 from .search import search
 from .store import store

@@ -8,7 +8,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import F, together
+from .commands import F, together
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts

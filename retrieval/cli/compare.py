@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.metrics import METRICS
 
-from .evaluate import METRICS, evaluate, keeps
+from .commands import refuse_unused
+from .evaluate import evaluate, keeps
 from .evaluated import named_paths, refuse_evaluation, write_evaluation
-from .options import checks, common, existing, refuse_unused
+from .options import checks, common, existing
 from .output import emit, say
 
 if TYPE_CHECKING:

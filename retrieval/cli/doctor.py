@@ -10,7 +10,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import Fault, common
+from .commands import Fault
+from .options import common
 from .output import emit
 
 

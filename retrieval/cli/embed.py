@@ -10,8 +10,8 @@ from retrieval.errors import UserError
 
 from . import columns
 from .columns import asked_columns
+from .commands import Command, refuse_unused, together
 from .options import (
-    Command,
     as_stored,
     common,
     fills_store,
@@ -19,9 +19,7 @@ from .options import (
     quiet_libraries,
     refuse_missing,
     refuse_two_ways,
-    refuse_unused,
     require_store,
-    together,
     uses_device,
     writes,
 )

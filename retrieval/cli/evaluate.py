@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.metrics import METRICS
 
+from .commands import Group, refuse_unused, together
 from .evaluated import rough
-from .options import F, Group, checks, common, existing, pick_device, refuse_unused, uses_device
+from .options import checks, common, existing, pick_device, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
     from .evaluated import Side
 
-METRICS = ("cosine", "inner_product", "euclidean")
 SHOWN_CLASSES = 5
 NOT_OF_PEERS = (
     "-k",
@@ -32,16 +33,12 @@ NOT_OF_PEERS = (
 )
 
 
-def keeps(command: F) -> F:
-    """`--output` and `--overwrite`, for what can be kept as an evaluation."""
-    for option in (
-        click.option("--overwrite", is_flag=True, help="Replace what stands under a name that is to be written."),
-        click.option(
-            "--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query."
-        ),
-    ):
-        command = option(command)
-    return command
+keeps = together(  # for what can be kept as an evaluation
+    click.option(
+        "--output", type=click.Path(path_type=Path), help="Folder for everything, with the values of each query."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace what stands under a name that is to be written."),
+)
 
 
 @click.group("eval", cls=Group)

@@ -7,7 +7,9 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import MEMORY, TIME, F, Group, checks, common, existing, verify_artifact
+from .amounts import MEMORY, TIME
+from .commands import Group, together
+from .options import checks, common, existing, verify_artifact
 from .output import emit, plural, progress, say, told_size
 
 if TYPE_CHECKING:
@@ -27,21 +29,17 @@ judged_by = click.option(
 )
 
 
-def aims(command: F) -> F:
-    """What an index is to reach."""
-    for option in (
-        click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of recall@k."),
-        click.option(
-            "--for",
-            "use",
-            type=click.Choice(["batch", "single"]),
-            help="Queries that come many at a time, or one by one.  [default: batch, single with --latency]",
-        ),
-        click.option("--latency", type=TIME, help='How long one query may take: "5ms".'),
-        click.option("--recall", type=click.FloatRange(0.01, 1), help="Recall@k to reach.  [default: 0.95]"),
-    ):
-        command = option(command)
-    return command
+aims = together(  # what an index is to reach
+    click.option("--recall", type=click.FloatRange(0.01, 1), help="Recall@k to reach.  [default: 0.95]"),
+    click.option("--latency", type=TIME, help='How long one query may take: "5ms".'),
+    click.option(
+        "--for",
+        "use",
+        type=click.Choice(["batch", "single"]),
+        help="Queries that come many at a time, or one by one.  [default: batch, single with --latency]",
+    ),
+    click.option("-k", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of recall@k."),
+)
 
 
 @index.command()

@@ -6,8 +6,9 @@ import click
 
 from retrieval.errors import UserError
 
+from .commands import refuse_unused
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
-from .options import checks, common, existing, quiet_libraries, refuse_existing, refuse_unused, writes
+from .options import checks, common, existing, quiet_libraries, refuse_existing, writes
 from .output import emit, say
 
 

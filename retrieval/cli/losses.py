@@ -6,7 +6,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import Number, together
+from .amounts import Number
+from .commands import together
 
 if TYPE_CHECKING:
     from retrieval.train.loss import LossConfig

@@ -13,8 +13,10 @@ import click
 
 from retrieval.errors import UserError
 
+from .amounts import Number
 from .columns import of_pairs, training_data
-from .options import Command, Number, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
+from .commands import Command
+from .options import common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ import click
 
 from retrieval.errors import UserError
 
+from .commands import refuse_unused
 from .evaluate import evaluate, keeps
 from .evaluated import rough
-from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, refuse_unused, uses_device
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress
 
 if TYPE_CHECKING:

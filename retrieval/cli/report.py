@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.metrics import METRICS
 
-from .evaluate import METRICS
+from .commands import refuse_unused
 from .evaluated import KIND, named_paths, read_labels, read_vectors
-from .options import checks, common, existing, refuse_existing, refuse_unused
+from .options import checks, common, existing, refuse_existing
 from .output import emit, progress, say, told_size
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
 
 def _of_artifact(name: str, path: Path, check: bool) -> "Section":
     """A run, a sweep, or an evaluation by what it is of."""
-    from retrieval.artifact import read_manifest, stated_kind
-    from retrieval.encoder import RUN_KIND
+    from retrieval.artifact import RUN_KIND, read_manifest, stated_kind
     from retrieval.eval.report import artifacts
     from retrieval.eval.values import read_per_query
     from retrieval.train.run import read_run

@@ -8,7 +8,8 @@ import click
 
 from retrieval.errors import UserError
 
-from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, refuse_unused, uses_device
+from .commands import refuse_unused
+from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import as_line, emit
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.metrics import METRICS
 
+from .commands import Group, refuse_unused
 from .options import (
-    Group,
     as_stored,
     checks,
     common,
@@ -19,7 +20,6 @@ from .options import (
     read_ids,
     refuse_existing,
     refuse_two_ways,
-    refuse_unused,
     require_store,
     typed_ids,
     uses_device,
@@ -104,7 +104,7 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 @click.argument("path", metavar="FILE", type=existing("file"))
 @click.option(
     "--metric",
-    type=click.Choice(["cosine", "inner_product", "euclidean"]),
+    type=click.Choice(METRICS),
     help="How the vectors are compared.  [needed unless the file says]",
 )
 @click.option("--normalize", is_flag=True, help="Divide every vector by its length.")

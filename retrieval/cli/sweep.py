@@ -10,9 +10,11 @@ import click
 from retrieval.errors import UserError
 
 from . import columns
+from .amounts import Numbers
 from .columns import asked_columns, training_data
+from .commands import Command, together
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
-from .options import MOST, Command, common, existing, pick_device, quiet_libraries, together, uses_device, writes
+from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
 
@@ -32,22 +34,6 @@ GRID = {"kappa": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), "temperature": (0.05, 0.1
 RANGE = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
 FEW = 100
 VECTORS = "vectors"
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them, or in TOML a list."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        given = value if isinstance(value, list | tuple) else str(value).split(",")
-        try:
-            numbers = tuple(float(each) for each in given)
-        except (TypeError, ValueError):
-            self.fail(f"{value!r} is not a list of numbers, such as 0,1,2,4.", param, ctx)
-        if not all(0 <= number <= MOST for number in numbers) or len(set(numbers)) < len(numbers):
-            self.fail(f"{value!r} must be different numbers from 0 to {MOST:,}.", param, ctx)
-        return numbers
 
 
 @click.command(cls=Command)

@@ -2,7 +2,7 @@
 
 import click
 
-from .options import Group
+from .commands import Group
 
 
 @click.group(cls=Group)

@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import refuse_to_clobber
+from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from . import columns
 from .columns import asked_columns
+from .commands import together
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
-from .options import pick_device, quiet_libraries, refuse_missing, together
+from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, SETS, Course, carry_out, of_one, without_singles
+from .training import SETS, Course, carry_out, of_one, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:

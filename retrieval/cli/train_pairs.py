@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import refuse_to_clobber, sha256_json
+from retrieval.artifact import RUN_KIND, refuse_to_clobber, sha256_json
 from retrieval.errors import UserError
 
+from .amounts import Number
 from .columns import asked_columns, column
+from .commands import F, together
 from .losses import fit_to_data, loss_config
-from .options import F, Number, pick_device, quiet_libraries, refuse_missing, together
+from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, SETS, Course, carry_out, of_one
+from .training import SETS, Course, carry_out, of_one
 from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:

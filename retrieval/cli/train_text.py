@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import refuse_to_clobber
+from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
+from .amounts import Number
 from .columns import asked_columns, columns, training_data
+from .commands import together
 from .losses import fit_to_data, loss_config
-from .options import Number, pick_device, quiet_libraries, refuse_missing, together
+from .options import pick_device, quiet_libraries, refuse_missing
 from .output import say
 from .processes import join
 from .train import train
-from .training import RUN_KIND, Course, carry_out, without_singles
+from .training import Course, carry_out, without_singles
 from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from retrieval.artifact import RUN_KIND
 from retrieval.errors import UserError
 
 from .held import Held, before_and_after, told_changes
@@ -41,7 +42,6 @@ class Labelled(Protocol):
 
 
 T = TypeVar("T", bound=Labelled)
-RUN_KIND = "run"
 SETS = {"held-out": "eval_data", "general": "general_data"}  # what is judged, by the flags that name it
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
 

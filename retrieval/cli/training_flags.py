@@ -7,8 +7,10 @@ import click
 
 from retrieval.errors import UserError
 
+from .amounts import Number, Numbers
+from .commands import F, together
 from .losses import HEAD_PASSES, HEAD_STEPS, lasts, length, masks
-from .options import F, Number, common, existing, together, uses_device, writes
+from .options import common, existing, uses_device, writes
 from .processes import count
 
 if TYPE_CHECKING:
@@ -19,19 +21,6 @@ SAME = (  # settings that are called as their flags
     *("head", "last_layers", "lora", "batch_size", "mini_batch_size", "accumulate", "lr", "schedule", "warmup"),
     *("layer_decay", "dims", "compute", "compiled", "average", "seed"),
 )
-
-
-class Dims(click.ParamType[tuple[int, ...]]):
-    """Numbers with commas between them."""
-
-    name = "dims"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            found = value if isinstance(value, tuple) else tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            return self.fail(f"{value!r} is not understood; write numbers such as 256,128,64.", param, ctx)
-        return tuple(sorted(set(found)))
 
 
 what_learns = together(
@@ -69,7 +58,7 @@ steps = together(
     click.option("--compute", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True, help="Type of the forward and backward pass."),
     click.option("--compile", "compiled", is_flag=True, help="Compile the encoder by torch.compile."),
     click.option("--ema", "average", type=click.FloatRange(0, 1, min_open=True, max_open=True), metavar="DECAY", help="Keep a running mean of the weights in their place, as 0.999."),
-    click.option("--dims", type=Dims(), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
+    click.option("--dims", type=Numbers(whole=True), default=(), help="Matryoshka: dimensions that are to serve alone too, as 128,64."),
     title="Optimisation",
 )  # fmt: skip
 judging = together(

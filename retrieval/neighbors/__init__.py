@@ -8,12 +8,11 @@ The answer is the same for any device, batch size and blocks: neighbours are ord
 rounded to float32, and equal scores by row number.
 """
 
-from .base import METRICS, Base, Floats, Ints
+from .base import Base, Floats, Ints
 from .exact import Neighbors, exact_neighbors, neighbor_tiles, score_rows, without
 from .within import Within, exact_within
 
 __all__ = [
-    "METRICS",
     "Base",
     "Floats",
     "Ints",

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.metrics import METRICS
+
 from .product import Block, Precision
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-METRICS = ("inner_product", "cosine", "euclidean")
 TILE = {"cpu": 2**22, "cuda": 2**29}  # scores made at a time: 16 MiB, 1 GiB in bfloat16
 BLOCK_ROWS = {"cpu": 2**14, "cuda": 2**17}  # rows at a time, more where queries are few
 FEW, WIDE_ROWS = 64, 2**16  # up to so many queries, wide blocks are kept for the next

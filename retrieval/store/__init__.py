@@ -12,11 +12,10 @@ from .compact import compact
 from .dtypes import STORED_AS, Floats, refuse_bad_vectors
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
-from .writer import METRICS, SHARD_ROWS, Held, Job, Kind, Source, StoreRows, append, create, delete
+from .writer import SHARD_ROWS, Held, Job, Kind, Source, StoreRows, append, create, delete
 
 __all__ = [
     "KIND",
-    "METRICS",
     "SHARD_ROWS",
     "STORED_AS",
     "Floats",

@@ -25,12 +25,11 @@ from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
 
 SHARD_ROWS = 4096
-METRICS = ("cosine", "inner_product", "euclidean")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What all rows of a store share. metric: one of METRICS. encoder: {"name", "fingerprint"}, None for foreign vectors.
+    """What all rows of a store share. metric: one of `metrics.METRICS`. encoder: {"name", "fingerprint"}, None for foreign vectors.
     shard_rows: how many are in a full shard."""
 
     dim: int
