@@ -1,5 +1,6 @@
 """What training reads of a row: its texts with their own prompts, counted as they are padded, from data sets that take turns."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -19,6 +20,7 @@ from retrieval.train.loss import named
 from retrieval.train.text import TextConfig, _sources, lengths, plan_batches, set_prompts, train_text
 
 pytestmark = pytest.mark.slow
+LABELLED = Texts({"text": PAIRS.columns["anchor"]}, [a for a in WORDS for _ in range(4)], None, "")
 
 
 @pytest.fixture
@@ -39,11 +41,10 @@ def test_every_text_is_counted_with_its_prompt(model):
 
 @pytest.mark.parametrize("settings", [{"steps": 6}, {"steps": None}, {"drawing": Drawing(tokens=90)}])
 def test_data_sets_take_turns_so_that_an_epoch_sees_each_once(model, settings):
-    labelled = Texts({"text": PAIRS.columns["anchor"]}, [a for a in WORDS for _ in range(4)], None, "")
     config, loss = TextConfig(**{**SETTINGS, **settings}), named("hcl(label_mask=False)")
     several = [
         Texts({"anchor": PAIRS.columns["anchor"], "positive": PAIRS.columns["anchor"]}, None, None, ""),
-        labelled,
+        LABELLED,
     ]
     plans = [plan_batches(each, config, loss, "x", model) for each in several]
     pairs, classes = (source.weight for source in _sources(model, several, plans, None, config))
@@ -119,3 +120,15 @@ def test_distinct_batches_keep_negatives_apart_too(model):
     for pairs in islice(plan_batches(data, config, named("infonce"), "x").batches(), 9):
         texts = [column[row] for column in columns.values() for row in pairs.anchors if column[row]]
         assert len(set(texts)) == len(texts) and len(pairs.anchors) == 8
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "rate"), [(PAIRS, None, 1e-4), (LABELLED, None, 1e-3), (PAIRS, 2e-4, 2e-4)], ids=["pairs", "labels", "asked"]
+)  # fmt: skip
+def test_a_head_on_pairs_learns_more_slowly_than_on_labels(model, data, asked, rate):
+    """Unless it is told: at the rate of labels it learns pairs by heart (docs/log.md)."""
+    config, loss = TextConfig(head=True, steps=1, lr=asked), replace(named("hcl"), label_mask=data is LABELLED)
+    assert config.used([plan_batches(data, config, loss, "x")])["lr"] == rate
+    train_text(model, data, config, loss, source="x")
+    head = model[-2].linear.weight.detach()
+    assert float((head - torch.eye(len(head))).abs().max()) == pytest.approx(rate, rel=0.01)  # Adam's first step

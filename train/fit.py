@@ -88,7 +88,7 @@ def fit_head(
         loss_config,
         labels=plan.labels,
         steps=settings.total_steps([plan]),
-        lr=settings.rate,
+        lr=settings.head_rate(plan),
         dims=settings.dims,
         guide=guide,
         progress=running.get("progress", lambda curve: None),

@@ -13,12 +13,12 @@ from retrieval.data import linked
 from retrieval.encode import prompt_of
 from retrieval.store import Floats
 
-from .batches import MISSING, Pairs, Rows
+from .batches import MISSING, Pairs, Plan, Rows
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
 from .matryoshka import nested
 
-LEARNING_RATE = 1e-3
+LABELS_RATE, PAIRS_RATE = 1e-3, 1e-4  # measured in docs/log.md
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Frozen:
         """(K, d): of the explicit negatives that stand in the anchors' rows, column after column."""
         codes = self.columns[2:, anchors]
         return self.vectors[torch.from_numpy(codes[codes != MISSING])]
+
+
+def learning_rate(plan: Plan) -> float:
+    """Of a head, unless another is asked for: a pair says less of the others than a class, and at the rate of labels is learnt by heart."""
+    return PAIRS_RATE if plan.labels is None else LABELS_RATE
 
 
 def distinct(columns: Sequence[Sequence[str]]) -> tuple[list[str], Rows]:

@@ -10,7 +10,7 @@ from retrieval.errors import UserError
 
 from . import adapt
 from .batches import Drawing, Plan, Rows, plan
-from .head import LEARNING_RATE as HEAD_RATE
+from .head import learning_rate
 from .loss import LossConfig
 from .loss.gather import world
 
@@ -56,7 +56,12 @@ class Settings(ABC):
 
     @property
     def rate(self) -> float:
-        return self.lr or (HEAD_RATE if self.head else LORA_RATE if self.lora else self.whole_rate)
+        """The learning rate of the encoder itself."""
+        return self.lr or (LORA_RATE if self.lora else self.whole_rate)
+
+    def head_rate(self, plan: Plan) -> float:
+        """That of a head over it."""
+        return self.lr or learning_rate(plan)
 
     def total_steps(self, plans: Sequence[Plan]) -> int:
         """As many as asked, or as the epochs of all data sets take, within the bounds."""
@@ -110,7 +115,8 @@ class Settings(ABC):
 
     def used(self, plans: Sequence[Plan]) -> dict[str, object]:
         """What the settings left open came out as; the batch size that of the first data set."""
-        return {"steps": self.total_steps(plans), "batch_size": plans[0].pairs, "lr": self.rate}
+        rate = self.head_rate(plans[0]) if self.head else self.rate
+        return {"steps": self.total_steps(plans), "batch_size": plans[0].pairs, "lr": rate}
 
     def refuse_contradictions(self) -> None:
         """Raises UserError for settings that do not go together."""

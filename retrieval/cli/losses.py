@@ -45,7 +45,7 @@ lasts = together(
     click.option(
         "--lr",
         type=Number(positive=True),
-        help="Learning rate.  [default: head 1e-3, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
+        help="Learning rate.  [default: head 1e-3, of pairs 1e-4, text encoder 2e-5, image encoder 3e-5, from scratch 4e-3]",
     ),
     title="Optimisation",
 )

@@ -118,7 +118,7 @@ def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dic
     import torch
 
     from retrieval.data import Texts
-    from retrieval.train.head import LEARNING_RATE, Frozen, freeze, project, train_head
+    from retrieval.train.head import Frozen, freeze, learning_rate, project, train_head
 
     def embedded(items: "Texts | Images", role: str, part: str) -> "Floats":
         return _embedded(encoder, items, folder / f"{part}-{role}", role)
@@ -136,7 +136,7 @@ def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dic
         plan = plan_of(train, loss, flags, seed)
         torch.manual_seed(seed)
         head, curve = train_head(
-            frozen, plan.batches(), loss, labels=plan.labels, steps=plan.steps, lr=flags["lr"] or LEARNING_RATE
+            frozen, plan.batches(), loss, labels=plan.labels, steps=plan.steps, lr=flags["lr"] or learning_rate(plan)
         )
         return project(head, judged), curve
 
