@@ -19,6 +19,7 @@ from machine import header
 
 from retrieval.cli.held import Held, by_judgments, by_pairs
 from retrieval.cli.options import quiet_libraries
+from retrieval.cli.output import silence
 from retrieval.cli.trials import Trainer, by_heads
 from retrieval.data import Texts
 from retrieval.encoder import MINILM, load_encoder
@@ -78,12 +79,13 @@ def heads(train: Texts, held: Held, trainer: Trainer, flags: dict[str, object], 
     """What each seed's head scores."""
     steps = min(MOST, max(LEAST, int(passes * len(train) / min(PAIRS, len(train)))))
     flags |= {"lr": rate, "steps": steps}
-    return [held.measure(trainer.run(named(loss), seed)[0]) for seed in SEEDS]
+    return [held.measure(trainer.train(named(loss), seed)[0]) for seed in SEEDS]
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     quiet_libraries()
+    silence(True)
     print(header())
     encoder = load_encoder(MINILM, "cpu")
     for name, (train, held) in {"Python's documentation": documentation(), "CoSQA": tasks.cosqa(), "Cranfield": cranfield()}.items():  # fmt: skip

@@ -20,6 +20,7 @@ from .kinds import abilities, layers, lists_of, refuse_unsteerable
 from .plan import Goal
 from .rows import link_rows
 
+DECODED = ", its vectors as its codes give them back: recall and scores are of these"
 ROUGHLY = 0.5  # how far from 1 the length of a vector may be that was coded: few bits make it shorter, or longer
 
 
@@ -78,7 +79,8 @@ def import_faiss(
         made.close()
         shutil.rmtree(folder / "rows")
         stated = write_faiss(index, folder / FIRST_FILE)
-        about = {"file": FIRST_FILE, "factory": _described(index), "why": f"imported from {path.name}", "seed": seed}
+        why = f"imported from {path.name}" + ("" if _keeps_vectors(index) else DECODED)
+        about = {"file": FIRST_FILE, "factory": _described(index), "why": why, "seed": seed}
         about |= {"covers": index.ntotal, "rows": index.ntotal, "stated": stated, "others": []}
         about = settle(folder, rows, [about], goal or Goal(), queries, seed)[0]
         del about["stated"]
@@ -139,6 +141,10 @@ def _vectors(path: Path, index: Any) -> tuple[Floats, Ints | None]:
     # FAISS would end the process.
     if any(isinstance(part, f.IndexFastScan | f.IndexIVFFastScan) for part in layers(index)):
         raise UserError(f"{path}: holds 4-bit codes, which FAISS does not give back; embed again and build an index")
+    if any(isinstance(part, f.IndexLSH) for part in layers(index)):
+        raise UserError(
+            f"{path}: holds a bit for each hash, from which no vector comes back; embed again and build an index"
+        )
     lists = lists_of(index)
     ids = None
     if lists is not None:
@@ -155,6 +161,14 @@ def _vectors(path: Path, index: Any) -> tuple[Floats, Ints | None]:
     if lists is not None:
         lists.set_direct_map_type(f.DirectMap.NoMap)
     return as_float32(vectors), None if ids is None or np.array_equal(ids, np.arange(len(ids))) else ids
+
+
+def _keeps_vectors(index: Any) -> bool:
+    """Whether the file has the vectors themselves, in float32."""
+    f, chain = faiss(), list(layers(index))
+    again = next((f.downcast_index(part.refine_index) for part in chain if isinstance(part, f.IndexRefine)), chain[-1])
+    turned = any(isinstance(part, f.IndexPreTransform) for part in chain) and again is chain[-1]
+    return isinstance(again, f.IndexFlat | f.IndexIVFFlat) and not turned
 
 
 def _described(index: Any) -> str:

@@ -13,7 +13,7 @@ from retrieval.errors import UserError
 
 from .backend import faiss
 
-Settings = dict[str, int]
+Settings = dict[str, Any]  # whole numbers; a rerank may lie between two
 LARGEST_EFFORT = 4096
 
 

@@ -104,7 +104,7 @@ def hits(index: Index, found: Found) -> list[list[Hit]]:
     """What was found, with ids and all that the store has of the items."""
     kept = found.rows >= 0
     ids, labels, payload = index.rows.describe(found.rows[kept])
-    scores = found.scores[kept].tolist()
+    scores = (found.scores[kept] + 0.0).tolist()  # a distance of 0 may have come out as −0
     names = list(payload)
     flat = [
         Hit(
@@ -234,7 +234,7 @@ def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, sel
     engine, again, covers = index.engine, index.rescored, index.about["covers"]
     if not index.abilities.grows and settings.get("rerank", 1) * k > covers:  # an NSG asked for more never returns
         settings = settings | {"rerank": max(1, covers // k)}
-    fetched = min(k * settings.get("rerank", 1), covers) if again else k
+    fetched = min(int(k * settings.get("rerank", 1)), covers) if again else k
     if index.device != "cpu" and fetched > LARGEST_K:
         raise UserError(
             f"{fetched:,} results of a query: FAISS finds {LARGEST_K:,} at most on a GPU; search on cpu, ask for a smaller -k, or "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, withou
 
 from .backend import faiss
 from .bundle import Index, as_float32
+from .forget import forgotten
 from .kinds import Settings
 from .plan import Goal
 from .search import search
@@ -26,7 +28,7 @@ SATURATED = 0.0005  # less than this gained by twice the effort: no more is to b
 
 @dataclass(frozen=True)
 class Probe:
-    """Queries to tune or to measure with, and their true neighbours. self_rows: the row that each is, if it is stored."""
+    """Queries to tune or to measure with, and their true neighbours. self_rows: the row that each is, if the index holds it."""
 
     queries: Floats
     truth: Ints
@@ -39,6 +41,9 @@ class Probe:
         return Probe(self.queries[part], self.truth[part], None if self.self_rows is None else self.self_rows[part])
 
 
+Halves = tuple[Probe, Probe]
+
+
 def probe(index: Index, queries: Floats, k: int, self_rows: Ints | None = None) -> Probe:
     found = exact_neighbors(queries, index.base, k, self_rows=self_rows)
     return Probe(queries, found.ids, self_rows)
@@ -48,6 +53,8 @@ def recalls(index: Index, of: Probe, settings: Settings | None = None) -> Floats
     """(q,) the share of each query's true neighbours that the index finds among as many."""
     k = of.truth.shape[1]
     own = of.self_rows is not None
+    if own and settings and "rerank" in settings:
+        settings = settings | {"rerank": one_more(settings["rerank"], k)}
     best = search(index, of.queries, k + own, settings=settings)
     found = Neighbors(best.scores, best.rows)
     if of.self_rows is not None:
@@ -55,6 +62,11 @@ def recalls(index: Index, of: Probe, settings: Settings | None = None) -> Floats
     hit = (of.truth[:, :, None] == found.ids[:, None, :]).any(2)
     shares: Floats = hit.mean(1, dtype=np.float32)
     return shares
+
+
+def one_more(rerank: float, k: int) -> float:
+    """How many times k + 1 candidates are `rerank` times k and one: a stored query, which finds itself, is to have no more than another."""
+    return (rerank * k + 1.5) / (k + 1)  # FAISS rounds down
 
 
 def interval(shares: Floats, seed: int = 0) -> tuple[float, float]:
@@ -148,18 +160,24 @@ def measured(index: Index, on: Probe, settings: Settings) -> dict[str, Any]:
 def tune(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int) -> list[Manifest]:
     """For each index over the same rows: the fastest search parameters that reach a goal, and what they give on other
     queries than they were chosen with."""
-    one, other = _probes(indexes[0], goal, queries, seed)
-    fit = [_fit(index, one, goal.recall) for index in indexes]
+    with ExitStack() as stack:
+        probes = _probes(indexes, goal, queries, seed, stack)
+        return _tuned(indexes, probes, goal, "stored" if queries is None else "given")
+
+
+def _tuned(indexes: list[Index], probes: list[Halves], goal: Goal, source: str) -> list[Manifest]:
+    fit = [_fit(index, one, goal.recall) for index, (one, _) in zip(indexes, probes, strict=True)]
     entrants = [(index, settings) for index, (some, _) in zip(indexes, fit, strict=True) for settings in some]
-    seconds = race(entrants, one.queries, goal.k, goal.single)
+    asked = max((one.queries for one, _ in probes), key=len)
+    seconds = race(entrants, asked, goal.k, goal.single)
     found = []
-    for index, (_, reached) in zip(indexes, fit, strict=True):
+    for index, (_, other), (_, reached) in zip(indexes, probes, fit, strict=True):
         own = [(spent, settings) for spent, (which, settings) in zip(seconds, entrants, strict=True) if which is index]
         spent, settings = min(own, key=lambda pair: pair[0])
         told = measured(index, other, settings) | {"raced": spent, "reached": reached}
-        told["queries_from"] = "given" if queries is not None else "stored"
-        asked = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
-        found.append({"search": settings, "measured": told, "goal": asked})
+        told["queries_from"] = source
+        aim = {"recall": goal.recall, "k": goal.k, "single": goal.single, "latency": goal.latency}
+        found.append({"search": settings, "measured": told, "goal": aim})
     return found
 
 
@@ -170,17 +188,25 @@ def _fit(index: Index, on: Probe, target: float) -> tuple[list[Settings], bool]:
     return fitting(index, on, target)
 
 
-def _probes(index: Index, goal: Goal, queries: Floats | None, seed: int) -> tuple[Probe, Probe]:
-    """Queries to tune with, and others to measure with."""
+def _probes(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int, stack: ExitStack) -> list[Halves]:
+    """For each index queries to tune with, and others to measure with. Stored rows stand in for queries that are not given; graphs
+    forget them until `stack` is left."""
     rng = np.random.default_rng([seed, 1])
-    count = index.rows.count
+    first, count = indexes[0], indexes[0].rows.count
     k = max(1, min(goal.k, count - 1))
     if queries is not None:
         order = rng.permutation(len(queries))[: 2 * SAMPLED_QUERIES]
-        whole = probe(index, as_float32(queries[order]), k)
-    else:
-        rows = rng.choice(count, min(2 * SAMPLED_QUERIES, count), replace=False)
-        whole = probe(index, as_float32(index.rows.take(rows)), k, rows if count > 1 else None)
+        return [_halves(probe(first, as_float32(queries[order]), k))] * len(indexes)
+    rows = rng.choice(count, min(2 * SAMPLED_QUERIES, count), replace=False)
+    plain = _halves(probe(first, as_float32(first.rows.take(rows)), k, rows if count > 1 else None))
+    unseen = [forgotten(index, rows, k, stack) for index in indexes]
+    return [
+        plain if some is None else _halves(Probe(as_float32(index.rows.take(some[0])), some[1].ids, None))
+        for index, some in zip(indexes, unseen, strict=True)
+    ]
+
+
+def _halves(whole: Probe) -> Halves:
     half = max(1, len(whole) // 2)
     return whole[:half], whole[-half:]
 

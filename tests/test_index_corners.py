@@ -4,6 +4,7 @@ have nothing to do."""
 import json
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -189,15 +190,50 @@ def test_a_store_replaced_while_it_is_opened_is_read_whole(tmp_path, monkeypatch
     assert len(calls) == 2 and not np.array_equal(old.embeddings(), wanted)
 
 
-def test_scores_that_json_does_not_know(tmp_path, run_cli, monkeypatch):
+def test_vectors_too_long_for_products(tmp_path, run_cli, monkeypatch):
+    """FAISS would end the process, or find them in the order of their rows."""
     monkeypatch.chdir(tmp_path)
-    np.save("large.npy", np.eye(4, 8, dtype=np.float32) * 1e30)
-    run_cli("store", "import", "large.npy", "--metric", "inner_product", "--output", "s")
+    np.save("long.npy", np.eye(4, 8, dtype=np.float32) * 1e19)
+    words = ("store", "import", "long.npy", "--metric", "inner_product", "--output", "s")
+    assert "4 of 4 vectors (ids 0, 1, 2) are longer than 1e+18" in run_cli(*words, code=2).output
+    np.save("long.npy", np.eye(4, 8, dtype=np.float32) * 9e17)
+    run_cli(*words)
     run_cli("index", "build", "s", "--output", "i")
     run_cli("search", "i", "--store", "s", "-k", 2, "--output", "found.jsonl")
+    found = [json.loads(line) for line in Path("found.jsonl").read_text("utf-8").splitlines()]
+    assert [each["hits"][0]["id"] for each in found] == [0, 1, 2, 3]
+    assert found[0]["hits"][0]["score"] == pytest.approx(8.1e35)
 
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
 
-    found = [json.loads(line, parse_constant=refuse) for line in Path("found.jsonl").read_text("utf-8").splitlines()]
-    assert [each["hits"][0]["id"] for each in found] == [0, 1, 2, 3] and found[0]["hits"][0]["score"] is None
+def test_a_distance_of_zero_has_no_sign(tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", unit(40))
+    run_cli("store", "import", "x.npy", "--metric", "euclidean", "--output", "s")
+    run_cli("store", "import", "x.npy", "--append", "--output", "s")  # by the store's metric
+    for factory in ("Flat", "SQ8"):
+        run_cli("index", "build", "s", "--factory", factory, "--output", factory)
+        run_cli("search", factory, "--store", "s", "-k", 2, "--output", f"{factory}.jsonl")
+        assert '"score": 0.0' in (text := Path(f"{factory}.jsonl").read_text("utf-8")) and "-0.0" not in text
+
+
+@pytest.mark.parametrize(
+    ("factory", "decoded"),
+    [("Flat", False), ("IVF4,Flat", False), ("HNSW8", False), ("PQ12x4,RFlat", False), ("PQ12x4", True), ("SQ8", True), ("PCA12,Flat", True)],
+)  # fmt: skip
+def test_codes_that_are_imported_are_told(tmp_path, run_cli, factory, decoded):
+    index = faiss.index_factory(24, factory)
+    index.train(unit(900))
+    index.add(unit(900))
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    for words in (
+        ("index", "import", tmp_path / "x.faiss", "--output", tmp_path / "i"),
+        ("index", "info", tmp_path / "i"),
+    ):
+        assert ("not of the vectors that were coded" in run_cli(*words).stdout) == decoded
+
+
+def test_bits_are_no_vectors(tmp_path, run_cli):
+    index = faiss.IndexLSH(24, 64)
+    index.add(unit(100))
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    assert "from which no vector comes back" in run_cli("index", "import", tmp_path / "x.faiss", "--output", tmp_path / "i", code=2).output  # fmt: skip

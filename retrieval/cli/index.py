@@ -176,6 +176,8 @@ def sentence(made: "Index") -> str:
 
 def findings(made: "Index") -> list[str]:
     """How well and how fast it finds."""
+    from retrieval.index.exchange import DECODED
+
     told, goal = made.about["measured"], made.about.get("goal", {})
     low, high = told["interval"]
     kind = "real queries" if told["queries_from"] == "given" else "stored items as queries"
@@ -186,6 +188,8 @@ def findings(made: "Index") -> list[str]:
         f"  {told['batch_qps']:,.0f} queries/s in batches, {told['single_qps']:,.0f} one by one "
         f"({1e3 / told['single_qps']:.2f} ms each), on {plural(told['threads'], 'thread')}",
     ]
+    if made.about["why"].endswith(DECODED):
+        lines.append(f"  Note: {made.about['why']}, not of the vectors that were coded")
     if told["rows"] != made.rows.count:
         lines.append(f"  measured when it had {told['rows']:,} rows; `retrieval index tune` measures again")
     if not made.exact and high < goal.get("recall", 0):

@@ -1,6 +1,7 @@
 """`retrieval eval recall`."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ SAMPLED = 1000
 
 @dataclass(frozen=True)
 class _Asked:
-    """Queries (q, d), their ids and labels, their rows if they are the index's own, and what exact search finds."""
+    """Queries (q, d), their ids and labels, whether they are the index's own items, their rows if it finds these too, and what exact
+    search finds."""
 
     vectors: "Floats"
     ids: list[str]
     labels: list[str] | None
+    own: bool
     rows: "Ints | None"
     truth: "Neighbors"
 
@@ -60,7 +63,7 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
     """
     from retrieval.index.bundle import open_index
 
-    from .evaluated import refuse_evaluation, write_evaluation
+    from .evaluated import refuse_evaluation
 
     if flags["qrels"] is not None and flags["queries"] is None:
         raise UserError("--qrels: judges the queries of a store; give --queries too")
@@ -69,7 +72,13 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
     most = opened.rows.count - (flags["queries"] is None)  # a row of its own is not to find itself
     if flags["k"] > most:
         raise UserError(f"-k {flags['k']}: the index has {most:,} items to find; ask for fewer")
-    asked = _asked(opened, flags)
+    with ExitStack() as stack:
+        _judge(index, opened, _asked(opened, flags, stack), flags, as_json)
+
+
+def _judge(index: Path, opened: "Index", asked: _Asked, flags: dict[str, Any], as_json: bool) -> None:
+    from .evaluated import write_evaluation
+
     task = _task(opened, asked, flags)
     exact = task and task(asked.truth)
     if flags["qrels"] is not None and exact is not None and len(exact.ids) < len(asked.ids):
@@ -96,22 +105,29 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
     emit(result, as_json, _lines(result))
 
 
-def _asked(opened: "Index", flags: dict[str, Any]) -> _Asked:
+def _asked(opened: "Index", flags: dict[str, Any], stack: ExitStack) -> _Asked:
+    """The queries and their true neighbours. Stored items stand in for queries that are not given; a graph forgets them until `stack` is
+    left."""
     import numpy as np
 
     from retrieval.index.bundle import read_queries
+    from retrieval.index.forget import forgotten
     from retrieval.neighbors import exact_neighbors
 
     if flags["queries"] is not None:
         given = read_queries(opened.manifest, flags["queries"], check=flags["check"])
         truth = exact_neighbors(given.embeddings, opened.base, flags["k"])
-        return _Asked(given.embeddings, [str(i) for i in given.ids], given.labels, None, truth)
+        return _Asked(given.embeddings, [str(i) for i in given.ids], given.labels, False, None, truth)
     count = opened.rows.count
-    rows = np.sort(np.random.default_rng(flags["seed"]).choice(count, min(SAMPLED, count), replace=False))
-    ids, labels, _ = opened.rows.describe(rows)
+    rows = np.random.default_rng(flags["seed"]).choice(count, min(SAMPLED, count), replace=False)
+    unseen = forgotten(opened, rows, flags["k"], stack)
+    if unseen is not None:
+        rows, truth = unseen
     vectors = opened.rows.take(rows)
-    truth = exact_neighbors(vectors, opened.base, flags["k"], self_rows=rows)
-    return _Asked(vectors, [str(i) for i in ids], labels, rows, truth)
+    if unseen is None:
+        truth = exact_neighbors(vectors, opened.base, flags["k"], self_rows=rows)
+    ids, labels, _ = opened.rows.describe(rows)
+    return _Asked(vectors, [str(i) for i in ids], labels, True, rows if unseen is None else None, truth)
 
 
 def _settings(opened: "Index", asked: _Asked, k: int) -> list[dict[str, int]]:
@@ -220,7 +236,7 @@ def _by_classes(labels: list[str], asked: _Asked, k: int) -> "Task | None":
     from retrieval.eval.values import PerQuery
 
     relevance = classes(labels, asked.labels)
-    relevant = relevance.counts() - (asked.rows is not None)
+    relevant = relevance.counts() - asked.own
     rows = np.flatnonzero(relevant > 0)
     ids = [asked.ids[row] for row in rows.tolist()]
     names = ["r@1", f"map@{k}/min"] if k > 1 else ["r@1"]

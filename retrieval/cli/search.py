@@ -127,10 +127,10 @@ def search(
     }
     if explain:
         result["how"] = found.how
-    lines = []
+    lines, form = [], ".3f" if opened.metric == "cosine" else ".4g"
     for query, best in zip(names, results, strict=True):
         lines += [f"{query}"] if len(names) > 1 else []
-        lines += [f"{rank:>3}  {hit.score:.3f}  {_described(hit)}" for rank, hit in enumerate(best, 1)]
+        lines += [f"{rank:>3}  {hit.score:{form}}  {_described(hit)}" for rank, hit in enumerate(best, 1)]
     if not any(results):
         lines.append("nothing found")
     emit(result, as_json, lines + (_explained(opened, found) if explain else []))

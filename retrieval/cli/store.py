@@ -105,7 +105,7 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    help="How the vectors are compared.  [needed unless the file says]",
+    help="How the vectors are compared.  [needed unless the file says, or the store that is added to]",
 )
 @click.option("--normalize", is_flag=True, help="Divide every vector by its length.")
 @click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's, else numbers]")
@@ -152,7 +152,7 @@ def import_(
     if add or replace:
         require_store(output)
     opened = open_vectors(path, part)
-    metric = _metric(opened, metric)
+    metric = _metric(opened, metric, output if add or replace else None)
     ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
     source = Imported(opened, metric, normalize, ids, labels)
@@ -174,7 +174,13 @@ def import_(
     emit(result, as_json, [f"{output}: {made.count:,} × {made.dim} vectors in {made.dtype}, {metric}"])
 
 
-def _metric(opened: "Opened", asked: str | None) -> str:
+def _metric(opened: "Opened", asked: str | None, changed: Path | None) -> str:
+    """As asked, as the file says, or as the store that is changed has it."""
+    if asked is None and opened.metric is None and changed is not None:
+        from retrieval.store import open_store
+
+        with open_store(changed) as store:
+            return str(store.manifest["metric"])
     if asked is None and opened.metric is None:
         raise UserError(f"{opened.path}: does not say how its vectors are compared; give --metric")
     if asked is not None and opened.metric not in (None, asked):

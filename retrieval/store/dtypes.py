@@ -15,6 +15,7 @@ Floats = NDArray[np.float32]
 STORED_AS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "int8": 3.4e38}
 NAMED = 3  # how many ids an error names
+LONGEST = 1e18  # of vectors
 
 
 class Encoded(NamedTuple):
@@ -63,8 +64,8 @@ def refuse_bad_vectors(
 ) -> tuple[Encoded, Floats]:
     """The vectors as `dtype` stores them, and the norms (n,) float32 of what is stored.
 
-    Raises UserError, naming the first ids, where a row is not finite, is too large for `dtype`, or has length zero
-    unless `zero` allows it.
+    Raises UserError, naming the first ids, where a row is not finite, is too large for `dtype`, is longer than LONGEST, or has
+    length zero unless `zero` allows it.
     """
     largest = LARGEST.get(dtype, np.inf)
     _refuse(
@@ -75,10 +76,12 @@ def refuse_bad_vectors(
         _refuse(too_large, ids, f"overflow {dtype} (largest {largest:.6g}); store them as float32")
     stored = encode(vectors, dtype)
     norms = np.sqrt(_squares(stored.data if dtype == "float32" else decode(stored, dtype)))
+    _refuse(
+        norms > LONGEST, ids, f"are longer than {LONGEST:g}, so that products of two overflow float32; scale them all"
+    )
     if not zero:
         _refuse(norms == 0, ids, "are zero, so have no direction; look at these inputs, or the encoder")
-    with np.errstate(over="ignore"):  # a norm above float32's largest is infinite, and says so
-        return stored, np.asarray(norms, dtype=np.float32)
+    return stored, np.asarray(norms, dtype=np.float32)
 
 
 def _squares(vectors: Floats) -> NDArray[np.float64]:
