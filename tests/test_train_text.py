@@ -337,7 +337,7 @@ def test_hard_batches_are_of_the_encoder_before_training_with_its_prompts(tiny):
         (["--anchor", "nope", "--positive", "positive"], "--anchor nope:"),
         (["--anchor", "anchor"], "name both columns"),
         (["--min-score", 1], "has no scored pairs"),
-        (["--dims", "8,x"], "write numbers such as"),
+        (["--dims", "8,x"], "such as 256,128,64"),
         (["--compute", "float16"], "--compute float16: needs a GPU"),
     ],
 )
