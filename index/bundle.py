@@ -222,6 +222,11 @@ def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: st
     made_by = manifest["encoder"] or {"fingerprint": None, "name": "an encoder that was never told"}
     if made_by["fingerprint"] != fingerprint:
         said = [mark[:12] if mark else "none" for mark in (fingerprint, made_by["fingerprint"])]
+        if manifest["kind"] != KIND:
+            raise UserError(
+                f"{source}: is of another encoder than the store to be searched (fingerprint {said[0]}, the store has {said[1]} "
+                f"from {made_by['name']}); embed both with one"
+            )
         raise UserError(
             f"{source}: is not the encoder of this index (fingerprint {said[0]}, the index has {said[1]} from "
             f"{made_by['name']}); search with that encoder, or embed and build again"

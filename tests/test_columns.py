@@ -227,3 +227,9 @@ def test_a_class_named_among_nested_rows_needs_its_texts(tmp_path):
     assert read_texts(path).is_pairs
     with pytest.raises(UserError, match="no column text"):
         read_texts(path, Asked(label="kind"))
+
+
+def test_columns_named_of_a_file_without_commas(tmp_path):
+    (tmp_path / "a.csv").write_text("Message;Reason\na;b\n")
+    with pytest.raises(UserError, match="no such column .found: Message;Reason.; separate columns by commas"):
+        read_texts(tmp_path / "a.csv", Asked(text="Message"))

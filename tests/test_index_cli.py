@@ -162,7 +162,7 @@ def test_exported_ids_do_not_replace_the_index_and_parquet_has_them(place, run_c
         (["index", "build", "{store}", "--memory", "2", "--output", "{p}/x"], "is not understood; write a number and KB, MB, GB, TB"),
         (["index", "build", "{store}", "--memory", "1MB", "--factory", "Flat", "--output", "{p}/x"], "has chosen"),
         (["index", "build", "{store}", "--latency", "fast", "--output", "{p}/x"], "write a number and us, ms, s"),
-        (["index", "build", "{store}", "--queries", "{other}", "--output", "{p}/x"], "is not the encoder"),
+        (["index", "build", "{store}", "--queries", "{other}", "--output", "{p}/x"], "is of another encoder than the store"),
         (["index", "build", "{store}", "--factory", "CAGRA64", "--output", "{p}/x"], "built on a GPU"),
         (["index", "tune", "{store}"], "is of kind store, not index"),
         (["index", "export", "{i}", "--output", "{p}/x.hnswlib"], "hnswlib reads HNSW16"),

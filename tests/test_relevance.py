@@ -187,3 +187,13 @@ def test_unclear_calls_are_refused(run_cli, tmp_path, monkeypatch, words, messag
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Q").write_text("q 0 d 1\n")
     assert message in run_cli("eval", "relevance", *words, code=2).stderr
+
+
+def test_documents_that_are_named_otherwise_are_said(run_cli, tmp_path):
+    (tmp_path / "qrels.txt").write_text("q 0 17 1\nr 0 18 0\n")
+    words = ("eval", "relevance", "--qrels", tmp_path / "qrels.txt", "--run")
+    for name, found in (("other", "fn-17"), ("same", "18")):  # judged, if only for another query
+        (tmp_path / name).write_text(f"q Q0 {found} 1 0.5 x\n")
+        done = run_cli(*words, tmp_path / name, "--json")
+        told = "no document that was found is judged (found 'fn-17'; judged '17', '18')" in done.stderr
+        assert told == (name == "other") == ("warnings" in json.loads(done.stdout))

@@ -358,6 +358,7 @@ def test_a_sweep_of_pictures_trains_the_whole_network(run_cli, pictures, tmp_pat
         (["--kappa", "1,1"], "different numbers"),
         (["--tau-plus", "0,0.1"], "add --no-label-mask"),
         (["--loss", "nonsense"], "unknown; known are"),
+        (["--loss", "hlc"], "unknown; did you mean hcl? Known are"),
         (["--value", "nonsense"], "known are r@1"),
         (["--batch-size", "100000"], "--batch-size 100000"),
         (["--loss", "infonce", "--kappa", "1,2"], "--kappa: no loss here leaves that open (infonce)"),

@@ -132,3 +132,28 @@ def test_a_head_on_pairs_learns_more_slowly_than_on_labels(model, data, asked, r
     train_text(model, data, config, loss, source="x")
     head = model[-2].linear.weight.detach()
     assert float((head - torch.eye(len(head))).abs().max()) == pytest.approx(rate, rel=0.01)  # Adam's first step
+
+
+def test_held_out_data_that_became_worse_are_said(run_cli, tmp_path):
+    """At a rate at which a head forgets everything."""
+    labels = [str(at % 8) for at in range(len(PAIRS.columns["anchor"]))]
+    rows = [f"{text},{label}" for text, label in zip(PAIRS.columns["anchor"], labels, strict=True)]
+    held = [f"{a} and {b},{a}" for a in WORDS for b in WORDS]
+    for name, lines in (("train.csv", rows), ("held.csv", held)):
+        (tmp_path / name).write_text("\n".join(["text,label", *lines]) + "\n")
+    words = (
+        "train",
+        "text",
+        "--data",
+        tmp_path / "train.csv",
+        "--model",
+        "all-MiniLM-L6-v2",
+        "--head",
+        "--no-general",
+        "--steps",
+        40,
+    )
+    done = run_cli(*words, "--lr", 0.3, "--eval-data", tmp_path / "held.csv", "--output", tmp_path / "a", "--json")
+    assert "Warning: worse on --eval-data than before training (map@r" in done.stderr
+    done = run_cli(*words, "--lr", 1e-9, "--eval-data", tmp_path / "held.csv", "--output", tmp_path / "b", "--json")
+    assert "worse on --eval-data" not in done.stderr

@@ -11,7 +11,7 @@ from .commands import refuse_unused
 from .evaluate import evaluate, keeps
 from .evaluated import rough
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import emit, progress
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.relevance import Relevance
@@ -83,8 +83,21 @@ def relevance(as_json: bool, **flags: Any) -> None:
         with writing_atomically(flags["run_output"]) as file:
             for query, documents in ranking(run):
                 file.write(run_lines(query, documents))
+    if told := _strangers(qrels, run):
+        result["warnings"] = [told]
+        say(f"Warning: {told}")
     write_evaluation(flags, "relevance", result, {"": found.queries})
     emit(result, as_json, _lines(found, result, qrels, run, flags["drop_self"]))
+
+
+def _strangers(qrels: "Qrels", run: "Run") -> str | None:
+    """What to say where judgments and results have no document in common, which is most often a matter of names."""
+    judged = dict.fromkeys(document for grades in qrels.values() for document in grades)
+    found = dict.fromkeys(document for query in qrels for document in run.scores.get(query, ()))
+    if not found or any(document in judged for document in found):
+        return None
+    some = [", ".join(repr(each) for each in list(names)[:2]) for names in (found, judged)]
+    return f"no document that was found is judged (found {some[0]}; judged {some[1]}); do results and judgments name documents alike?"
 
 
 def _refuse_unclear(flags: dict[str, Any]) -> None:

@@ -284,4 +284,5 @@ def _described(hit: "Hit") -> str:
     from retrieval.data import shortened
 
     shown = shortened(hit.payload.get("text", ""), 100)
-    return "  ".join(part for part in (hit.label and f"[{hit.label}]", shown or str(hit.id)) if part)
+    name = hit.id if isinstance(hit.id, str) or not shown else ""  # numbers are mostly those of rows
+    return "  ".join(str(part) for part in (name, hit.label and f"[{hit.label}]", shown) if part or part == 0)

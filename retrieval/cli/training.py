@@ -285,6 +285,15 @@ def finish(
         for metric, each in metrics.get("general", {"metrics": {}})["metrics"].items()
         if each["verdict"] == "worse" and each["after"] < (1 - FORGOTTEN) * each["before"]
     ]
+    told = metrics.get("held-out", {"metrics": {}})["metrics"]
+    if worse := [
+        f"{name} {each['before']:.3f} → {each['after']:.3f}"
+        for name, each in told.items()
+        if each["verdict"] == "worse"
+    ]:
+        notes.append(
+            f"worse on --eval-data than before training ({', '.join(worse)}); lower --lr, or give fewer --steps, or data more like it"
+        )
     if lost:
         notes.append(
             f"worse on texts of another kind ({', '.join(lost)}); --interpolate 0.5, a lower --lr"

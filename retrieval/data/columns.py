@@ -30,6 +30,7 @@ PAIR_COLUMNS = (
 )
 ID_COLUMNS = ("id", "_id")
 NEGATIVES = 7  # of each row that are used unless asked otherwise
+COMMAS = "separate columns by commas, or call a file with tabs .tsv"
 _COUNTING = {
     *TEXT_COLUMNS,
     *LABEL_COLUMNS,
@@ -106,10 +107,16 @@ def counts(name: str) -> bool:
     return word in _COUNTING or word.startswith("negative")
 
 
+def one_cell(names: Sequence[str]) -> bool:
+    """Whether a header's names are one name, since something else than commas stands between them."""
+    return len(names) == 1 and ";" in names[0]
+
+
 def named_column(source: object, names: Sequence[str], flag: str, name: str | None) -> str | None:
     """A column that the user names. Raises UserError where the table lacks it."""
     if name is not None and name not in names:
-        raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)})")
+        hint = f"; {COMMAS}" if one_cell(names) else ""
+        raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)}){hint}")
     return name
 
 
@@ -137,8 +144,8 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
         raise UserError(
             f"{source}: no column text, or anchor and positive (found: {', '.join(names) or 'none'}); "
             + (
-                "separate columns by commas, or call a file with tabs .tsv"
-                if len(names) == 1 and ";" in names[0]
+                COMMAS
+                if one_cell(names)
                 else "rename one in the header, or call it as in --data"
                 if asked.optional
                 else "rename one in the header, or name it by --text, or --anchor and --positive"

@@ -5,6 +5,7 @@ Paper and equation of each part stand beside the part; here is which parts a met
 
 import ast
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from retrieval.errors import UserError
@@ -65,7 +66,9 @@ def named(text: str) -> LossConfig:
     """
     name, _, rest = text.strip().partition("(")
     if name not in METHODS:
-        raise UserError(f"--loss {text}: unknown; known are {', '.join(METHODS)}")
+        near = get_close_matches(name, METHODS, 1)
+        guess = f"did you mean {near[0]}? Known" if near else "known"
+        raise UserError(f"--loss {text}: unknown; {guess} are {', '.join(METHODS)}")
     return with_settings(METHODS[name], _settings(text, rest) if rest else {}, f"--loss {text}")
 
 
