@@ -69,10 +69,10 @@ def own_data(tmp_path_factory):
         with open(folder / name, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["text", "label"])
-            short = [
-                text[:600] for text in data.texts[rows]
-            ]  # so that none is cut, which is warned of, whatever Python's version
-            writer.writerows(zip(short, data.labels[rows], strict=True))
+            # Some Pythons' texts are longer than the encoder reads, which is warned of.
+            writer.writerows(
+                (text[:600], label) for text, label in zip(data.texts[rows], data.labels[rows], strict=True)
+            )
     pairs = docs_as_pairs([doc for doc in library_docs() if doc.module in ("gzip", "zipfile", "csv")])
     with open(folder / "pairs.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["anchor", "positive"], *zip(*pairs.columns.values(), strict=True)])

