@@ -13,22 +13,27 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.artifact import Manifest, writing_atomically
 from retrieval.errors import UserError
-from retrieval.neighbors import Base, Ints
 from retrieval.store import Rows, Store, open_store
 
 from .backend import faiss, faiss_metric
 from .kinds import Abilities, abilities
 
+if TYPE_CHECKING:  # torch, which what is only said of an index need not wait for
+    from retrieval.neighbors import Base, Ints
+
 KIND = "index"
 FIRST_FILE = "index.faiss"
 KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
+DECODED = (
+    ", its vectors as its codes give them back: recall and scores are of these"  # ends "why" of an import of codes
+)
 MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
 
 
@@ -121,15 +126,17 @@ class Index:
         return min(covers, self.rows.count) if ordinals is None else int(np.searchsorted(ordinals, covers))
 
     @cached_property
-    def base(self) -> Base:
+    def base(self) -> "Base":
         """All live rows, made ready for exact search."""
+        from retrieval.neighbors import Base
+
         whole = self.rows.dtype == "float32" and self.rows.ordinals is None
         vectors = self.rows.table(self.rows.count) if whole else None
         keep = self.rows.count * self.rows.dim * 4 <= KEPT_UP_TO
         where = self.device.partition(",")[0]
         return Base(self.rows if vectors is None else vectors, self.measure, where, keep=keep and where == "cpu")
 
-    def live_rows(self, found: Ints) -> Ints:
+    def live_rows(self, found: "Ints") -> "Ints":
         """Row numbers of the store for ids that FAISS gave; −1 stays −1."""
         ordinals = self.rows.ordinals
         if ordinals is None or not len(ordinals):

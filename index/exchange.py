@@ -15,12 +15,11 @@ from retrieval.store.ids import first_repeated
 
 from .backend import faiss
 from .build import settle
-from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
+from .bundle import DECODED, FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import abilities, layers, lists_of, refuse_unsteerable
 from .plan import Goal
 from .rows import link_rows
 
-DECODED = ", its vectors as its codes give them back: recall and scores are of these"
 ROUGHLY = 0.5  # how far from 1 the length of a vector may be that was coded: few bits make it shorter, or longer
 
 

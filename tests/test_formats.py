@@ -139,42 +139,6 @@ def test_cosine_wants_unit_vectors_or_makes_them(tmp_path):
     assert np.allclose(store.embeddings(), x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-7)
 
 
-def test_a_table_of_ones_own(tmp_path):
-    vectors = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
-    table = pa.table({"_id": ["a", "b", "c"], "Vector": vectors, "year": [1, None, 3], "title": ["x", "é", None]})
-    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
-    rows = back(tmp_path / "t.parquet", tmp_path / "s").load()
-    assert rows.ids == ["a", "b", "c"] and rows.embeddings.tolist() == vectors and rows.labels is None
-    assert rows.payload == {"year": ["1", "", "3"], "title": ["x", "é", ""]}
-
-
-def test_large_lists_are_vectors_too_if_all_are_of_one_length(tmp_path):
-    large = pa.large_list(pa.float32())
-    even = pa.array([[1, 2], [3, 4], [5, 6]], large)
-    bad_parquet(tmp_path / "t.parquet", embedding=even)
-    assert back(tmp_path / "t.parquet", tmp_path / "s").embeddings().tolist() == even.to_pylist()
-    bad_parquet(tmp_path / "t.parquet", embedding=pa.array([[1, 2], [3], [4, 5, 6]], large))
-    with pytest.raises(UserError, match="row 1 of 'embedding' is not a vector of 2 numbers"):
-        open_vectors(tmp_path / "t.parquet").rows(0, 3)
-
-
-def test_integers_that_no_id_can_be_are_refused(tmp_path):
-    vectors = [[1.0], [2.0]]
-    bad_parquet(tmp_path / "t.parquet", id=pa.array([3, 2**63 - 1], pa.uint64()), embedding=vectors)
-    assert open_vectors(tmp_path / "t.parquet").ids(0, 2).tolist() == [3, 2**63 - 1]
-    bad_parquet(tmp_path / "t.parquet", id=pa.array([3, 2**63], pa.uint64()), embedding=vectors)
-    with pytest.raises(UserError, match="row 1 has 'id' 9223372036854775808, above 2⁶³ − 1; make it a string"):
-        open_vectors(tmp_path / "t.parquet").ids(0, 2)
-
-
-def test_rows_of_a_table_in_any_order(tmp_path):
-    x = np.arange(60, dtype=np.float32).reshape(20, 3) + 1
-    pq.write_table(pa.table({"embedding": list(x), "id": list(range(20))}), tmp_path / "t.parquet", row_group_size=6)
-    opened = open_vectors(tmp_path / "t.parquet")
-    for start, stop in ((0, 4), (4, 9), (15, 20), (2, 3), (0, 20), (20, 20)):
-        assert (opened.rows(start, stop).embeddings == x[start:stop]).all()
-
-
 def bad_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
 

@@ -176,7 +176,7 @@ def sentence(made: "Index") -> str:
 
 def findings(made: "Index") -> list[str]:
     """How well and how fast it finds."""
-    from retrieval.index.exchange import DECODED
+    from retrieval.index.bundle import DECODED
 
     told, goal = made.about["measured"], made.about.get("goal", {})
     low, high = told["interval"]

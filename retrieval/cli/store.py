@@ -8,6 +8,7 @@ import click
 from retrieval.errors import UserError
 from retrieval.metrics import METRICS
 
+from .columns import column
 from .commands import Group, refuse_unused
 from .options import (
     as_stored,
@@ -107,6 +108,15 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
     type=click.Choice(METRICS),
     help="How the vectors are compared.  [needed unless the file says, or the store that is added to]",
 )
+@click.option("--vectors", metavar="COLUMN", help="Of a table, where no column or several could be the vectors.")
+@column("id", "Of a table: column of ids.  [default: id]")
+@column("label", "Of a table: column of classes.  [default: label and the like]")
+@click.option(
+    "--payload",
+    metavar="COLUMN",
+    multiple=True,
+    help='Of a table: of the other columns keep this; may be given several times, "" for none.  [default: all]',
+)
 @click.option("--normalize", is_flag=True, help="Divide every vector by its length.")
 @click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's, else numbers]")
 @click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
@@ -123,6 +133,10 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 def import_(
     path: Path,
     metric: str | None,
+    vectors: str | None,
+    id_column: str | None,
+    label: str | None,
+    payload: tuple[str, ...],
     normalize: bool,
     dtype: str | None,
     ids_path: Path | None,
@@ -149,9 +163,13 @@ def import_(
     from retrieval.store.writer import write_in_turn
 
     refuse_two_ways(add, replace, overwrite)
+    for flag, file, named in (("id", ids_path, id_column), ("label", labels_path, label)):
+        if file and named:
+            raise UserError(f"--{flag}s {file}: --{flag} {named} names them in {path}; give one of the two")
     if add or replace:
         require_store(output)
-    opened = open_vectors(path, part)
+    kept = tuple(filter(None, payload)) if payload else None
+    opened = open_vectors(path, part, vectors=vectors, id=id_column, label=label, payload=kept)
     metric = _metric(opened, metric, output if add or replace else None)
     ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
@@ -182,7 +200,9 @@ def _metric(opened: "Opened", asked: str | None, changed: Path | None) -> str:
         with open_store(changed) as store:
             return str(store.manifest["metric"])
     if asked is None and opened.metric is None:
-        raise UserError(f"{opened.path}: does not say how its vectors are compared; give --metric")
+        raise UserError(
+            f"{opened.path}: does not say how its vectors are compared; give --metric, and --normalize to make lengths 1"
+        )
     if asked is not None and opened.metric not in (None, asked):
         raise UserError(f"{opened.path}: says {opened.metric}, --metric says {asked}; leave --metric out")
     return asked or opened.metric or ""

@@ -7,7 +7,7 @@ hdf5.py      .hdf5 of ann-benchmarks
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -24,8 +24,8 @@ UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
 
 
 class Opened(Protocol):
-    """A foreign file. metric: what the file says, else None; part: which of its data sets, None where there is but one; ids: None
-    where it has none."""
+    """A foreign file. metric: what the file says, else None; part: which of its data sets or columns, None where that is not chosen;
+    ids: None where it has none."""
 
     @property
     def path(self) -> Path: ...
@@ -43,20 +43,24 @@ class Opened(Protocol):
     def rows(self, start: int, stop: int) -> Rows: ...
 
 
-def open_vectors(path: Path, part: str = "train") -> Opened:
-    """Open a file by its ending; `part` is for ann-benchmarks' files. Raises UserError for what cannot be read."""
+def open_vectors(path: Path, part: str = "train", **columns: Any) -> Opened:
+    """Open a file by its ending; `part` is for ann-benchmarks' files, and `columns` (vectors, id, label, payload) name those of a
+    table where it does not call them so. Raises UserError for what cannot be read."""
     ending = _ending(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give one of vectors ({', '.join(ENDINGS)})")
+    given = {which: name for which, name in columns.items() if name is not None}
+    if given and ending != ".parquet":
+        raise UserError(f"{path}: has no named columns; leave --{next(iter(given))} out")
     if ending in ARRAYS:
         return open_array(path)
     if ending in HDF5:
         from .hdf5 import open_ann_benchmarks
 
         return open_ann_benchmarks(path, part)
-    from .tables import open_parquet
+    from .tables import Columns, open_parquet
 
-    return open_parquet(path)
+    return open_parquet(path, Columns(**given))
 
 
 def _ending(path: Path) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS
-from retrieval.data.columns import as_text
+from retrieval.data.columns import as_text, named_column
 from retrieval.errors import UserError, first_line
 from retrieval.store import Ids, Rows, Store
 
@@ -18,6 +18,16 @@ VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
 TAKEN = {*VECTOR_COLUMNS, *ID_COLUMNS, *LABEL_COLUMNS}  # names of columns that an import takes for more than a payload
 SMALL = 1024  # rows read at a time
 LARGEST_ID = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what, where its names do not say so. payload: the others that are kept; None: all."""
+
+    vectors: str | None = None
+    id: str | None = None
+    label: str | None = None
+    payload: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -31,8 +41,8 @@ class ParquetFile:
     label: str | None
     others: list[str]
     dim: int
+    part: str | None
     metric: None = None
-    part: None = None
     _cursors: dict[tuple[str, ...], tuple[int, Any, Iterator[Any]]] = field(default_factory=dict)
 
     @property
@@ -91,7 +101,7 @@ class ParquetFile:
             return [as_text(value) for value in values]
         except TypeError:
             raise UserError(
-                f"{self.path}: column {name!r} holds bytes, which no text stands for; leave it out"
+                f"{self.path}: column {name!r} holds bytes, which no text stands for; name the others by --payload"
             ) from None
 
     def _read(self, columns: tuple[str, ...], start: int, stop: int) -> Any:
@@ -114,32 +124,47 @@ class ParquetFile:
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
 
-def open_parquet(path: Path) -> ParquetFile:
+def open_parquet(path: Path, asked: Columns) -> ParquetFile:
     """Open a table with a column of vectors. Raises UserError naming what was found."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
-    schema = file.schema_arrow
-    lists = [f.name for f in schema if _is_vector(f.type)]
-    named = [name for name in lists if name.lower() in VECTOR_COLUMNS]
-    if len(named or lists) != 1:
-        found = ", ".join(lists) or f"none among {', '.join(schema.names)}"
-        raise UserError(f"{path}: cannot tell the column of vectors (lists of numbers: {found}); call it embedding")
-    vectors = (named or lists)[0]
-    plain = [name for name in schema.names if name != vectors and not pa.types.is_nested(schema.field(name).type)]
-    identifier = next((name for choice in ID_COLUMNS for name in plain if name.lower() == choice), None)
-    label = next((name for choice in LABEL_COLUMNS for name in plain if name.lower() == choice), None)
-    others = [name for name in schema.names if name not in (vectors, identifier, label)]
+    names = file.schema_arrow.names
+    for flag, chosen in (("vectors", asked.vectors), ("id", asked.id), ("label", asked.label), *(("payload", name) for name in asked.payload or ())):  # fmt: skip
+        named_column(path, names, flag, chosen)
+    vectors = _vector_column(path, file.schema_arrow, asked.vectors)
+    plain = [name for name in names if not pa.types.is_nested(file.schema_arrow.field(name).type)]
+    identifier, label = (
+        chosen or next((name for choice in choices for name in plain if name.lower() == choice), None)
+        for chosen, choices in ((asked.id, ID_COLUMNS), (asked.label, LABEL_COLUMNS))
+    )
+    for flag, name in (("id", identifier), ("label", label)):
+        if name not in (None, *plain):
+            raise UserError(
+                f"--{flag} {name}: of {path} is no column of single values; choose among {', '.join(plain)}"
+            )
+    kept = names if asked.payload is None else asked.payload
+    others = [name for name in names if name in kept and name not in (vectors, identifier, label)]
     if any("/" in name or name in (".", "") for name in others):
         raise UserError(f"{path}: a column's name is empty or has a slash ({', '.join(others)}); rename it")
     if len({_payload_name(name) for name in others}) < len(others):
         raise UserError(
             f"{path}: two columns are of one name, with and without payload. ({', '.join(others)}); rename one"
         )
-    opened = ParquetFile(path, file, vectors, identifier, label, others, 0)
-    opened.dim = _dimension(opened, schema.field(vectors).type)
+    part = None if asked == Columns() else repr((vectors, identifier, label, *others))
+    opened = ParquetFile(path, file, vectors, identifier, label, others, 0, part)
+    opened.dim = _dimension(opened, file.schema_arrow.field(vectors).type)
     return opened
+
+
+def _vector_column(path: Path, schema: Any, asked: str | None) -> str:
+    lists = [field.name for field in schema if _is_vector(field.type)]
+    found = [asked] if asked else [name for name in lists if name.lower() in VECTOR_COLUMNS] or lists
+    if len(found) == 1 and found[0] in lists:
+        return found[0]
+    told = ", ".join(lists) or f"none among {', '.join(schema.names)}"
+    raise UserError(f"{path}: cannot tell the column of vectors (lists of numbers: {told}); name it by --vectors")
 
 
 def _is_vector(kind: Any) -> bool:
