@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from retrieval.artifact import Manifest, writing_atomically
 from retrieval.errors import UserError
 from retrieval.store import Rows, Store, open_store
+from retrieval.store.ids import hashes
 
 from .backend import faiss, faiss_metric
 from .kinds import Abilities, abilities
@@ -124,6 +125,23 @@ class Index:
         ordinals = self.rows.ordinals
         covers = int(self.about["covers"])
         return min(covers, self.rows.count) if ordinals is None else int(np.searchsorted(ordinals, covers))
+
+    @cached_property
+    def labels(self) -> tuple[dict[str, int], NDArray[np.int32]]:
+        """The labels that there are, numbered, and the number of each row's (n,). Raises UserError where there are none."""
+        if "labels" not in self.manifest["columns"]:
+            raise UserError(f"{self.folder}: its items have no labels")
+        known: dict[str, int] = {}
+        held = (label for shard in range(len(self.rows.shards)) for label in self.rows.column(shard, "labels"))
+        codes = np.fromiter((known.setdefault(label, len(known)) for label in held), np.int32, self.rows.count)
+        return known, codes
+
+    @cached_property
+    def marks(self) -> NDArray[np.int64]:
+        """(n,) hashes of the ids, by which few rows are left to look for one in."""
+        return np.concatenate(
+            [np.empty(0, np.int64), *(hashes(self.rows.ids(n)) for n in range(len(self.rows.shards)))]
+        )
 
     @cached_property
     def base(self) -> "Base":

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import UserError
+from retrieval.neighbors import Ints
 from retrieval.store import Ids
-from retrieval.store.ids import find, listed, named
+from retrieval.store.ids import among, hashes, listed, named
 
 from .bundle import Index
 
@@ -16,24 +17,32 @@ Mask = NDArray[np.bool_]
 
 def rows_of_labels(index: Index, labels: Collection[str]) -> Mask:
     """(n,) which rows have one of the labels. Raises UserError for a label that none has."""
-    if "labels" not in index.manifest["columns"]:
-        raise UserError(f"{index.folder}: its items have no labels")
-    held = [label for number in range(len(index.rows.shards)) for label in index.rows.column(number, "labels")]
-    wanted = set(labels)
-    missing = wanted - set(held)
+    known, codes = index.labels
+    missing = set(labels) - known.keys()
     if missing:
         raise UserError(f"label {sorted(missing)[0]!r}: no item of {index.folder} has it; check its spelling")
-    return np.fromiter((label in wanted for label in held), bool, len(held))
+    chosen = np.zeros(len(known), bool)
+    chosen[[known[label] for label in labels]] = True
+    return chosen[codes]
 
 
 def rows_of_ids(index: Index, ids: Ids) -> Mask:
     """(n,) which rows have one of the ids. Raises UserError for ids that none has."""
-    known = find(index.rows, [ids])
-    missing = [i for i in listed(ids) if i not in known]
+    where = np.zeros(index.rows.count, bool)
+    where[row_numbers(index, ids)] = True
+    return where
+
+
+def row_numbers(index: Index, ids: Ids) -> Ints:
+    """(k,) the rows of ids (k,). Raises UserError for ids that none has."""
+    rows = index.rows
+    maybe = np.flatnonzero(among(index.marks, np.unique(hashes(ids))))
+    places: dict[str | int, int] = {}
+    for number in np.unique(np.searchsorted(rows.starts, maybe, side="right") - 1).tolist():
+        first, end = int(rows.starts[number]), int(rows.starts[number + 1])
+        held = listed(rows.ids(number))
+        places |= {held[row - first]: row for row in maybe[(maybe >= first) & (maybe < end)].tolist()}
+    missing = [i for i in listed(ids) if i not in places]
     if missing:
         raise UserError(f"{index.folder}: lacks {named(missing)} of these ids; check them")
-    where = np.zeros(index.rows.count, bool)
-    for shard, row in known.values():
-        live = index.rows.live(shard)
-        where[index.rows.starts[shard] + (row if live is None else int(np.searchsorted(live, row)))] = True
-    return where
+    return np.array([places[i] for i in listed(ids)], np.int64)

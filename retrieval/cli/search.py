@@ -1,6 +1,5 @@
 """`retrieval search`."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -89,9 +88,9 @@ def search(
     if store:
         refuse_unused("--store holds vectors already", "--encoder", "--device")
     _refuse_output(output, overwrite, radius)
+    from retrieval.index.ask import answer, plain
     from retrieval.index.bundle import open_index
-    from retrieval.index.search import hits, within
-    from retrieval.index.search import search as search_index
+    from retrieval.index.search import hits
 
     if shards and "," not in where_to:
         raise UserError("--shards: is for several GPUs; name them, as in --index-device cuda:0,cuda:1")
@@ -104,11 +103,7 @@ def search(
     names, vectors = (
         _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
     )
-    if radius is None:
-        found = search_index(opened, vectors, k or 10, where=where)
-    else:
-        _refuse_radius(opened, radius)
-        found = within(opened, vectors, radius, where=where).first(k)
+    found = answer(opened, vectors, k, radius=radius, where=where)
     if output is not None:
         _write(output, opened, names, found)
         told = {"output": str(output), "queries": len(names), "results": int((found.rows >= 0).sum())}
@@ -121,9 +116,7 @@ def search(
         return
     results = hits(opened, found)
     result: dict[str, Any] = {
-        "results": [
-            {"query": q, "hits": [_as_json(hit) for hit in best]} for q, best in zip(names, results, strict=True)
-        ]
+        "results": [{"query": q, "hits": [plain(hit) for hit in best]} for q, best in zip(names, results, strict=True)]
     }
     if explain:
         result["how"] = found.how
@@ -155,15 +148,6 @@ def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mas
             raise UserError(f"--among {among}: has no ids; give one a line")
         where &= rows_of_ids(opened, typed_ids(opened.rows, ids))
     return where
-
-
-def _refuse_radius(opened: "Index", radius: float) -> None:
-    if not math.isfinite(radius):
-        raise UserError(f"--radius {radius:g}: give a number")
-    if opened.metric == "cosine" and not -1 <= radius <= 1:
-        raise UserError(f"--radius {radius:g}: cosines are between −1 and 1; give the least that is near enough")
-    if opened.metric == "euclidean" and radius < 0:
-        raise UserError(f"--radius {radius:g}: is less than any distance; give the largest that is near enough")
 
 
 def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -> None:
@@ -209,7 +193,9 @@ def _ids(opened: "Index", found: "Found") -> Any:
 
 def _write_one(file: BinaryIO, ending: str, query: str, best: "list[Hit]", metric: str) -> None:
     if ending == ".jsonl":
-        file.write(as_line({"query": query, "hits": [_as_json(hit) for hit in best]}).encode() + b"\n")
+        from retrieval.index.ask import plain
+
+        file.write(as_line({"query": query, "hits": [plain(hit) for hit in best]}).encode() + b"\n")
         return
     from retrieval.formats.trec import run_lines
 
@@ -241,17 +227,11 @@ def _encoded_queries(
     opened: "Index", queries: tuple[str, ...], pictures: tuple[Path, ...], name: str | None, device: str | None
 ) -> tuple[list[str], Any]:
     quiet_libraries()
-    from retrieval.encoder import load_encoder
-    from retrieval.index.bundle import require_same_encoder
-    from retrieval.store import refuse_bad_vectors
+    from retrieval.index.ask import encoded, encoder_of
 
     items: list[Any] = list(queries) or [_picture(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
-    encoder = load_encoder(name or _recorded_encoder(opened), pick_device(device))
-    require_same_encoder(opened.manifest, encoder.fingerprint, encoder.name)
-    vectors = encoder.encode(items, role="query")
-    refuse_bad_vectors(vectors, names)
-    return names, vectors
+    return names, encoded(encoder_of(opened, name, pick_device(device)), items, names)
 
 
 def _picture(path: Path) -> "Picture":
@@ -263,21 +243,6 @@ def _picture(path: Path) -> "Picture":
         raise UserError(f"{path}: no such file; give a picture, or a tar and the name of one in it (shard.tar/1.jpg)")
     decode(found)
     return found
-
-
-def _recorded_encoder(opened: "Index") -> str:
-    if opened.manifest["encoder"] is None:
-        raise UserError("--query: this index does not know the encoder of its vectors; search with --store")
-    recorded = str(opened.manifest["encoder"]["name"])
-    if Path(recorded).is_absolute() and not Path(recorded).is_dir():
-        raise UserError(f"--encoder: is needed, since {recorded}, which made this index, is no longer there")
-    return recorded
-
-
-def _as_json(hit: "Hit") -> dict[str, Any]:
-    own: dict[str, Any] = {"score": hit.score, "id": hit.id, "label": hit.label}
-    payload = {f"payload.{name}" if name in own else name: value for name, value in hit.payload.items()}
-    return own | {"text": None} | payload
 
 
 def _described(hit: "Hit") -> str:

@@ -26,13 +26,13 @@ def find(store: Store, blocks: Iterable[Ids]) -> dict[Any, Place]:
     for number in range(len(store.shards)):
         held, live = store.ids(number), store.live(number)
         names = listed(held)
-        for row in np.flatnonzero(_among(hashes(held), wanted)).tolist():
+        for row in np.flatnonzero(among(hashes(held), wanted)).tolist():
             maybe[names[row]] = (number, row if live is None else int(live[row]))
     return {i: maybe[i] for block in blocks for i in listed(block) if i in maybe} if maybe else {}
 
 
-def _among(values: Ints, ordered: Ints) -> Any:
-    """Which values stand in a sorted list: np.isin would sort both each time."""
+def among(values: Ints, ordered: Ints) -> Any:
+    """(n,) which values (n,) stand in an ordered list: np.isin would sort both each time."""
     if not len(ordered):
         return np.zeros(len(values), bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
