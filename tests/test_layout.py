@@ -37,6 +37,8 @@ HOMES = {
     "matplotlib": ["eval/report/figures.py"],
     "jinja2": ["eval/report/page.py"],
     "umap": ["eval/report/layout.py"],
+    "starlette": ["retrieval/web/app.py"],
+    "uvicorn": ["retrieval/cli/serve.py"],
 }
 STANDARD = sys.stdlib_module_names
 
@@ -85,6 +87,10 @@ def test_imports_point_one_way(path, tree):
         if level == 0 and parts[0] == "retrieval" and len(parts) > 1:
             if folder in STAGES:
                 assert parts[1] not in (*STAGES, "cli"), f"{path} imports {name}: stages know only the shared modules"
+            elif path.startswith("retrieval/web/"):
+                assert parts[1] != "cli", (
+                    f"{path} imports {name}: the command line starts the page, not the other way round"
+                )
             elif not path.startswith("retrieval/cli/") and path != "retrieval/__main__.py":
                 assert parts[1] not in (*STAGES, "cli"), f"{path} imports {name}: shared modules know no stage"
         assert level or parts[0] not in STAGES, f"{path} imports {name}: the name is retrieval.{name}"

@@ -16,6 +16,7 @@ from .index import index
 from .mine import mine
 from .report import report
 from .search import search
+from .serve import serve
 from .store import store
 from .sweep import sweep
 from .train import train
@@ -31,7 +32,7 @@ def cli() -> None:
     """
 
 
-for command in (train, mine, sweep, embed, store, index, search, evaluate, report, doctor, demo):
+for command in (train, mine, sweep, embed, store, index, search, serve, evaluate, report, doctor, demo):
     cli.add_command(command)
 
 

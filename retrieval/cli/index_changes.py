@@ -8,7 +8,7 @@ import click
 from retrieval.errors import UserError
 
 from .index import index, index_argument
-from .options import checks, common, existing, named_ids, read_ids, typed_ids, writes
+from .options import checks, common, existing, named_ids, read_ids, writes
 from .output import emit, plural, progress
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def remove(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     from retrieval.index.bundle import KIND
     from retrieval.index.change import remove as remove_rows
     from retrieval.store import Store
+    from retrieval.store.ids import typed_ids
 
     ids = read_ids(named, ids_path)
     with Store(folder, kind=KIND) as opened:

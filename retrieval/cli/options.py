@@ -3,9 +3,7 @@
 import logging
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +11,6 @@ from retrieval.errors import UserError, first_line
 
 from .commands import load_config, together
 from .output import emit, plural
-
-if TYPE_CHECKING:
-    from retrieval.store import Ids, Store
 
 
 def existing(kind: str) -> click.Path:
@@ -37,21 +32,6 @@ def read_ids(named: tuple[str, ...], path: Path | None) -> list[str]:
     if not ids:
         raise UserError("give --id ID or --ids FILE")
     return ids
-
-
-def typed_ids(rows: "Store", ids: list[str]) -> "Ids":
-    """Ids as the rows have them: strings, or integers. Raises UserError for what is no integer."""
-    if rows.manifest["ids"] == "string":
-        return ids
-    import numpy as np
-
-    numbers = np.zeros(len(ids), np.int64)
-    for at, text in enumerate(ids):
-        with suppress(ValueError, OverflowError):
-            numbers[at] = int(text)
-        if str(numbers[at]) != text.strip():  # Python takes 1_0 for 10
-            raise UserError(f"{rows.folder}: its ids are integers, {text!r} is none")
-    return numbers
 
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:

@@ -137,13 +137,12 @@ def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mas
 
     from retrieval.formats import read_lines
     from retrieval.index.filters import rows_of_ids, rows_of_labels
+    from retrieval.store.ids import typed_ids
 
     where = np.ones(opened.rows.count, bool)
     if labels:
         where &= rows_of_labels(opened, labels)
     if among is not None:
-        from .options import typed_ids
-
         if not (ids := read_lines(among)):
             raise UserError(f"--among {among}: has no ids; give one a line")
         where &= rows_of_ids(opened, typed_ids(opened.rows, ids))

@@ -22,7 +22,6 @@ from .options import (
     refuse_existing,
     refuse_two_ways,
     require_store,
-    typed_ids,
     uses_device,
     verify_artifact,
     writes,
@@ -298,6 +297,7 @@ def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     """
     from retrieval.store import delete as delete_rows
     from retrieval.store import open_store
+    from retrieval.store.ids import typed_ids
 
     ids = read_ids(named, ids_path)
     with open_store(folder) as opened:

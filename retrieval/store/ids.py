@@ -1,6 +1,7 @@
 """Finding rows by id, and ids that stand twice, in eight bytes of memory an id."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def hashes(ids: Ids) -> Ints:
 
 def listed(ids: Ids) -> list[Any]:
     return ids.tolist() if isinstance(ids, np.ndarray) else ids
+
+
+def typed_ids(store: Store, ids: list[str]) -> Ids:
+    """Ids as a store has them: strings, or integers. Raises UserError for what is no integer."""
+    if store.manifest["ids"] == "string":
+        return ids
+    numbers = np.zeros(len(ids), np.int64)
+    for at, text in enumerate(ids):
+        with suppress(ValueError, OverflowError):
+            numbers[at] = int(text)
+        if str(numbers[at]) != text.strip():  # Python takes 1_0 for 10
+            raise UserError(f"{store.folder}: its ids are integers, {text!r} is none")
+    return numbers
 
 
 def named(ids: Iterable[Any]) -> str:

@@ -1,0 +1,186 @@
+"""An index and its encoder, opened once and asked by many at a time; a newer generation takes the place of the older."""
+
+import io
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.artifact import MANIFEST
+from retrieval.encoder import Encoder
+from retrieval.errors import UserError
+from retrieval.images import decode, picture_at
+from retrieval.index.ask import answer, encoded, encoder_of, plain
+from retrieval.index.bundle import Index, open_index, require_same_encoder
+from retrieval.index.filters import Mask, row_numbers, rows_of_ids, rows_of_labels
+from retrieval.index.search import hits
+from retrieval.neighbors import Floats
+from retrieval.store import refuse_bad_vectors
+from retrieval.store.ids import typed_ids
+
+from .question import Question
+from .together import Together
+
+LABELS_TOLD = 1_000
+SIDE = 256  # pixels of a picture on the page
+UNIT = 1e-3  # how far from 1 the length of a vector may be that is asked by cosine
+
+
+class Served:
+    """Thread-safe. `say` is told of every generation that is opened, and of one that could not be."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        *,
+        device: str = "cpu",
+        index_device: str = "cpu",
+        check: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.folder, self.index_device, self.check, self.say = folder, index_device, check, say
+        self._stamp = _stamp(folder)
+        self._index = self._opened()
+        knows = name is not None or self._index.manifest["encoder"] is not None
+        self.encoder: Encoder | None = encoder_of(self._index, name, device) if knows else None
+        self._reopening = threading.Lock()
+        self._texts = Together(lambda texts: self._encode(texts, texts))
+        # What is set on a FAISS index for one call, as on a GPU and on an NSG, must not be set for another meanwhile.
+        alone = index_device != "cpu" or not self._index.abilities.grows
+        self._searching: AbstractContextManager[Any] = threading.Lock() if alone else nullcontext()
+
+    def _opened(self) -> Index:
+        index = open_index(self.folder, check=self.check, device=self.index_device)
+        _ = index.base if index.exact else index.engine  # the first question should not wait for it
+        return index
+
+    def index(self) -> Index:
+        """The newest generation that is open; one that is newer still is opened meanwhile."""
+        if _stamp(self.folder) != self._stamp and self._reopening.acquire(blocking=False):
+            threading.Thread(target=self._reopen, daemon=True).start()
+        return self._index
+
+    def _reopen(self) -> None:
+        stamp = _stamp(self.folder)
+        try:
+            newer = self._opened()
+            if self.encoder is not None:
+                require_same_encoder(newer.manifest, self.encoder.fingerprint, self.encoder.name)
+            self._index = newer
+            self.say(f"generation {newer.manifest['generation']}: {newer.rows.count:,} items")
+        except UserError as error:
+            self.say(f"still serving generation {self._index.manifest['generation']}: {error}")
+        finally:
+            self._stamp = stamp
+            self._reopening.release()
+
+    def about(self) -> dict[str, Any]:
+        """What is served: size, type, recall, which kinds of queries it takes, and its labels if they are few."""
+        index = self.index()
+        made, labels = index.manifest, []
+        if "labels" in made["columns"] and len(index.labels[0]) <= LABELS_TOLD:
+            labels = sorted(index.labels[0])
+        return {
+            "index": self.folder.resolve().name,
+            "generation": made["generation"],
+            "count": index.rows.count,
+            "dim": index.rows.dim,
+            "metric": index.metric,
+            "factory": index.about["factory"],
+            "recall": None if index.exact else index.about["measured"]["recall"],
+            "items": made["modality"],
+            "encoder": None if self.encoder is None else self.encoder.name,
+            "takes": [m for m in ("text", "image") if self.encoder is not None and self.encoder.takes(m)],
+            "labels": labels,
+        }
+
+    def ask(self, question: Question) -> dict[str, Any]:
+        """Results as `retrieval search --json --explain` has them, the generation that they are of, and the milliseconds taken."""
+        began = time.perf_counter()
+        index = self.index()
+        where = _where(index, question)
+        names, vectors = self._queries(index, question)
+        with self._searching:
+            found = answer(index, vectors, question.k, radius=question.radius, where=where)
+        results = [
+            {"query": name, "hits": [plain(hit) for hit in best]}
+            for name, best in zip(names, hits(index, found), strict=True)
+        ]
+        taken = round(1e3 * (time.perf_counter() - began), 2)
+        return {"results": results, "how": found.how, "generation": index.manifest["generation"], "ms": taken}
+
+    def _queries(self, index: Index, question: Question) -> tuple[list[str], Floats]:
+        if question.vectors is not None:
+            return self._given(index, question.vectors)
+        if question.ids:
+            rows = row_numbers(index, typed_ids(index.rows, list(question.ids)))
+            return list(question.ids), index.rows.take(rows)
+        if self.encoder is None:
+            raise UserError("the encoder of this index is not known; ask by vectors or ids")
+        if question.picture is None:
+            return list(question.texts), self._texts(question.texts)
+        picture, name = _decoded(question.picture), "the picture"
+        return [name], self._texts.alone(lambda: self._encode([picture], [name]))
+
+    def _encode(self, items: Sequence[Any], names: Sequence[str]) -> Floats:
+        assert self.encoder is not None
+        return encoded(self.encoder, items, names)
+
+    def _given(self, index: Index, vectors: Floats) -> tuple[list[str], Floats]:
+        names = [str(number) for number in range(len(vectors))]
+        refuse_bad_vectors(vectors, names)
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if index.metric == "cosine" and (np.abs(lengths - 1) > UNIT).any():
+            worst = int(np.abs(lengths - 1).argmax())
+            raise UserError(
+                f"vectors: {worst} has length {lengths[worst]:.4g}, which cosine needs to be 1; divide by it"
+            )
+        return names, vectors
+
+    def picture(self, name: str) -> bytes | None:
+        """A small JPEG of an item that is a picture, None for any other and where the file is gone."""
+        index = self.index()
+        if index.manifest["modality"] != "image" or "payload/path" not in index.manifest["columns"]:
+            return None
+        row = row_numbers(index, typed_ids(index.rows, [name]))
+        found = picture_at(index.rows.describe(row)[2]["path"][0])
+        if found is None:
+            return None
+        small = decode(found, SIDE)
+        small.thumbnail((SIDE, SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+
+def _where(index: Index, question: Question) -> Mask | None:
+    where = rows_of_labels(index, question.labels) if question.labels else None
+    if question.among is None:
+        return where
+    ids = rows_of_ids(index, typed_ids(index.rows, list(question.among)))
+    return ids if where is None else where & ids
+
+
+def _decoded(content: bytes) -> Any:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        try:
+            return decode(Path(file.name))
+        except UserError as error:
+            raise UserError(str(error).replace(file.name, "the picture").partition(";")[0]) from None
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """What tells one generation's manifest from the next, without reading it."""
+    try:
+        found = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
