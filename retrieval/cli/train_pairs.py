@@ -50,7 +50,9 @@ encoders = together(
     ),
     click.option("--text-model", help="Encoder of texts that is joined with --image-model."),
     click.option(
-        "--dim", type=click.IntRange(min=2), help="Dimensions of joined encoders.  [default: of the narrower side]"
+        "--dim",
+        type=click.IntRange(min=2),
+        help="Dimensions of joined encoders.  [default: of the frozen side, else of the narrower]",
     ),
     click.option("--freeze", type=click.Choice(["image", "text"]), help="The side that stays as it is (LiT)."),
     click.option("--image-lr", type=Number(positive=True), help="Learning rate of the image side, if another."),

@@ -96,7 +96,9 @@ def trains(loss: str = "hcl") -> Callable[[F], F]:
             help="Debiasing: the chance τ⁺ that a negative shares the anchor's class.  [default: 0]",
         ),
         click.option(
-            "--temperature", type=Number(), help="Temperature t.  [default: the loss's own, of hcl and hn-nce 0.1]"
+            "--temperature",
+            type=Number(),
+            help="Temperature t.  [default: the loss's own, of hcl 0.1, of hn-nce 0.07]",
         ),
         masks,
         title="Loss",
