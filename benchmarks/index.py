@@ -58,7 +58,15 @@ class Set:
             self.truth.setdefault(what, found)
 
     def recall(self, what: str, found: Ints) -> float:
-        return float((self.truth[what][:, :, None] == found[:, None, :]).any(2).mean())
+        return float(self.shares(what, found).mean())
+
+    def shares(self, what: str, found: Ints) -> np.ndarray:
+        return np.asarray((self.truth[what][:, :, None] == found[:, None, :]).any(2).mean(1))
+
+    def sure(self, found: Ints) -> float:
+        """What tuning goes by, for ours and for all others: the recall less its standard error."""
+        shares = self.shares("tuning", found)
+        return float(shares.mean() - shares.std() / len(shares) ** 0.5)
 
 
 @dataclass
@@ -219,7 +227,7 @@ def compare(data: Set, folder: Path) -> dict[str, Any]:
     for target in TARGETS:
         ways: dict[str, Callable[[np.ndarray], Ints]] = {}
         for peer in peers:
-            value = least(lambda v, p=peer: data.recall("tuning", p.find(data.tuning, v)), target, peer.limit)
+            value = least(lambda v, p=peer: data.sure(p.find(data.tuning, v)), target, peer.limit)
             ways[f"{peer.name}, {value}"] = lambda q, p=peer, v=value: p.find(q, v)
         for single in (False, True):
             index, about = ours.chosen(Goal(target, K, single=single))

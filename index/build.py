@@ -1,6 +1,7 @@
 """Build an index from a store: link its rows, train on a sample, add block by block, tune, measure."""
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,9 @@ PER_LIST = 64  # training vectors for each centre of a clustering
 EFFORT = 128  # of adding to a graph (FAISS's efConstruction, 40 by default): better links, searched ever after
 SAVED_EVERY = 120.0  # seconds between the states that a killed build goes on from
 STATE = "building.json"
+TOO_FEW = re.compile(
+    r"[A-Za-z]+0(?!\d)|HNSW1(?!\d)"
+)  # of lists, links or dimensions: FAISS ends the process, or never returns
 Progress = Callable[[int], None]
 
 
@@ -79,7 +83,9 @@ def build(
     if trained_by is not None:
         chosen, made = _taken_over(trained_by, factory, store)
     else:
-        chosen = [Candidate(factory, 0, "as asked")] if factory else candidates(store.count, store.dim, goal)
+        chosen = (
+            [Candidate(factory, 0, "as asked")] if factory is not None else candidates(store.count, store.dim, goal)
+        )
         made = [new_index(one.factory, store, device) for one in chosen]  # a bad factory is refused before any work
     goal = goal or Goal()
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
@@ -119,6 +125,10 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
     if factory.startswith("CAGRA"):
         require_cagra(factory, device)
         return None
+    if not factory.strip():
+        raise UserError("--factory: is empty; name a type, such as HNSW32, or leave it out")
+    if (none := TOO_FEW.search(factory)) is not None:
+        raise UserError(f"--factory {factory!r}: FAISS would not survive {none.group()}; give a larger number")
     if factory.startswith("IDMap"):
         raise UserError(f"--factory {factory!r}: leave IDMap out; ids are kept with the rows, for every type")
     try:
@@ -156,6 +166,10 @@ def grow(
     if path.exists():
         with open(path, "rb") as saved:
             index = read_faiss(saved, changing=True)
+        for part in layers(index):
+            if isinstance(part, faiss().IndexHNSW):  # the levels that it had drawn, which the file does not tell
+                for _ in range(part.ntotal):
+                    part.hnsw.random_level()
     try:
         if index is None:
             index = cagra(store.embeddings(), faiss_metric(store.manifest["metric"]), one.factory, device)
@@ -198,7 +212,7 @@ def train(index: Any, store: Store, seed: int, device: str = "cpu") -> None:
 
 
 def _seeded(clustering: Any, seed: int) -> None:
-    clustering.seed = seed
+    clustering.seed = seed % 2**31  # an int of C
     clustering.min_points_per_centroid = 1  # FAISS warns below 39, a line for every part of every vector
 
 

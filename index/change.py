@@ -19,7 +19,7 @@ from retrieval.store.writer import changing
 from .backend import faiss
 from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import abilities, lists_of
+from .kinds import abilities, layers, lists_of
 from .plan import Goal
 from .rows import link_rows
 from .tune import tune
@@ -58,7 +58,9 @@ def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
         if index.about["covers"] < rows.written:
             grown = _whole(index)
             if not abilities(grown).grows:
-                raise UserError(f"{folder}: an NSG takes no more rows; `retrieval index compact` builds it anew")
+                raise UserError(
+                    f"{folder}: a graph of this type takes no more rows; `retrieval index compact` builds it anew"
+                )
             for number, first in enumerate(rows.first_ordinals[:-1].tolist()):
                 if rows.first_ordinals[number + 1] > index.about["covers"]:
                     part = rows.all_vectors(number)[max(0, index.about["covers"] - first) :]
@@ -75,6 +77,10 @@ def compact(folder: Path, progress: Progress = lambda rows: None) -> Index:
         packed = repack(folder, rows, manifest)
         if packed or index.about["covers"] < rows.written:
             grown = _whole(index)
+            if any(getattr(part, "base_level_only", False) for part in layers(grown)):
+                raise UserError(
+                    f"{folder}: a CAGRA graph is built at once, on a GPU; build the index again from its store"
+                )
             grown.reset()
             _attempt(folder, lambda: add_rows(grown, rows, 0, None, progress))
             _replace(folder, manifest, grown)
@@ -87,7 +93,8 @@ def retune(folder: Path, goal: Goal, queries: Floats | None = None, seed: int = 
         index = Index(rows)
         if not rows.count:
             raise UserError(f"{folder}: has no rows to tune by; add some first")
-        manifest["index"] = index.about | tune([index], goal, queries, seed)[0]
+        # What the build did not keep was measured for its goal, on its day.
+        manifest["index"] = index.about | tune([index], goal, queries, seed)[0] | {"others": []}
     return open_index(folder)
 
 

@@ -65,6 +65,8 @@ def import_faiss(
         raise UserError(f"--ids: {path} has ids of its own; leave --ids out")
     if metric == "cosine":
         _refuse_other_lengths(path, index, vectors)
+        if abilities(index).coded:  # which gives lengths back roughly
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     named: Ids = ids if ids is not None else own if own is not None else np.arange(len(vectors))
     if (twice := first_repeated([named])) is not None:
         raise UserError(f"{path}: id {twice!r} stands more than once; ids must be unique")

@@ -3,6 +3,7 @@
 Run on one H200; not yet run: several GPUs, CAGRA.
 """
 
+import re
 from functools import cache
 from typing import Any
 
@@ -19,10 +20,9 @@ LARGEST_K = 2048  # of FAISS's own kernels; cuVS takes 16,384
 
 def gpus(device: str) -> list[int]:
     """The numbers in "cuda", "cuda:1" or "cuda:0,cuda:1". Raises UserError unless FAISS can use them."""
-    try:
-        numbers = [int(name.removeprefix("cuda").removeprefix(":") or 0) for name in device.split(",")]
-    except ValueError:
-        raise UserError(f'{device!r} is no device; write cpu, cuda, cuda:1 or "cuda:0,cuda:1"') from None
+    if not all(re.fullmatch(r"cuda(:\d+)?", name) for name in device.split(",")):
+        raise UserError(f'{device!r} is no device; write cpu, cuda, cuda:1 or "cuda:0,cuda:1"')
+    numbers = [int(name.partition(":")[2] or 0) for name in device.split(",")]
     if not hasattr(faiss(), "StandardGpuResources"):
         names = " and ".join(installed())
         raise UserError(f"{device}: {names} has no GPU code; pip uninstall it, then install '.[gpu]'")

@@ -71,7 +71,7 @@ def abilities(index: Any) -> Abilities:
         coded=changed or not plain,
         refined=refined,
         selects=not deaf,
-        grows=not isinstance(graph, f.IndexNSG),
+        grows=graph is None or not (isinstance(graph, f.IndexNSG) or getattr(graph, "base_level_only", False)),
     )
 
 

@@ -19,7 +19,8 @@ from .kinds import Settings, parameters
 # Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
 EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
-UNIT_ROUNDING = 1e-6  # how far from 1 the product of a unit vector with itself may be in float32
+# How far from 1 the product of a unit vector with itself may be, as it is stored.
+UNIT_ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1e-2}
 
 
 class Hit(NamedTuple):
@@ -89,7 +90,8 @@ def within(index: Index, queries: Floats, radius: float, *, where: Mask | None =
     Rows are filled up with −1.
     """
     queries = _fitting(index, queries)
-    found = exact_within(queries, index.base, radius - UNIT_ROUNDING if index.metric == "cosine" else radius)
+    slack = UNIT_ROUNDING[index.rows.dtype] if index.metric == "cosine" else 0.0
+    found = exact_within(queries, index.base, radius - slack)
     counts = np.diff(found.starts)
     query = np.repeat(np.arange(len(queries)), counts)
     kept = np.ones(len(query), bool) if where is None else where[found.rows]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from retrieval.artifact import Manifest
 from retrieval.intervals import bootstrap
-from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, without
+from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, score_rows, without
 
 from .backend import faiss
 from .bundle import Index, as_float32
@@ -28,29 +29,37 @@ SATURATED = 0.0005  # less than this gained by twice the effort: no more is to b
 
 @dataclass(frozen=True)
 class Probe:
-    """Queries to tune or to measure with, and their true neighbours. self_rows: the row that each is, if the index holds it."""
+    """Queries to tune or to measure with, and their true neighbours (q, k). last: (q,) the score of the k-th, larger nearer.
+    self_rows: the row that each is, if the index holds it."""
 
     queries: Floats
     truth: Ints
-    self_rows: Ints | None
+    last: Floats
+    self_rows: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def __getitem__(self, part: slice) -> "Probe":
-        return Probe(self.queries[part], self.truth[part], None if self.self_rows is None else self.self_rows[part])
+        rows = None if self.self_rows is None else self.self_rows[part]
+        return Probe(self.queries[part], self.truth[part], self.last[part], rows)
 
 
 Halves = tuple[Probe, Probe]
 
 
 def probe(index: Index, queries: Floats, k: int, self_rows: Ints | None = None) -> Probe:
-    found = exact_neighbors(queries, index.base, k, self_rows=self_rows)
-    return Probe(queries, found.ids, self_rows)
+    return _judged_by(index, queries, exact_neighbors(queries, index.base, k, self_rows=self_rows), self_rows)
+
+
+def _judged_by(index: Index, queries: Floats, truth: Neighbors, self_rows: Ints | None = None) -> Probe:
+    last = truth.scores[:, -1]
+    return Probe(queries, truth.ids, -last if index.metric == "euclidean" else last, self_rows)
 
 
 def recalls(index: Index, of: Probe, settings: Settings | None = None) -> Floats:
-    """(q,) the share of each query's true neighbours that the index finds among as many."""
+    """(q,) the share of each query's true neighbours that the index finds among as many. What is as near as the last of them is one
+    too: of items that stand more than once any will do."""
     k = of.truth.shape[1]
     own = of.self_rows is not None
     if own and settings and "rerank" in settings:
@@ -59,8 +68,13 @@ def recalls(index: Index, of: Probe, settings: Settings | None = None) -> Floats
     found = Neighbors(best.scores, best.rows)
     if of.self_rows is not None:
         found = without(found, of.self_rows, k)
-    hit = (of.truth[:, :, None] == found.ids[:, None, :]).any(2)
-    shares: Floats = hit.mean(1, dtype=np.float32)
+    there = found.ids >= 0
+    true = (of.truth[:, :, None] == found.ids[:, None, :]).any(1)
+    unsure = np.flatnonzero((there & ~true).any(1))
+    rows = torch.from_numpy(np.maximum(found.ids[unsure], 0))
+    scores = score_rows(torch.from_numpy(of.queries[unsure]), index.base, rows).float().cpu().numpy()
+    true[unsure] |= there[unsure] & (scores >= of.last[unsure, None])
+    shares: Floats = (true.sum(1) / k).astype(np.float32)
     return shares
 
 
@@ -70,24 +84,27 @@ def one_more(rerank: float, k: int) -> float:
 
 
 def interval(shares: Floats, seed: int = 0) -> tuple[float, float]:
-    """A 95 % interval of their mean, by the bootstrap over queries; where all are 1, by the rule of three."""
+    """A 95 % interval of their mean, by the bootstrap over queries; where all are alike, by the rule of three."""
     if shares.min() == shares.max():
-        return (float(max(0.0, shares[0] - 3 / len(shares))), float(shares[0]))
+        return float(max(0.0, shares[0] - 3 / len(shares))), float(min(1.0, shares[0] + 3 / len(shares)))
     low, high = bootstrap(shares[:, None].astype(np.float64), seed=seed, resamples=RESAMPLES)[0]
     return float(low), float(high)
 
 
 def fitting(index: Index, on: Probe, target: float) -> tuple[list[Settings], bool]:
-    """The least settings that reach the target, one for each `rerank` with which it can be reached, and True; where it cannot
-    be reached the best that were tried, and False."""
+    """The least settings that reach the target by more than their recall's standard error, one for each `rerank` with which that can be
+    reached, and True: the least that reached it with some queries would miss it with half of all others. Where it cannot be reached so
+    the best that were tried, and whether these reach it at all."""
     able, knob = index.abilities, index.abilities.knob
-    tried: dict[tuple[tuple[str, int], ...], float] = {}
+    tried: dict[tuple[tuple[str, int], ...], tuple[float, float]] = {}
 
     def recall(settings: Settings) -> float:
         key = tuple(settings.items())
         if key not in tried:
-            tried[key] = float(recalls(index, on, settings).mean())
-        return tried[key]
+            shares = recalls(index, on, settings)
+            mean = float(shares.mean())
+            tried[key] = mean - float(shares.std()) / len(shares) ** 0.5, mean
+        return tried[key][0]
 
     found: list[Settings] = []
     for rerank in RERANKS if able.coded else RERANKS[:1]:
@@ -104,8 +121,8 @@ def fitting(index: Index, on: Probe, target: float) -> tuple[list[Settings], boo
                 break  # more candidates to score again find nothing more
     if found:
         return found, True
-    best, _ = max(tried.items(), key=lambda pair: pair[1])
-    return [dict(best)], False
+    best, (_, mean) = max(tried.items(), key=lambda pair: pair[1])
+    return [dict(best)], mean >= target
 
 
 def least(recall: Callable[[int], float], target: float, limit: int) -> int:
@@ -201,7 +218,7 @@ def _probes(indexes: list[Index], goal: Goal, queries: Floats | None, seed: int,
     plain = _halves(probe(first, as_float32(first.rows.take(rows)), k, rows if count > 1 else None))
     unseen = [forgotten(index, rows, k, stack) for index in indexes]
     return [
-        plain if some is None else _halves(Probe(as_float32(index.rows.take(some[0])), some[1].ids, None))
+        plain if some is None else _halves(_judged_by(index, as_float32(index.rows.take(some[0])), some[1]))
         for index, some in zip(indexes, unseen, strict=True)
     ]
 

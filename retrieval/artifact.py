@@ -4,6 +4,7 @@ A folder of ours holds a `manifest.json`, written last, with what made it, its c
 A folder under its final name is therefore always whole: it is filled beside that name and renamed at the end.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -47,6 +48,10 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
     An error leaves nothing under the final name. With `resume` the staging folder outlives the error, and the next call
     finds it as it was. Raises UserError if `final` exists and is not an empty folder, unless `overwrite` is set.
     """
+    if (
+        not final.exists() and _aside(final.resolve()).exists()
+    ):  # an overwrite was killed where names cannot be exchanged
+        _aside(final.resolve()).rename(final.resolve())
     refuse_to_clobber(final, kind, overwrite)
     final, staging = final.resolve(), staging_folder(final)
     staging.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
             _make_readable(staging)
             seal(staging, kind, fields)
         except BaseException:
-            if not resume:
+            if not resume or (staging.is_dir() and all(path.name == LOCK for path in staging.iterdir())):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         _replace_folder(staging, final)
@@ -121,16 +126,30 @@ def stated_kind(folder: Path) -> str | None:
 
 
 def _replace_folder(staging: Path, final: Path) -> None:
-    if final.exists():  # rename(2) replaces only empty folders, so the old one steps aside first
-        old = final.parent / f".{final.name}.old"
+    if final.exists():  # rename(2) replaces only empty folders
+        old = _aside(final)
         shutil.rmtree(old, ignore_errors=True)
         with sole_writer(final):  # whoever is changing it would go on in the new one
-            final.rename(old)
-            staging.rename(final)
+            if _exchanged(staging, final):
+                staging.rename(old)
+            else:
+                final.rename(old)
+                staging.rename(final)
         shutil.rmtree(old)
     else:
         staging.rename(final)
     sync_folder(final.parent)
+
+
+def _aside(final: Path) -> Path:
+    return final.parent / f".{final.name}.old"
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step, so that at no instant there is none; False where the system has no way to (Linux has)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(at, os.fsencode(one), at, os.fsencode(other), exchange) == 0
 
 
 def _make_readable(folder: Path) -> None:

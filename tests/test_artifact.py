@@ -1,9 +1,11 @@
 """Artifacts: folders that name themselves, made whole or not at all, and refused when damaged."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
+from retrieval import artifact
 from retrieval.artifact import MANIFEST, creating, member, read_manifest, staging_folder, verify, write_atomically
 from retrieval.errors import UserError
 from retrieval.locks import sole_writer
@@ -108,3 +110,22 @@ def test_a_writer_that_comes_just_too_late_overwrites_nothing(tmp_path):
     staging.mkdir(exist_ok=True)
     with sole_writer(staging):  # and the lock that moved away with the folder holds nobody up
         pass
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_an_overwrite_leaves_something_under_the_name_at_every_instant(tmp_path, monkeypatch, exchanges):
+    """Looked at before each renaming; where names cannot be exchanged, what a kill left aside is put back by the next call."""
+    out = tmp_path / "out"
+    with creating(out, KIND) as (folder, _):
+        (folder / "a").write_text("old")
+    seen, renamed = [], Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: (seen.append(out.exists()), renamed(path, to))[1])
+    if not exchanges:
+        monkeypatch.setattr(artifact, "_exchanged", lambda one, other: False)
+    with creating(out, KIND, overwrite=True) as (folder, _):
+        (folder / "a").write_text("new")
+    assert (out / "a").read_text() == "new" and all(seen) == exchanges and not (tmp_path / ".out.old").exists()
+    out.rename(tmp_path / ".out.old")
+    with pytest.raises(UserError, match="already exists"), creating(out, KIND):
+        pass
+    assert (out / "a").read_text() == "new"

@@ -89,6 +89,7 @@ def build(
     """
     from retrieval.artifact import refuse_to_clobber
     from retrieval.index.build import build as build_index
+    from retrieval.index.build import new_index
     from retrieval.index.bundle import open_index
     from retrieval.index.plan import candidates
     from retrieval.store import open_store
@@ -99,7 +100,9 @@ def build(
         given = "--factory" if factory else "--trained-by"
         raise UserError(f"--memory: chooses a type, and {given} has chosen; give one of them")
     taken = open_index(trained_by) if trained_by else None
-    chosen = [] if factory or taken else candidates(source.count, source.dim, goal)
+    chosen = [] if factory is not None or taken else candidates(source.count, source.dim, goal)
+    if factory is not None:
+        new_index(factory, source, device)
     if plan:
         named = factory or (str(taken.about["factory"]) if taken else "")
         emit({"plan": [vars(one) for one in chosen] or [{"factory": named}]}, as_json, _planned(chosen, named))
@@ -193,9 +196,12 @@ def findings(made: "Index") -> list[str]:
     if told["rows"] != made.rows.count:
         lines.append(f"  measured when it had {told['rows']:,} rows; `retrieval index tune` measures again")
     if not made.exact and high < goal.get("recall", 0):
-        lines.append(
-            f"  Note: below the recall of {goal['recall']} that was asked; try another --factory, or more --memory"
+        remedy = (
+            "`retrieval index tune` with a higher --recall"
+            if told.get("reached")
+            else "build with another --factory, or more --memory"
         )
+        lines.append(f"  Note: below the recall of {goal['recall']} that was asked; {remedy}")
     if goal.get("latency") and 1 / told["single_qps"] > goal["latency"]:
         lines.append(f"  Note: slower than the {goal['latency'] * 1e3:g} ms that were asked; ask for less --recall")
     for other in made.about.get("others", []):

@@ -159,9 +159,12 @@ def export(
 def read_lines(path: Path) -> list[str]:
     """One string a line: ids or labels."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
+    lines = (
+        text.removesuffix("\n").split("\n") if text else []
+    )  # not by splitlines(): an id may hold what else ends lines
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None:
         raise UserError(f"{path}: line {empty} is empty; give one a line")
@@ -171,7 +174,7 @@ def read_lines(path: Path) -> list[str]:
 def write_lines(file: BinaryIO, ids: Ids) -> None:
     """The reverse. Raises UserError for a string that is no line of its own."""
     lines = [str(i) for i in ids]
-    bad = next((line for line in lines if line.splitlines() != [line]), None)
+    bad = next((line for line in lines if not line.strip() or "\n" in line or "\r" in line), None)
     if bad is not None:
         raise UserError(f"id {bad!r} is no single line of text; export to .parquet instead")
     file.write("".join(f"{line}\n" for line in lines).encode())

@@ -157,19 +157,19 @@ class Store:
     @cached_property
     def _places(self) -> Ints | None:
         """The place of each live row; None where that is its number."""
-        return self._live_from(self._firsts)
+        found = self._live_from(self._firsts)
+        return None if np.array_equal(found, np.arange(len(found))) else found
 
-    def _live_from(self, firsts: Ints) -> Ints | None:
-        """The numbers of the live rows when each shard's are counted from its own first; None where they are 0, 1, …"""
+    def _live_from(self, firsts: Ints) -> Ints:
+        """The numbers of the live rows when each shard's are counted from its own first."""
         lives = [self.live(number) for number in range(len(self.shards))]
         held = [np.arange(s["rows"]) if live is None else live for s, live in zip(self.shards, lives, strict=True)]
-        found = np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(firsts, held, strict=True))])
-        return None if np.array_equal(found, np.arange(len(found))) else found
+        return np.concatenate([np.empty(0, np.int64), *(f + rows for f, rows in zip(firsts, held, strict=True))])
 
     @cached_property
     def ordinals(self) -> Ints | None:
         """The number of each row when deleted ones are counted too; None where none is deleted."""
-        return self._live_from(self.first_ordinals[:-1])
+        return None if self.written == self.count else self._live_from(self.first_ordinals[:-1])
 
     @cached_property
     def first_ordinals(self) -> Ints:

@@ -6,6 +6,7 @@ and the same change called again goes on from there.
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
 
 SHARD_ROWS = 4096
+OURS = re.compile(r"part-\d+\..*|index(-\d+)?\.faiss|pending\.jsonl|\..*\.tmp")  # files of a store or an index
 
 
 @dataclass(frozen=True)
@@ -288,11 +290,11 @@ def changing(folder: Path, artifact: str = KIND) -> Iterator[tuple[Store, Manife
 
 
 def _drop_superseded(folder: Path, manifest: Manifest) -> None:
-    """Remove the files that only older generations need, unless somebody still reads one of those; they go another time.
+    """Remove the files of ours that only older generations need, unless somebody still reads one of those; they go another time.
 
     Shards of an interrupted change that may still go on are kept.
     """
-    needed = {MANIFEST, *manifest["files"]}
+    needed = {MANIFEST, *manifest["files"], *(path.name for path in folder.iterdir() if not OURS.fullmatch(path.name))}
     head, pending = read_journal(folder)
     if head.get("first", -1) >= manifest["next_part"]:
         needed |= {JOURNAL, *(shard_name(head["first"] + number) for number in pending)}
