@@ -1,12 +1,15 @@
 """The documentation does what it says: README's commands and code run, the reference is what `--help` says."""
 
 import csv
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -45,6 +48,7 @@ def test_every_module_has_its_place_in_the_tree():
         "retrieval/store",
         "retrieval/formats",
         "retrieval/neighbors",
+        "retrieval/web",
         "train",
         "train/loss",
         "index",
@@ -121,7 +125,21 @@ def test_the_readmes_other_commands_run(after_the_first, run_cli, monkeypatch):
         for line in block.splitlines():
             name, *words = shlex.split(line, comments=True)
             assert name == "retrieval", f"{line}: only a shell understands this"
+            if words[0] == "serve":
+                answers(words)
+                continue
             assert not warned(run_cli(*words).stderr), line
+
+
+def answers(words):
+    """A server, which ends by itself only when it is told to, is asked for its health."""
+    code = [sys.executable, "-c", "from retrieval.cli import main; main()", *words, "--port", "0", "--json"]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as process:
+        told = json.loads(process.stdout.readline())
+        with urlopen(told["address"] + "health", timeout=60) as response:
+            assert json.load(response)["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def test_the_code_in_the_documentation_runs(tmp_path):

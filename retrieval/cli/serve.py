@@ -77,6 +77,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another"
-        ) from None
+        reason = str(error.strerror).partition(" (while")[0]
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another") from None

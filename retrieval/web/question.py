@@ -94,7 +94,8 @@ def _strings(name: str, values: Any) -> list[str]:
 
 def _vectors(rows: list[Any]) -> Floats:
     try:
-        vectors = np.array(rows, dtype=np.float32)
+        with np.errstate(over="ignore"):  # which makes it infinite
+            vectors = np.array(rows, np.float64).astype(np.float32)
     except (ValueError, TypeError, OverflowError):
         vectors = np.empty(0, np.float32)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
