@@ -141,7 +141,7 @@ def banking(asked: argparse.Namespace) -> None:
         **MNRL,
         **HARDNESS,
     }
-    config = TextConfig(steps=asked.steps or 30, batch_size=64, lr=5e-5)
+    config = TextConfig(steps=asked.steps or 30, batch_size=64, lr=asked.lr or 5e-5)
     compared("BANKING77, whole encoder", train, {"test": by_classes(test)}, chosen(methods, asked), config)
 
 
@@ -154,7 +154,7 @@ def snli(asked: argparse.Namespace) -> None:
         "HCL, κ = 2, t = .05, one direction": ONE_WAY,
         "MNRL, scale 20": {},
     }
-    config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=2e-5)
+    config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=asked.lr or 2e-5)
     compared(
         "SNLI triplets", tasks.snli(), {"STS-B test": by_scores(tasks.stsb("test"))}, chosen(methods, asked), config
     )
@@ -170,14 +170,14 @@ def cosqa(asked: argparse.Namespace) -> None:
         "HCL, κ = 2, t = .05, one direction": ONE_WAY,
         "MNRL, scale 20": {},
     }
-    config = TextConfig(steps=asked.steps or 40, batch_size=32, lr=2e-5)
-    compared("CoSQA, docstring → code", data, {"web queries": held}, chosen(methods, asked), config, seeds=(0,))
+    config = TextConfig(steps=asked.steps or 40, batch_size=32, lr=asked.lr or 2e-5)
+    compared("CoSQA, docstring → code", data, {"web queries": held}, chosen(methods, asked), config)
 
 
 def sentences(asked: argparse.Namespace) -> None:
     """Unsupervised, then a linear readout of each task; MR, CR, SUBJ, MPQA by five folds, TREC on its test part."""
     lines = tasks.sentence_lines()
-    config = TextConfig(steps=asked.steps or 60, batch_size=64, lr=1e-5)
+    config = TextConfig(steps=asked.steps or 60, batch_size=64, lr=asked.lr or 1e-5)
     print(
         f"\nSentence tasks: SimCSE-style, {config.steps} steps of {config.batch_size} sentences of all five; accuracy of a linear readout"
     )
@@ -332,6 +332,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--method", action="append", help="of a part that compares losses: only those, by name")
     parser.add_argument("--steps", type=int, help="training steps, instead of each part's own")
+    parser.add_argument("--lr", type=float, help="learning rate of parts that compare losses, likewise")
     asked = parser.parse_args()
     if not os.environ.get("RETRIEVAL_DATA"):
         sys.exit("set RETRIEVAL_DATA to the folder of data sets")

@@ -290,10 +290,8 @@ def changing(folder: Path, artifact: str = KIND) -> Iterator[tuple[Store, Manife
 
 
 def _drop_superseded(folder: Path, manifest: Manifest) -> None:
-    """Remove the files of ours that only older generations need, unless somebody still reads one of those; they go another time.
-
-    Shards of an interrupted change that may still go on are kept.
-    """
+    """Remove the files of ours that only older generations need, unless somebody still reads one of those; they go another time. Shards
+    of an interrupted change that may still go on are kept."""
     needed = {MANIFEST, *manifest["files"], *(path.name for path in folder.iterdir() if not OURS.fullmatch(path.name))}
     head, pending = read_journal(folder)
     if head.get("first", -1) >= manifest["next_part"]:
