@@ -306,3 +306,29 @@ def test_vectors_of_any_length_are_compared_as_their_store_says(run_cli, tmp_pat
     ]
     nearest = np.sort(np.linalg.norm(x[:, None] - x[None], axis=2), axis=1)[:, :2]
     assert np.allclose([[hit["score"] for hit in one["hits"]] for one in found], nearest, atol=1e-5)
+
+
+def test_ids_that_are_integers_come_from_npy(run_cli, tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    np.save(tmp_path / "ids.npy", np.array([7, 8, 9, 2**40]))
+    (tmp_path / "ids.txt").write_text("7\n8\n9\n10\n")
+    words = ("store", "import", tmp_path / "x.npy", "--metric", "cosine", "--output")
+    run_cli(*words, tmp_path / "numbered")
+    run_cli(*words, tmp_path / "s", "--ids", tmp_path / "ids.npy")
+    run_cli(*words, tmp_path / "strings", "--ids", tmp_path / "ids.txt")
+    assert open_store(tmp_path / "s").load().ids.tolist() == [7, 8, 9, 2**40]
+    run_cli("index", "build", tmp_path / "numbered", "--output", tmp_path / "i")
+    told = run_cli("index", "add", tmp_path / "i", tmp_path / "strings", code=2).stderr
+    assert "ids of the store: integer; of the new rows: string" in told and "--ids ids.npy" in told
+    assert "4 rows added" in run_cli("index", "add", tmp_path / "i", tmp_path / "s").stdout
+    for bad in (np.eye(4), np.array([0.5] * 4), np.array([2**63] * 4, np.uint64)):
+        np.save(tmp_path / "bad.npy", bad)
+        assert "is no list of integers" in run_cli(*words, tmp_path / "t", "--ids", tmp_path / "bad.npy", code=2).stderr
+
+
+def test_an_id_may_hold_what_else_ends_lines(tmp_path):
+    ids = ["a\u2028b", "c\x85d", "e\x1cf", "g\x0bh"]
+    (tmp_path / "ids").write_text("".join(f"{i}\n" for i in ids), "utf-8")
+    assert read_lines(tmp_path / "ids") == ids
+    (tmp_path / "ids").write_bytes(b"a\r\nb\r\nc")
+    assert read_lines(tmp_path / "ids") == ["a", "b", "c"]

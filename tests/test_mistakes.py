@@ -188,7 +188,7 @@ def test_a_flipped_byte_is_noticed_on_opening(text_path, run_cli, tmp_path, part
 def test_a_head_is_not_trained_by_several_processes(monkeypatch):
     """Each would have the whole batch, and gather it from the others again."""
     flags = defaultdict(lambda: None, head=True, report_to="none")
-    refuse_flags(flags, "cpu")
+    refuse_flags(flags)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--head: is trained by one process"):
-        refuse_flags(flags, "cpu")
+        refuse_flags(flags)

@@ -273,7 +273,7 @@ def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: in
 def told_changes(name: str, found: dict[str, Any]) -> list[str]:
     """For people: a line a metric."""
     title = f"{name}, {found['queries']:,} queries"
-    lines = [f"{title:<26}before    after   difference, 95 % interval; verdict corrected for several metrics"]
+    lines = [f"{title:<25} before    after   difference, 95 % interval; verdict corrected for several metrics"]
     for metric, each in found["metrics"].items():
         low, high = each["interval"]
         lines.append(

@@ -105,8 +105,8 @@ def export(
       retrieval index export index --output vectors.hdf5 --queries query-store
     """
     from retrieval.artifact import writing_atomically
+    from retrieval.formats import ENDINGS, write_lines
     from retrieval.formats import export as export_vectors
-    from retrieval.formats import write_lines
     from retrieval.index.bundle import open_index
     from retrieval.index.exchange import export_faiss
     from retrieval.index.hnswlib_file import write_hnswlib
@@ -115,6 +115,8 @@ def export(
     if ids_path is not None and ids_path.resolve() == output.resolve():
         raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     refuse_existing(overwrite, output, ids_path)
+    if output.suffix.lower() not in (endings := (".faiss", ".hnswlib", *ENDINGS)):
+        raise UserError(f"{output}: cannot tell the format by its ending; use one of {', '.join(endings)}")
     if output.suffix in (".faiss", ".hnswlib"):
         refuse_unused(f"{output.suffix} holds no queries", "--queries")
     opened = open_index(folder, check=check)

@@ -1,7 +1,8 @@
 """`retrieval store info | verify | import | export | delete | compact`."""
 
+from collections.abc import Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from retrieval.formats import Opened
     from retrieval.store import Store
 
+T = TypeVar("T", bound=Sized)
 store_argument = click.argument("folder", metavar="STORE", type=existing("folder"))
 
 
@@ -117,7 +119,12 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
     help='Of a table: of the other columns keep this; may be given several times, "" for none.  [default: all]',
 )
 @click.option("--normalize", is_flag=True, help="Divide every vector by its length.")
-@click.option("--ids", "ids_path", type=existing("file"), help="Ids, one a line.  [default: the file's, else numbers]")
+@click.option(
+    "--ids",
+    "ids_path",
+    type=existing("file"),
+    help="Ids, one a line, or an .npy of integers.  [default: the file's, else numbers]",
+)
 @click.option("--labels", "labels_path", type=existing("file"), help="Labels, one a line.")
 @click.option(
     "--part",
@@ -157,7 +164,7 @@ def import_(
     Example:
       retrieval store import vectors.npy --metric cosine --normalize --ids ids.txt --output store
     """
-    from retrieval.formats import Imported, open_vectors, read_lines
+    from retrieval.formats import Imported, open_vectors, read_ids, read_lines
     from retrieval.store import Job, Kind, append, create
     from retrieval.store.writer import write_in_turn
 
@@ -170,7 +177,7 @@ def import_(
     kept = tuple(filter(None, payload)) if payload else None
     opened = open_vectors(path, part, vectors=vectors, id=id_column, label=label, payload=kept)
     metric = _metric(opened, metric, output if add or replace else None)
-    ids = _one_a_row(ids_path, read_lines(ids_path), opened.count) if ids_path else None
+    ids = _one_a_row(ids_path, read_ids(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
     source = Imported(opened, metric, normalize, ids, labels)
     kind = Kind(
@@ -207,7 +214,7 @@ def _metric(opened: "Opened", asked: str | None, changed: Path | None) -> str:
     return asked or opened.metric or ""
 
 
-def _one_a_row(path: Path, lines: list[str], count: int) -> list[str]:
+def _one_a_row(path: Path, lines: T, count: int) -> T:
     if len(lines) != count:
         raise UserError(f"{path}: has {len(lines):,} lines for {count:,} vectors; give one a vector")
     return lines

@@ -13,12 +13,11 @@ from . import columns
 from .columns import asked_columns
 from .commands import together
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
-from .options import pick_device, quiet_libraries, refuse_missing
+from .options import quiet_libraries, refuse_missing
 from .output import say
-from .processes import join
 from .train import train
 from .training import SETS, Course, carry_out, of_one, without_singles
-from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
+from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -68,20 +67,19 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     """
     refuse_missing(flags["data"])
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    refuse_flags(flags)
     quiet_libraries()
     from retrieval.images import read_images
 
     read = read_images(flags["data"], skip_bad=skip_bad, split=split, asked=asked_columns(flags))
     data = without_singles(read, str(flags["data"]))
     sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag))}
+    loss, device = loss_config(flags), device_of(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
     from retrieval.train.image import ImageConfig, augmentation, plan_batches, train_image
     from retrieval.train.vision import SCRATCH
 
-    loss = loss_config(flags)
-    device = join(pick_device(flags["device"]))
-    refuse_flags(flags, device)
     loss = fit_to_data(loss, flags, data.labels is not None)
     scratch = flags["model"] in SCRATCH
     config = settings(

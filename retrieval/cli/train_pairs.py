@@ -13,12 +13,11 @@ from .amounts import Number
 from .columns import asked_columns, column
 from .commands import F, together
 from .losses import fit_to_data, loss_config
-from .options import pick_device, quiet_libraries, refuse_missing
+from .options import quiet_libraries, refuse_missing
 from .output import say
-from .processes import join
 from .train import train
 from .training import SETS, Course, carry_out, of_one
-from .training_flags import batches, judging, refuse_flags, settings, steps, trains, what_learns
+from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
@@ -99,13 +98,10 @@ def pairs(**flags: Any) -> None:
 
     asked = asked_columns(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked)
+    loss, device = fit_to_data(loss_config(flags), flags, labelled=False), device_of(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.train.pairs import plan_batches, refuse_kinds, train_pairs
 
-    loss = loss_config(flags)
-    device = join(pick_device(flags["device"]))
-    refuse_flags(flags, device)
-    loss = fit_to_data(loss, flags, labelled=False)
     config = _config(flags)
     sets = _sets(flags, data, asked)
     plan_batches(data, config, loss, str(flags["data"]))
@@ -122,6 +118,7 @@ def pairs(**flags: Any) -> None:
 
 def _refuse_flags(flags: dict[str, Any]) -> None:
     """Raises UserError for options that do not go together, before any file is read."""
+    refuse_flags(flags)
     joined = [flags["image_model"], flags["text_model"]]
     if bool(flags["model"]) == any(joined) or any(joined) and not all(joined):
         raise UserError(

@@ -14,12 +14,11 @@ from .amounts import Number
 from .columns import asked_columns, columns, training_data
 from .commands import together
 from .losses import fit_to_data, loss_config
-from .options import pick_device, quiet_libraries, refuse_missing
+from .options import quiet_libraries, refuse_missing
 from .output import say
-from .processes import join
 from .train import train
 from .training import Course, carry_out, without_singles
-from .training_flags import batches, judging, refuse_flags, settings, steps, the_model, trains, what_learns
+from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -71,16 +70,15 @@ def text(**flags: Any) -> None:
     """
     refuse_missing(*flags["data"])
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    _refuse_flags(flags)
     quiet_libraries()
     data = [without_singles(training_data(path, flags), str(path)) for path in flags["data"]]
     sets = _sets(flags)
+    loss, device = loss_config(flags), device_of(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.encoder import load_encoder
     from retrieval.train.text import plan_batches, train_text
 
-    loss = loss_config(flags)
-    device = join(pick_device(flags["device"]))
-    _refuse_flags(flags, device)
     names = [str(path) for path in flags["data"]]
     bare = [name for name, each in zip(names, data, strict=True) if each.labels is None or each.is_pairs]
     labelled = not bare if loss.needs_labels else len(bare) < len(names)
@@ -112,9 +110,9 @@ def _config(flags: dict[str, Any]) -> "TextConfig":
     return settings(flags, TextConfig, 1.0, LEAST_STEPS, **prompts)
 
 
-def _refuse_flags(flags: dict[str, Any], device: str) -> None:
+def _refuse_flags(flags: dict[str, Any]) -> None:
     """Raises UserError for options that do not go together, before any file is read."""
-    refuse_flags(flags, device)
+    refuse_flags(flags)
     if flags["general_data"] and flags["no_general"]:
         raise UserError("--general-data and --no-general: give one of them")
     if flags["weight"] and len(flags["weight"]) != len(flags["data"]):

@@ -224,11 +224,14 @@ def _told(
     steps = config.total_steps(plans)
     if flags["eval_every"] and flags["eval_every"] > steps:
         raise UserError(f"--eval-every {flags['eval_every']}: training has {steps} steps; give at most that")
-    if scratch.is_dir() and (found := last_checkpoint(scratch)):
-        say(f"goes on from step {found.rsplit('-', 1)[1]} of an interrupted training")
+    found = last_checkpoint(scratch) if scratch.is_dir() else None
+    begun = int(found.rsplit("-", 1)[1]) if found else 0
+    if begun:
+        say(f"goes on from step {begun} of an interrupted training")
     _watch_by_tensorboard(flags["report_to"], scratch.parent)
     batches = steps * config.accumulate
     with progress("train", batches) as bar:
+        bar(begun * config.accumulate)
         yield lambda curve: show(bar, curve, batches)
 
 

@@ -10,8 +10,8 @@ from retrieval.errors import UserError
 from .amounts import Number, Numbers
 from .commands import F, together
 from .losses import HEAD_PASSES, HEAD_STEPS, lasts, length, masks
-from .options import common, existing, uses_device, writes
-from .processes import count
+from .options import common, existing, pick_device, uses_device, writes
+from .processes import count, join
 
 if TYPE_CHECKING:
     from retrieval.train.settings import Settings
@@ -127,10 +127,17 @@ def settings(flags: dict[str, Any], kind: type[T], epochs: float, least_steps: i
     return kind(steps=steps, epochs=passes, step_bounds=bounds, drawing=drawing, **given, **own)
 
 
-def refuse_flags(flags: dict[str, Any], device: str) -> None:
-    """Raises UserError for options that do not go together, before any file is read."""
+def device_of(flags: dict[str, Any]) -> str:
+    """Where to train, for this process. Raises UserError for a device that is not there, or cannot compute as asked."""
+    device = join(pick_device(flags["device"]))
     if flags["compute"] == "float16" and not device.startswith("cuda"):
         raise UserError(f"--compute float16: needs a GPU of NVIDIA, and this is {device}; use bfloat16 or leave it out")
+    return device
+
+
+def refuse_flags(flags: dict[str, Any]) -> None:
+    """Raises UserError for options that do not go together, before any file is read."""
+    length(flags, 1)
     for name in ("eval_every", "patience", "metric"):
         if flags[name] is not None and not flags["eval_data"]:
             flag = {"metric": "value"}.get(name, name.replace("_", "-"))

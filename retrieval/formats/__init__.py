@@ -90,6 +90,8 @@ class Imported:
     @property
     def fingerprint(self) -> str:
         ids = None if self.own_ids is None else [str(i) for i in self.own_ids]
+        if isinstance(self.own_ids, np.ndarray):
+            ids = ["integers", *(ids or [])]
         part = [] if self.opened.part is None else [self.opened.part]
         return sha256_json([sha256_file(self.opened.path), self.normalize, ids, self.labels, *part])
 
@@ -169,6 +171,20 @@ def read_lines(path: Path) -> list[str]:
     if empty is not None:
         raise UserError(f"{path}: line {empty} is empty; give one a line")
     return lines
+
+
+def read_ids(path: Path) -> Ids:
+    """Ids: strings, one a line, or an .npy of integers."""
+    if path.suffix.lower() != ".npy":
+        return read_lines(path)
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        ids = np.empty(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.dtype == np.uint64 and (ids > np.iinfo(np.int64).max).any()):
+        raise UserError(f"{path}: is no list of integers of 64 bits; give that, or strings, one a line")
+    integers: Ids = ids.astype(np.int64)
+    return integers
 
 
 def write_lines(file: BinaryIO, ids: Ids) -> None:

@@ -10,9 +10,10 @@ the next manifest; readers keep the generation that they opened.
 
 from .compact import compact
 from .dtypes import STORED_AS, Floats, refuse_bad_vectors
+from .kind import SHARD_ROWS, Kind, Source
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
-from .writer import SHARD_ROWS, Held, Job, Kind, Source, StoreRows, append, create, delete
+from .writer import Held, Job, StoreRows, append, create, delete
 
 __all__ = [
     "KIND",

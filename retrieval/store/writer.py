@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,42 +22,11 @@ from retrieval.locks import LOCK, nobody_reading, sole_writer
 
 from .ids import Place, find, first_repeated, listed, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
+from .kind import Kind, Source, refuse_other_rows
 from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
 
-SHARD_ROWS = 4096
 OURS = re.compile(r"part-\d+\..*|index(-\d+)?\.faiss|pending\.jsonl|\..*\.tmp")  # files of a store or an index
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What all rows of a store share. metric: one of `metrics.METRICS`. encoder: {"name", "fingerprint"}, None for foreign vectors.
-    shard_rows: how many are in a full shard."""
-
-    dim: int
-    dtype: str = "float32"
-    metric: str = "cosine"
-    normalized: bool = True
-    modality: str | None = None
-    encoder: dict[str, Any] | None = None
-    shard_rows: int = SHARD_ROWS
-
-
-class Source(Protocol):
-    """Rows to be stored, asked for a shard at a time, in any order.
-
-    fingerprint names the content. columns: "labels", "payload/NAME". ids(start, stop) is None where rows have none: they
-    are numbered then.
-    """
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def columns(self) -> list[str]: ...
-    def ids(self, start: int, stop: int) -> Ids | None: ...
-    def rows(self, start: int, stop: int, ids: Ids) -> Rows: ...
 
 
 @dataclass(frozen=True)
@@ -234,7 +203,7 @@ def append(
     with changing(folder, artifact) as (store, manifest):
         plan = plan_of("replace" if replace else "append", source, kind, settings)
         if manifest["plan"] != plan:
-            _refuse_other_rows(store, source, kind)
+            refuse_other_rows(store, {**asdict(kind), "ids": _id_type(source, kind), "columns": source.columns})
             kind = Kind(**{**asdict(kind), "shard_rows": store.manifest["shard_rows"]})
             _refuse_repeated(source, kind)
             ids = _ids_of(source, kind)
@@ -375,25 +344,3 @@ def _refuse_repeated(source: Source, kind: Kind) -> None:
     repeated = first_repeated(ids) if ids is not None else None
     if repeated is not None:
         raise UserError(f"id {repeated!r} stands more than once among the new rows; ids must be unique")
-
-
-def _refuse_other_rows(store: Store, source: Source, kind: Kind) -> None:
-    """Raise UserError unless the new rows are of the store's kind and have its columns."""
-    new = {**asdict(kind), "ids": _id_type(source, kind), "columns": source.columns}
-    del new["shard_rows"]
-    for name, value in new.items():
-        found = store.manifest[name]
-        if name == "encoder":
-            told = [_who(found), _who(value)]
-            found, value = ((v or {}).get("fingerprint") for v in (found, value))
-        else:
-            told = [", ".join(v) or "none" if isinstance(v, list) else str(v) for v in (found, value)]
-        if found != value:
-            raise UserError(
-                f"{store.folder}: {name} of the store: {told[0]}; of the new rows: {told[1]}; make them agree, or make a store "
-                f"of their own"
-            )
-
-
-def _who(encoder: dict[str, Any] | None) -> str:
-    return f"{encoder['name']} ({encoder['fingerprint'][:12]})" if encoder else "unknown"

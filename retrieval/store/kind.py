@@ -1,0 +1,69 @@
+"""What all rows of a store have in common, and where new ones come from."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from retrieval.errors import UserError
+
+from .reader import Store
+from .shard import Ids, Rows
+
+SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all rows of a store share. metric: one of `metrics.METRICS`. encoder: {"name", "fingerprint"}, None for foreign vectors.
+    shard_rows: how many are in a full shard."""
+
+    dim: int
+    dtype: str = "float32"
+    metric: str = "cosine"
+    normalized: bool = True
+    modality: str | None = None
+    encoder: dict[str, Any] | None = None
+    shard_rows: int = SHARD_ROWS
+
+
+class Source(Protocol):
+    """Rows to be stored, asked for a shard at a time, in any order.
+
+    fingerprint names the content. columns: "labels", "payload/NAME". ids(start, stop) is None where rows have none: they
+    are numbered then.
+    """
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def columns(self) -> list[str]: ...
+    def ids(self, start: int, stop: int) -> Ids | None: ...
+    def rows(self, start: int, stop: int, ids: Ids) -> Rows: ...
+
+
+def refuse_other_rows(store: Store, new: dict[str, Any]) -> None:
+    """Raise UserError unless new rows, by their kind, type of ids and columns, are as the store's."""
+    for name, value in new.items():
+        if name == "shard_rows":
+            continue
+        found = store.manifest[name]
+        if name == "encoder":
+            told = [_who(found), _who(value)]
+            found, value = ((v or {}).get("fingerprint") for v in (found, value))
+        else:
+            told = [", ".join(v) or "none" if isinstance(v, list) else str(v) for v in (found, value)]
+        if found != value:
+            remedy = (
+                "; `store import --ids ids.npy` makes integers of them"
+                if (found, value) == ("integer", "string")
+                else ""
+            )
+            raise UserError(
+                f"{store.folder}: {name} of the store: {told[0]}; of the new rows: {told[1]}; make them agree{remedy}, or make a "
+                f"store of their own"
+            )
+
+
+def _who(encoder: dict[str, Any] | None) -> str:
+    return f"{encoder['name']} ({encoder['fingerprint'][:12]})" if encoder else "unknown"
