@@ -98,6 +98,6 @@ def ladder(limit: int, recall: Callable[[int], float], tuned: Sequence[int] = ()
     while True:
         now = recall(value)
         values.append(value)
-        if value >= limit or now >= 0.9995 or (value >= 64 and now - before < 0.0005):
+        if value >= limit or now >= 0.999 or (value >= 64 and now - before < 0.001):
             return sorted({*values, *tuned})
         value, before = min(2 * value, limit), now

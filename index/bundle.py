@@ -154,6 +154,11 @@ class Index:
         where = self.device.partition(",")[0]
         return Base(self.rows if vectors is None else vectors, self.measure, where, keep=keep and where == "cpu")
 
+    def numbers(self, rows: "Ints") -> "Ints":
+        """FAISS's numbers of live rows: of all that were ever written."""
+        ordinals = self.rows.ordinals
+        return rows if ordinals is None else ordinals[rows]
+
     def live_rows(self, found: "Ints") -> "Ints":
         """Row numbers of the store for ids that FAISS gave; −1 stays −1."""
         ordinals = self.rows.ordinals

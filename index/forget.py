@@ -74,21 +74,15 @@ def forgotten(index: Index, rows: Ints, k: int, stack: ExitStack) -> tuple[Ints,
 def forgettable(index: Index, graph: Graph, rows: Ints) -> Ints:
     """Those of some rows that the graph can forget, and not too many of them."""
     rows = rows[rows < index.covered]
-    some: Ints = rows[graph.low[_ids(index, rows)]][: index.covered // SHARE]
+    some: Ints = rows[graph.low[index.numbers(rows)]][: index.covered // SHARE]
     return some
-
-
-def _ids(index: Index, rows: Ints) -> Ints:
-    """FAISS's numbers of live rows."""
-    ordinals = index.rows.ordinals
-    return rows if ordinals is None else ordinals[rows]
 
 
 @contextmanager
 def forgetting(index: Index, graph: Graph, rows: Ints) -> Iterator[None]:
     """While this lasts, no search finds these rows by the graph."""
     forgotten = np.zeros(len(graph.low) + 1, bool)  # the last for links to nothing, −1
-    forgotten[_ids(index, rows)] = True
+    forgotten[index.numbers(rows)] = True
     places = np.flatnonzero(forgotten[graph.links])
     targets = graph.links[places]
     order = np.argsort(targets, kind="stable")

@@ -276,12 +276,10 @@ def _scored_again(index: Index, queries: Floats, found: Neighbors, k: int) -> Ne
 
 def _selector(index: Index, where: Mask | None) -> Any:
     """FAISS's selector of the rows that may be found, None if all may."""
-    ordinals = index.rows.ordinals
-    if where is None and ordinals is None:
+    if where is None and index.rows.ordinals is None:
         return None
     may = np.zeros(index.about["covers"], bool)
-    covered = _allowed(index, where)
-    may[covered if ordinals is None else ordinals[covered]] = True
+    may[index.numbers(_allowed(index, where))] = True
     return faiss().IDSelectorBitmap(np.packbits(may, bitorder="little"))
 
 

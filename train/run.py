@@ -82,23 +82,25 @@ def read_run(folder: Path, *, check: bool = False) -> tuple[dict[str, Any], dict
 
 def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[str, Any] | None) -> str:
     """A model card: what was trained, from what, how, how well, and how to use it."""
-    kind = "image" if encoder.takes("image") else "text"
+    kinds = {"image": "pictures", "text": "texts"}
+    taken = [kind for kind in kinds if encoder.takes(kind)]
+    begun = [str(config[name]) for name in ("model", "image_model", "text_model") if config.get(name)]
     lines = [
         "---",
         "library_name: sentence-transformers",
         "tags: [sentence-transformers, retrieval-toolkit, feature-extraction]",
         "---",
         "",
-        f"# {kind.capitalize()} encoder, {encoder.dim} dimensions",
+        f"# {' and '.join(taken).capitalize()} encoder, {encoder.dim} dimensions",
         "",
-        f"Trained by retrieval for {len(curve):,} steps, starting from `{config.get('model', 'another encoder')}`, "
-        f"with the loss `{config.get('loss', 'hcl')}`. All settings: `run/config.json`; the course of training: `run/curve.csv`.",
+        f"Trained by retrieval for {len(curve):,} steps, starting from {' and '.join(f'`{name}`' for name in begun) or 'another encoder'}, "
+        f"with the loss `{config.get('loss', 'hcl')}` (at the end κ = {curve[-1]['kappa']:.3g}, temperature {curve[-1]['temperature']:.3g}). All settings: `run/config.json`; the course of training: `run/curve.csv`.",
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
         'encoder = SentenceTransformer("path/of/this/folder")',
-        f"vectors = encoder.encode({'pictures' if kind == 'image' else 'texts'}, normalize_embeddings=True)",
+        *(f"vectors = encoder.encode({kinds[kind]}, normalize_embeddings=True)" for kind in taken),
         "```",
     ]
     for name, judged in (metrics or {}).items():

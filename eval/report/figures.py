@@ -143,7 +143,7 @@ def recall_speed(name: str, points: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot([f[0] for f in tuned], [f[1] for f in tuned], "*", ms=11, color=line.get_color())
         axes.set(xlabel="recall", ylabel="queries a second", yscale="log")
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            which(FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] in "125" else ""))
         axes.set_xlim(right=1.005)
         axes.legend(title="★ as tuned")
 

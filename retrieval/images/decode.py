@@ -13,7 +13,7 @@ from retrieval.errors import UserError
 
 from .picture import Picture, content
 
-REMEDY = ", or (train, embed) leave such files out with --skip-bad"
+REMEDY = ", or leave such files out with --skip-bad (train image, embed)"
 # Where values of more than a byte are taken to begin and end: 16 bits; shares of one, bytes, 16 bits.
 SPANS = {"u": [(0, 65535)], "i": [(0, 65535)], "f": [(0, 1), (0, 255), (0, 65535)]}
 JPEG = ("JPEG", "MPO")  # MPO: what phones write, JPEGs one after the other

@@ -83,7 +83,8 @@ def with_settings(config: LossConfig, settings: dict[str, Any], source: str) -> 
         place = next(places, None)
         if place is None:
             known = sorted({f.name for part in _parts(config).values() for f in fields(part)})
-            raise UserError(f"{source}: has no setting {key}; it has {', '.join(known)}")
+            hint = "; hcl has" if key in HARDNESS else ""
+            raise UserError(f"{source}: has no setting {key}{hint}; it has {', '.join(known)}")
         changed.setdefault(place, {})[key] = value
     if isinstance(config.weights, Exp) and HARDNESS & set(
         changed.get("weights", {})
