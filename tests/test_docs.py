@@ -130,7 +130,11 @@ def test_the_readmes_other_commands_run(after_the_first, run_cli, monkeypatch):
                 continue
             assert not warned(run_cli(*words).stderr), line
     card = Path("pair-run", "README.md").read_text(encoding="utf-8")
-    assert "# Image and text encoder" in card and "starting from `small` and `all-MiniLM-L6-v2`" in card and "κ = 2" in card
+    assert (
+        "# Image and text encoder" in card
+        and "starting from `small` and `all-MiniLM-L6-v2`" in card
+        and "κ = 2" in card
+    )
 
 
 def answers(words):
