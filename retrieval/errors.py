@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class Gone(UserError):
+    """What was opened is no longer where it was."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, on one line."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,7 +27,7 @@ from retrieval.errors import UserError
 from retrieval.index.change import add, remove
 from retrieval.neighbors import exact_neighbors
 from retrieval.store import Held, Kind, Rows, create, open_store
-from retrieval.web.app import LARGEST_BODY, make_app
+from retrieval.web.app import LARGEST_BODY, is_local, make_app
 from retrieval.web.question import from_address, from_json
 from retrieval.web.served import Served
 from retrieval.web.together import Together
@@ -118,10 +120,10 @@ def test_vectors_and_ids_are_answered_as_by_exact_search(index, serving, vectors
     ("body", "why"),
     [
         ([], "is no JSON object"),
-        ({}, "none of them is there"),
-        ({"texts": ["a"], "ids": ["b"]}, "texts and ids is there"),
+        ({}, "none given"),
+        ({"texts": ["a"], "ids": ["b"]}, "texts and ids given"),
         ({"texts": ["a"], "K": 3}, "K: is no key of a question"),
-        ({"texts": []}, "texts: is no list of 1 to 1,000"),
+        ({"texts": []}, "texts: is no list, or an empty one"),
         ({"texts": "a"}, "texts: is no list"),
         ({"texts": [" "]}, "texts: ' ' is empty"),
         ({"texts": [3]}, "texts: 3 is empty or no string"),
@@ -133,13 +135,17 @@ def test_vectors_and_ids_are_answered_as_by_exact_search(index, serving, vectors
         ({"vectors": [1, 2]}, "vectors: are not rows"),
         ({"ids": ["id 1"], "k": 0}, "k 0: give a whole number"),
         ({"ids": ["id 1"], "k": 2.5}, "k 2.5: give a whole number"),
-        ({"ids": ["id 1"], "radius": "x"}, "radius x: give a number"),
+        ({"ids": ["id 1"], "radius": "x"}, "radius 'x': give a finite number"),
         ({"ids": ["id 1"], "radius": 1.5}, "cosines are between"),
         ({"ids": ["id 1"], "labels": "class 1"}, "labels: is no list"),
         ({"ids": ["id 1"], "labels": ["class 9"]}, "label 'class 9': no item"),
         ({"ids": ["nosuch"]}, "lacks 1 .nosuch. of these ids"),
         ({"vectors": [[1.0] * 16]}, "has length 4, which cosine needs to be 1"),
-        ({"vectors": [[1.0, 0.0]]}, "the index has 16 dimensions"),
+        ({"vectors": [[1.0, 0.0]]}, "are of 2 numbers, those of the index of 16"),
+        ({"texts": ["\ud800 a"]}, "holds half a character"),
+        ({"ids": ["\ud800"]}, "holds half a character"),
+        ({"texts": ["a"] * 1001}, "are 1,001, more than 1,000"),
+        ({"ids": ["id 1"], "k": 10**60}, "k 1000000.*…: give a whole number"),
         ({"texts": ["a"]}, "the encoder of this index is not known; ask by vectors or ids"),
     ],
 )  # fmt: skip
@@ -155,8 +161,8 @@ def test_what_cannot_be_answered_is_refused_in_a_line(index, body, why, monkeypa
         ([], "give one kind of query"),
         ([("query", "a"), ("id", "b")], "give one kind of query"),
         ([("query", "a"), ("n", "3")], "n: is no parameter"),
-        ([("query", "a"), ("k", "three")], "k three: give a number"),
-        ([("query", "a"), ("radius", "nan")], "radius nan: give a number"),
+        ([("query", "a"), ("k", "three")], "k 'three': give a number"),
+        ([("query", "a"), ("radius", "nan")], "radius nan: give a finite number"),
         ([("query", " ")], "query: ' ' is empty"),
     ],
 )
@@ -221,6 +227,57 @@ def test_an_index_that_becomes_unreadable_is_served_as_it_was(index):
         assert served.index().rows.count == 300
         time.sleep(0.02)
     assert said and said[0].startswith("still serving generation 1:") and served.index().rows.count == 300
+
+
+def test_an_index_that_is_gone_is_not_served_and_one_that_took_its_place_is(index, serving, run_cli, tmp_path):
+    address = serving(index)
+    question = {"ids": ["id 3"], "k": 1}
+    run_cli("index", "build", tmp_path / "store", "--output", index, "--overwrite")
+    assert all(asked(f"{address}/api/search", question)[0] == 200 for _ in range(20))
+    shutil.rmtree(index)
+    status, told = asked(f"{address}/api/search", question)
+    assert status == 503 and "the index was removed" in told["error"] and asked(f"{address}/health")[0] == 503
+    run_cli("index", "build", tmp_path / "store", "--output", index)
+    deadline = time.monotonic() + 20
+    while asked(f"{address}/api/search", question)[0] != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert asked(f"{address}/api/search", question)[0] == asked(f"{address}/health")[0] == 200
+
+
+def test_a_text_that_fails_fails_alone():
+    begun, go = threading.Event(), threading.Event()
+
+    def encode(texts):
+        begun.set()
+        go.wait(5)
+        if "bad" in texts:
+            raise UserError("bad")
+        return np.ones((len(texts), 1), np.float32)
+
+    together = Together(encode)
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(together, ["a"])
+        begun.wait(5)
+        rest = [pool.submit(together, [text]) for text in ("b", "bad", "c")]
+        while len(together._waiting) < 3:
+            time.sleep(0.001)
+        go.set()
+        assert [each.exception(10) is None for each in (first, *rest)] == [True, True, False, True]
+
+
+def test_a_body_that_does_not_come_ends_quietly(index, serving, capfd):
+    address = serving(index)
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+    assert asked(f"{address}/health")[0] == 200
+    time.sleep(0.3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "::1"])
+def test_addresses_of_this_machine_alone(host):
+    assert is_local(host) and not is_local("0.0.0.0") and not is_local("elsewhere.example") and not is_local("")
 
 
 def test_texts_of_several_threads_are_encoded_together():

@@ -10,6 +10,8 @@ from retrieval.errors import UserError
 from .options import checks, common, existing, pick_device, quiet_libraries, uses_device
 from .output import as_line, emit, say
 
+FINISHING = 30  # seconds that what was begun may take after Ctrl-C
+
 
 @click.command()
 @click.argument("index", type=existing("folder"))
@@ -46,7 +48,7 @@ def serve(
     try:
         import uvicorn
 
-        from retrieval.web.app import make_app
+        from retrieval.web.app import is_local, make_app
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "starlette"):
             raise
@@ -64,7 +66,11 @@ def serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
     encoder = f"encoder {about['encoder']}" if about["encoder"] else "no encoder: it is asked by vectors or ids"
     emit(about | {"address": address}, as_json, [f"{index}: {about['count']:,} items, {encoder}", f"{address}  (Ctrl-C ends it)"])  # fmt: skip
-    config = uvicorn.Config(make_app(served, host, as_line), log_level="warning", server_header=False)
+    if not is_local(host):
+        say("Note: whoever reaches this machine can read the index; it has no passwords")
+    config = uvicorn.Config(
+        make_app(served, host, as_line), log_level="warning", server_header=False, timeout_graceful_shutdown=FINISHING
+    )
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn has answered what it had begun
@@ -73,6 +79,8 @@ def serve(
 
 def _listening(host: str, port: int) -> socket.socket:
     """Bound before anything is loaded, which takes seconds. Raises UserError where it cannot be."""
+    if not host:
+        raise UserError("--host: is empty; give 127.0.0.1, or 0.0.0.0 for other machines too")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from retrieval.artifact import REMEDIES, Manifest, read_manifest, sha256_json
 from retrieval.artifact import verify as verify_files
-from retrieval.errors import UserError
+from retrieval.errors import Gone, UserError
 from retrieval.locks import start_reading
 
 from .dtypes import STORED_AS, Encoded, Floats, decode
@@ -311,7 +311,7 @@ class Store:
         try:
             return open(path, "rb", opener=lambda _, flags: os.open(name, flags, dir_fd=self._descriptor))
         except FileNotFoundError:
-            raise UserError(f"{path}: is gone; was the store replaced meanwhile? Open it again") from None
+            raise Gone(f"{path}: is gone; was the store replaced meanwhile? Open it again") from None
 
     def verify(self, names: Collection[str] | None = None) -> None:
         """Hash files of this generation, all unless named; raises UserError at the first that differs."""

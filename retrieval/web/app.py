@@ -1,20 +1,23 @@
 """The routes: the page, and the API that it uses itself."""
 
+import asyncio
+import ipaddress
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from retrieval.errors import UserError
+from retrieval.errors import Gone, UserError
 
 from .question import Question, from_address, from_json
 from .served import Served
@@ -22,7 +25,8 @@ from .served import Served
 STATIC = Path(__file__).parent / "static"
 PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 LARGEST_BODY = 32 << 20  # bytes
-LOOPBACK = ("127.0.0.1", "localhost")
+AS_PICTURE = "Content-Type: image/jpeg or the like"
+PATIENCE = 60.0  # seconds for a body to come
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -51,13 +55,19 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
         return Response(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     async def health(request: Request) -> Response:
-        return told({"status": "ok", "generation": served.index().manifest["generation"]})
+        generation = served.index().manifest["generation"]
+        return told({"status": "gone" if served.gone else "ok", "generation": generation}, 503 if served.gone else 200)
 
     def file(name: str) -> Callable[[Request], Response]:
         return lambda request: FileResponse(STATIC / name, headers=HEADERS)
 
     def refused(request: Request, error: Exception) -> Response:
         return told({"error": str(error).removeprefix("--")}, 400)
+
+    def gone(request: Request, error: Exception) -> Response:
+        return told(
+            {"error": "the index was removed, or replaced by what cannot be served; start the server again"}, 503
+        )
 
     def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -74,8 +84,10 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
             Route("/api/search", search, methods=["GET", "POST"]),
             Route("/api/picture", picture),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))] if host in LOOPBACK else [],
-        exception_handlers={UserError: refused, HTTPException: failed, Exception: broken},
+        middleware=[Middleware(OwnName, refused=told({"error": "this server answers to localhost only"}, 400))]
+        if is_local(host)
+        else [],
+        exception_handlers={Gone: gone, UserError: refused, HTTPException: failed, Exception: broken},
     )
 
 
@@ -84,21 +96,50 @@ async def _question(request: Request) -> Question:
     if request.method == "GET":
         return from_address(parameters)
     body = await _body(request)
-    if request.headers.get("content-type", "").startswith("image/"):
+    if request.headers.get("content-type", "").lower().startswith("image/"):
         return from_address(parameters, body)
     if parameters:
-        raise UserError(f"{parameters[0][0]}: goes into the JSON of a POST, not into its address")
+        raise UserError(
+            f"{parameters[0][0]}: goes into the JSON of a POST, not into its address; a picture is sent with {AS_PICTURE}"
+        )
     try:
         told = json.loads(body)
     except (ValueError, RecursionError):
-        raise UserError("the body is no JSON; a picture is sent with Content-Type: image/jpeg or the like") from None
+        raise UserError(f"the body is no JSON; a picture is sent with {AS_PICTURE}") from None
     return from_json(told)
 
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise HTTPException(413, f"the body is larger than {LARGEST_BODY >> 20} MiB; send less at a time")
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > LARGEST_BODY:
+                    raise HTTPException(413, f"the body is larger than {LARGEST_BODY >> 20} MiB; send less at a time")
+    except (TimeoutError, ClientDisconnect):
+        raise HTTPException(408, "the body did not come") from None
     return bytes(body)
+
+
+def is_local(host: str) -> bool:
+    """Whether it is a name of this machine that no other can reach."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class OwnName:
+    """Refuses requests that call the server by another name than one of this machine's."""
+
+    def __init__(self, app: ASGIApp, refused: Response) -> None:
+        self.app, self.refused = app, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        try:
+            local = is_local(urlsplit(f"//{named}").hostname or "")
+        except ValueError:
+            local = False
+        await (self.app if local or scope["type"] != "http" else self.refused)(scope, receive, send)

@@ -40,11 +40,13 @@ def from_json(body: Any) -> Question:
         raise UserError(f"{min(unknown)}: is no key of a question; there are {', '.join((*KINDS, *LIMITS))}")
     given = [kind for kind in KINDS if kind in body]
     if len(given) != 1:
-        raise UserError(f"give one of {', '.join(KINDS)}; {' and '.join(given) or 'none of them'} is there")
+        raise UserError(f"give one of {', '.join(KINDS)}; {' and '.join(given) or 'none'} given")
     kind = given[0]
     queries = body[kind]
-    if not isinstance(queries, list) or not 0 < len(queries) <= MOST_QUERIES:
-        raise UserError(f"{kind}: is no list of 1 to {MOST_QUERIES:,}; send more in several requests")
+    if not isinstance(queries, list) or not queries:
+        raise UserError(f"{kind}: is no list, or an empty one; give up to {MOST_QUERIES:,}")
+    if len(queries) > MOST_QUERIES:
+        raise UserError(f"{kind}: are {len(queries):,}, more than {MOST_QUERIES:,}; send them in several requests")
     asked: dict[str, Any] = {kind: _vectors(queries) if kind == "vectors" else _strings(kind, queries)}
     for name in ("labels", "among"):
         if name in body:
@@ -78,7 +80,7 @@ def _read(name: str, values: list[str] | None, kind: type) -> Any:
     try:
         return kind(values[-1])
     except ValueError:
-        raise UserError(f"{name} {values[-1]}: give a number") from None
+        raise UserError(f"{name} {_shown(values[-1])}: give a number") from None
 
 
 def _strings(name: str, values: Any) -> list[str]:
@@ -88,8 +90,24 @@ def _strings(name: str, values: Any) -> list[str]:
     for value in values:
         whole = isinstance(value, int) and not isinstance(value, bool) and name in ("ids", "among")
         if not whole and not (isinstance(value, str) and value.strip()):
-            raise UserError(f"{name}: {value!r} is empty or no string; give one")
+            raise UserError(f"{name}: {_shown(value)} is empty or no string; give one")
+        if isinstance(value, str) and not _is_text(value):
+            raise UserError(
+                f"{name}: {_shown(value)} holds half a character, a surrogate without its other half; mend it"
+            )
     return [str(value) for value in values]
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return bool(value.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:60]}…"
 
 
 def _vectors(rows: list[Any]) -> Floats:
@@ -107,7 +125,7 @@ def _count(k: Any) -> int | None:
     if k is None:
         return None
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MOST_RESULTS:
-        raise UserError(f"k {k}: give a whole number from 1 to {MOST_RESULTS:,}")
+        raise UserError(f"k {_shown(k)}: give a whole number from 1 to {MOST_RESULTS:,}")
     return k
 
 
@@ -115,5 +133,5 @@ def _number(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise UserError(f"{name} {value}: give a number")
+        raise UserError(f"{name} {_shown(value)}: give a finite number")
     return float(value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval.artifact import MANIFEST
 from retrieval.encoder import Encoder
-from retrieval.errors import UserError
+from retrieval.errors import Gone, UserError
 from retrieval.images import decode, picture_at
 from retrieval.index.ask import answer, encoded, encoder_of, plain
 from retrieval.index.bundle import Index, open_index, require_same_encoder
@@ -27,6 +27,7 @@ from .question import Question
 from .together import Together
 
 LABELS_TOLD = 1_000
+BLOCK = 32  # texts of one question that are encoded at a time
 SIDE = 256  # pixels of a picture on the page
 UNIT = 1e-3  # how far from 1 the length of a vector may be that is asked by cosine
 
@@ -45,6 +46,7 @@ class Served:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.folder, self.index_device, self.check, self.say = folder, index_device, check, say
+        self.gone = False  # whether questions find the files of the index no more
         self._stamp = _stamp(folder)
         self._index = self._opened()
         knows = name is not None or self._index.manifest["encoder"] is not None
@@ -72,7 +74,7 @@ class Served:
             newer = self._opened()
             if self.encoder is not None:
                 require_same_encoder(newer.manifest, self.encoder.fingerprint, self.encoder.name)
-            self._index = newer
+            self._index, self.gone = newer, False
             self.say(f"generation {newer.manifest['generation']}: {newer.rows.count:,} items")
         except UserError as error:
             self.say(f"still serving generation {self._index.manifest['generation']}: {error}")
@@ -93,17 +95,32 @@ class Served:
             "dim": index.rows.dim,
             "metric": index.metric,
             "factory": index.about["factory"],
-            "recall": None if index.exact else index.about["measured"]["recall"],
+            "recall": None if index.exact else round(index.about["measured"]["recall"], 4),
             "items": made["modality"],
-            "encoder": None if self.encoder is None else self.encoder.name,
+            "encoder": None if self.encoder is None else Path(self.encoder.name).name,  # not where it lies
             "takes": [m for m in ("text", "image") if self.encoder is not None and self.encoder.takes(m)],
             "labels": labels,
         }
 
     def ask(self, question: Question) -> dict[str, Any]:
-        """Results as `retrieval search --json --explain` has them, the generation that they are of, and the milliseconds taken."""
-        began = time.perf_counter()
+        """Results as `retrieval search --json --explain` has them, the generation that they are of, and the milliseconds taken.
+
+        Raises UserError for what cannot be answered, and Gone where the index was removed, or replaced by what cannot be served.
+        """
         index = self.index()
+        try:
+            return self._answered(index, question)
+        except Gone:
+            self.index()
+            with self._reopening:  # what took its place may just be opening
+                newest = self._index
+            self.gone = newest is index
+            if self.gone:
+                raise
+            return self._answered(newest, question)
+
+    def _answered(self, index: Index, question: Question) -> dict[str, Any]:
+        began = time.perf_counter()
         where = _where(index, question)
         names, vectors = self._queries(index, question)
         with self._searching:
@@ -124,7 +141,10 @@ class Served:
         if self.encoder is None:
             raise UserError("the encoder of this index is not known; ask by vectors or ids")
         if question.picture is None:
-            return list(question.texts), self._texts(question.texts)
+            blocks = [
+                question.texts[at : at + BLOCK] for at in range(0, len(question.texts), BLOCK)
+            ]  # others get in between
+            return list(question.texts), np.concatenate([self._texts(block) for block in blocks])
         picture, name = _decoded(question.picture), "the picture"
         return [name], self._texts.alone(lambda: self._encode([picture], [name]))
 
@@ -134,6 +154,10 @@ class Served:
 
     def _given(self, index: Index, vectors: Floats) -> tuple[list[str], Floats]:
         names = [str(number) for number in range(len(vectors))]
+        if vectors.shape[1] != index.rows.dim:
+            raise UserError(
+                f"vectors: are of {vectors.shape[1]} numbers, those of the index of {index.rows.dim}; ask with its encoder's"
+            )
         refuse_bad_vectors(vectors, names)
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if index.metric == "cosine" and (np.abs(lengths - 1) > UNIT).any():

@@ -48,6 +48,8 @@ class Together:
             for each in batch:
                 each.vectors = vectors[start : start + len(each.texts)]
                 start += len(each.texts)
-        except Exception as error:  # each thread's own to raise
-            for each in batch:
-                each.failure = error
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].failure = error  # its own thread's to raise
+            for each in batch if len(batch) > 1 else ():  # whose text it was is found one by one
+                self._run([each])

@@ -2,7 +2,7 @@
 // Everything that an index holds comes into the page as text, never as markup.
 const $ = (id) => document.getElementById(id);
 const form = $("form"), status = $("status"), results = $("results");
-let about = { takes: [], labels: [], metric: "cosine" }, latest = 0;
+let about = { takes: [], labels: [], metric: "cosine" }, latest = 0, current = null;
 
 const make = (tag, text, name) => {
   const made = document.createElement(tag);
@@ -48,11 +48,12 @@ function shown(hit, best) {
 
 // wanted: {query}, {id} or {picture}; with the form's label and number of results.
 async function ask(wanted, remember = true) {
+  current = wanted;
   const mine = ++latest, parameters = new URLSearchParams();
   for (const name of ["query", "id"]) if (wanted[name]) parameters.set(name, wanted[name]);
   if (form.label.value) parameters.set("label", form.label.value);
   parameters.set("k", form.k.value || "10");
-  if (wanted.id) form.query.value = "";
+  if (wanted.id) { form.query.value = ""; form.like.value = wanted.id; }
   if (remember && !wanted.picture) history.pushState(null, "", `?${parameters}`);
   status.className = "";
   status.textContent = "searching …";
@@ -63,7 +64,7 @@ async function ask(wanted, remember = true) {
     const hits = told.results[0].hits;
     results.replaceChildren(...hits.map((hit) => shown(hit, hits[0].score)));
     const kind = told.how.way === "exact" ? "every item compared" : "approximate";
-    status.textContent = `${hits.length || "no"} results${wanted.id ? ` like ${wanted.id}` : ""} in ${told.ms.toFixed(1)} ms, ${kind}`;
+    status.textContent = `${hits.length || "no"} ${hits.length === 1 ? "result" : "results"}${wanted.id ? ` like ${wanted.id}` : ""} in ${told.ms.toFixed(1)} ms, ${kind}`;
   } catch (error) {
     if (mine !== latest) return;
     results.replaceChildren();
@@ -89,14 +90,17 @@ async function start() {
   $("about").textContent = `${about.count.toLocaleString("en")} items, ${about.dim} dimensions, ${about.metric}; ${about.factory}, ${recall}`
     + (about.encoder ? `; encoder ${about.encoder}` : "; no encoder: ask the API by vectors, or by ?id= in this address");
   $("text").hidden = !about.takes.includes("text");
+  $("item").hidden = about.takes.length > 0;
   $("image").hidden = !about.takes.includes("image");
   $("class").hidden = !about.labels.length;
   form.label.append(...about.labels.map((label) => make("option", label)));
   form.onsubmit = (event) => {
     event.preventDefault();
-    const picture = form.picture.files[0], query = form.query.value.trim();
+    const picture = form.picture.files[0], query = form.query.value.trim(), id = form.like.value.trim();
     if (query) ask({ query });
+    else if (!about.takes.length && id) ask({ id });
     else if (picture) ask({ picture });
+    else if (current) ask(current);
   };
   form.picture.onchange = () => { if (form.picture.files[0]) { form.query.value = ""; ask({ picture: form.picture.files[0] }); } };
   addEventListener("popstate", asked);
