@@ -88,7 +88,7 @@ async function start() {
   $("name").textContent = about.index;
   const recall = about.recall === null ? "every item compared" : `recall ${about.recall.toFixed(3)}`;
   $("about").textContent = `${about.count.toLocaleString("en")} items, ${about.dim} dimensions, ${about.metric}; ${about.factory}, ${recall}`
-    + (about.encoder ? `; encoder ${about.encoder}` : "; no encoder: ask the API by vectors, or by ?id= in this address");
+    + (about.encoder ? `; encoder ${about.encoder}` : "; no encoder: asked by items here, by vectors through the API");
   $("text").hidden = !about.takes.includes("text");
   $("item").hidden = about.takes.length > 0;
   $("image").hidden = !about.takes.includes("image");
