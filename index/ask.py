@@ -1,4 +1,4 @@
-"""Ask an index as people do: by texts or pictures through the encoder that made it, or by items that it holds."""
+"""Ask an index as people do: by texts or pictures, through the encoder that made it."""
 
 import math
 from collections.abc import Sequence

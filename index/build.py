@@ -47,9 +47,8 @@ PER_LIST = 64  # training vectors for each centre of a clustering
 EFFORT = 128  # of adding to a graph (FAISS's efConstruction, 40 by default): better links, searched ever after
 SAVED_EVERY = 120.0  # seconds between the states that a killed build goes on from
 STATE = "building.json"
-TOO_FEW = re.compile(
-    r"[A-Za-z]+0(?!\d)|HNSW1(?!\d)"
-)  # of lists, links or dimensions: FAISS ends the process, or never returns
+# Too few lists, links or dimensions, with which FAISS ends the process or never returns.
+TOO_FEW = re.compile(r"[A-Za-z]+0(?!\d)|HNSW1(?!\d)")
 Progress = Callable[[int], None]
 
 

@@ -32,9 +32,8 @@ if TYPE_CHECKING:  # torch, which what is only said of an index need not wait fo
 KIND = "index"
 FIRST_FILE = "index.faiss"
 KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
-DECODED = (
-    ", its vectors as its codes give them back: recall and scores are of these"  # ends "why" of an import of codes
-)
+# Ends "why" of an index that was imported from codes.
+DECODED = ", its vectors as its codes give them back: recall and scores are of these"
 MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
 
 

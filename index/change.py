@@ -19,7 +19,7 @@ from retrieval.store.writer import changing
 from .backend import faiss
 from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import abilities, layers, lists_of
+from .kinds import abilities, built_at_once, lists_of
 from .plan import Goal
 from .rows import link_rows
 from .tune import tune
@@ -77,7 +77,7 @@ def compact(folder: Path, progress: Progress = lambda rows: None) -> Index:
         packed = repack(folder, rows, manifest)
         if packed or index.about["covers"] < rows.written:
             grown = _whole(index)
-            if any(getattr(part, "base_level_only", False) for part in layers(grown)):
+            if built_at_once(grown):
                 raise UserError(
                     f"{folder}: a CAGRA graph is built at once, on a GPU; build the index again from its store"
                 )

@@ -8,9 +8,8 @@ import numpy as np
 
 from retrieval.artifact import creating, now
 from retrieval.errors import UserError
-from retrieval.formats import UNIT
 from retrieval.neighbors import Floats, Ints
-from retrieval.store import Held, Ids, Kind, Rows, create
+from retrieval.store import UNIT, Held, Ids, Kind, Rows, create
 from retrieval.store.ids import first_repeated
 
 from .backend import faiss

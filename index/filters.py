@@ -8,11 +8,20 @@ from numpy.typing import NDArray
 from retrieval.errors import UserError
 from retrieval.neighbors import Ints
 from retrieval.store import Ids
-from retrieval.store.ids import among, hashes, listed, named
+from retrieval.store.ids import among, hashes, listed, named, typed_ids
 
 from .bundle import Index
 
 Mask = NDArray[np.bool_]
+
+
+def allowed(index: Index, labels: Collection[str] = (), ids: list[str] | None = None) -> Mask | None:
+    """(n,) which rows have one of the labels, if there are any, and one of the ids, if they are not None; None where all may be found."""
+    where = rows_of_labels(index, labels) if labels else None
+    if ids is None:
+        return where
+    named_ones = rows_of_ids(index, typed_ids(index.rows, ids))
+    return named_ones if where is None else where & named_ones
 
 
 def rows_of_labels(index: Index, labels: Collection[str]) -> Mask:

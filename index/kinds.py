@@ -47,6 +47,11 @@ def layers(index: Any) -> Iterator[Any]:
             return
 
 
+def built_at_once(index: Any) -> bool:
+    """Whether it is a CAGRA graph, which has one level and takes no more rows."""
+    return any(getattr(part, "base_level_only", False) for part in layers(index))
+
+
 def lists_of(index: Any) -> Any:
     """The inverted file in an index, None if there is none."""
     return next((part for part in layers(index) if isinstance(part, faiss().IndexIVF)), None)
@@ -71,7 +76,7 @@ def abilities(index: Any) -> Abilities:
         coded=changed or not plain,
         refined=refined,
         selects=not deaf,
-        grows=graph is None or not (isinstance(graph, f.IndexNSG) or getattr(graph, "base_level_only", False)),
+        grows=not (isinstance(graph, f.IndexNSG) or built_at_once(index)),
     )
 
 

@@ -48,10 +48,9 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
     An error leaves nothing under the final name. With `resume` the staging folder outlives the error, and the next call
     finds it as it was. Raises UserError if `final` exists and is not an empty folder, unless `overwrite` is set.
     """
-    if (
-        not final.exists() and _aside(final.resolve()).exists()
-    ):  # an overwrite was killed where names cannot be exchanged
-        _aside(final.resolve()).rename(final.resolve())
+    old = _aside(final.resolve())
+    if old.exists() and not final.exists():  # an overwrite was killed where names cannot be exchanged
+        old.rename(final.resolve())
     refuse_to_clobber(final, kind, overwrite)
     final, staging = final.resolve(), staging_folder(final)
     staging.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,7 @@ def test_vectors_and_ids_are_answered_as_by_exact_search(index, serving, vectors
         ({"ids": ["id 1"], "k": 2.5}, "k 2.5: give a whole number"),
         ({"ids": ["id 1"], "radius": "x"}, "radius 'x': give a finite number"),
         ({"ids": ["id 1"], "radius": 1.5}, "cosines are between"),
+        ({"ids": ["id 1"], "radius": 10**400}, "radius 1000000.*: give a finite number"),
         ({"ids": ["id 1"], "labels": "class 1"}, "labels: is no list"),
         ({"ids": ["id 1"], "labels": ["class 9"]}, "label 'class 9': no item"),
         ({"ids": ["nosuch"]}, "lacks 1 .nosuch. of these ids"),

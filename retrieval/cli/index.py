@@ -101,9 +101,9 @@ def build(
         raise UserError(f"--memory: chooses a type, and {given} has chosen; give one of them")
     taken = open_index(trained_by) if trained_by else None
     chosen = [] if factory is not None or taken else candidates(source.count, source.dim, goal)
-    if factory is not None:
-        new_index(factory, source, device)
     if plan:
+        if factory is not None:
+            new_index(factory, source, device)  # refuses what the build would
         named = factory or (str(taken.about["factory"]) if taken else "")
         emit({"plan": [vars(one) for one in chosen] or [{"factory": named}]}, as_json, _planned(chosen, named))
         return

@@ -131,22 +131,13 @@ def search(
 
 def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mask | None":
     """Which rows may be found, None if all. Raises UserError for a label or an id that no row has."""
-    if not labels and among is None:
-        return None
-    import numpy as np
-
     from retrieval.formats import read_lines
-    from retrieval.index.filters import rows_of_ids, rows_of_labels
-    from retrieval.store.ids import typed_ids
+    from retrieval.index.filters import allowed
 
-    where = np.ones(opened.rows.count, bool)
-    if labels:
-        where &= rows_of_labels(opened, labels)
-    if among is not None:
-        if not (ids := read_lines(among)):
-            raise UserError(f"--among {among}: has no ids; give one a line")
-        where &= rows_of_ids(opened, typed_ids(opened.rows, ids))
-    return where
+    ids = None if among is None else read_lines(among)
+    if ids == []:
+        raise UserError(f"--among {among}: has no ids; give one a line")
+    return allowed(opened, labels, ids)
 
 
 def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -> None:

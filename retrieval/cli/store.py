@@ -164,7 +164,7 @@ def import_(
     Example:
       retrieval store import vectors.npy --metric cosine --normalize --ids ids.txt --output store
     """
-    from retrieval.formats import Imported, open_vectors, read_ids, read_lines
+    from retrieval.formats import Imported, open_vectors, read_id_file, read_lines
     from retrieval.store import Job, Kind, append, create
     from retrieval.store.writer import write_in_turn
 
@@ -177,7 +177,7 @@ def import_(
     kept = tuple(filter(None, payload)) if payload else None
     opened = open_vectors(path, part, vectors=vectors, id=id_column, label=label, payload=kept)
     metric = _metric(opened, metric, output if add or replace else None)
-    ids = _one_a_row(ids_path, read_ids(ids_path), opened.count) if ids_path else None
+    ids = _one_a_row(ids_path, read_id_file(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
     source = Imported(opened, metric, normalize, ids, labels)
     kind = Kind(

@@ -13,14 +13,13 @@ import numpy as np
 
 from retrieval.artifact import sha256_file, sha256_json, writing_atomically
 from retrieval.errors import UserError
-from retrieval.store import Ids, Rows, Store
+from retrieval.store import Ids, Rows, Store, not_unit
 
 from .arrays import BINS, RECORDS, open_array, write_array
 
 ARRAYS = (".npy", *RECORDS, *BINS)
 HDF5 = (".hdf5", ".h5")
 ENDINGS = (*ARRAYS, ".parquet", *HDF5)
-UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
 
 
 class Opened(Protocol):
@@ -107,14 +106,14 @@ class Imported:
         rows = self.opened.rows(start, stop)
         labels = rows.labels if self.labels is None else self.labels[start:stop]
         vectors = rows.embeddings
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
         if self.normalize:
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
             vectors = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
-        elif self.metric == "cosine" and (np.abs(lengths - 1) > UNIT).any():
-            bad = int((np.abs(lengths - 1) > UNIT).argmax())
-            if np.isfinite(lengths[bad]) and lengths[bad] > 0:  # else the store says what is wrong with it
+        elif self.metric == "cosine" and (other := not_unit(vectors)) is not None:
+            bad, length = other
+            if np.isfinite(length) and length > 0:  # else the store says what is wrong with it
                 raise UserError(
-                    f"{self.opened.path}: row {start + bad} has length {lengths[bad]:.4g}, which cosine needs to be 1; "
+                    f"{self.opened.path}: row {start + bad} has length {length:.4g}, which cosine needs to be 1; "
                     f"add --normalize, or say --metric inner_product or euclidean"
                 )
         return Rows(vectors, ids, labels, rows.payload)
@@ -164,16 +163,15 @@ def read_lines(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
-    lines = (
-        text.removesuffix("\n").split("\n") if text else []
-    )  # not by splitlines(): an id may hold what else ends lines
+    # Not by splitlines(): an id may hold what else ends lines.
+    lines = text.removesuffix("\n").split("\n") if text else []
     empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
     if empty is not None:
         raise UserError(f"{path}: line {empty} is empty; give one a line")
     return lines
 
 
-def read_ids(path: Path) -> Ids:
+def read_id_file(path: Path) -> Ids:
     """Ids: strings, one a line, or an .npy of integers."""
     if path.suffix.lower() != ".npy":
         return read_lines(path)

@@ -9,7 +9,7 @@ the next manifest; readers keep the generation that they opened.
 """
 
 from .compact import compact
-from .dtypes import STORED_AS, Floats, refuse_bad_vectors
+from .dtypes import STORED_AS, UNIT, Floats, not_unit, refuse_bad_vectors
 from .kind import SHARD_ROWS, Kind, Source
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
@@ -19,6 +19,7 @@ __all__ = [
     "KIND",
     "SHARD_ROWS",
     "STORED_AS",
+    "UNIT",
     "Floats",
     "Held",
     "Ids",
@@ -34,6 +35,7 @@ __all__ = [
     "delete",
     "open_store",
     "read_columns",
+    "not_unit",
     "refuse_bad_vectors",
     "write_columns",
 ]

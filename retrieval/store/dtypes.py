@@ -16,6 +16,7 @@ STORED_AS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "int8": 3.4e38}
 NAMED = 3  # how many ids an error names
 LONGEST = 1e18  # of vectors
+UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
 
 
 class Encoded(NamedTuple):
@@ -57,6 +58,13 @@ def decode(stored: Encoded, dtype: str) -> Floats:
     values = stored.data.astype(np.float32)
     values *= stored.scales[:, None]
     return values
+
+
+def not_unit(vectors: Floats) -> tuple[int, float] | None:
+    """The first of vectors (n, d) whose length is not 1, and its length; None where there is none."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    off = np.abs(lengths - 1) > UNIT
+    return (int(off.argmax()), float(lengths[off.argmax()])) if off.any() else None
 
 
 def refuse_bad_vectors(

@@ -1,6 +1,5 @@
 """What a request asks for: queries of one kind, how many results, and among which items."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from retrieval.neighbors import Floats
 
 MOST_QUERIES = 1_000
 MOST_RESULTS = 10_000
+LARGEST = 1e300  # of a number, whole ones too
 KINDS = ("texts", "vectors", "ids")
 LIMITS = ("k", "radius", "labels", "among")
 
@@ -132,6 +132,6 @@ def _count(k: Any) -> int | None:
 def _number(name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LARGEST:
         raise UserError(f"{name} {_shown(value)}: give a finite number")
     return float(value)

@@ -17,19 +17,18 @@ from retrieval.errors import Gone, UserError
 from retrieval.images import decode, picture_at
 from retrieval.index.ask import answer, encoded, encoder_of, plain
 from retrieval.index.bundle import Index, open_index, require_same_encoder
-from retrieval.index.filters import Mask, row_numbers, rows_of_ids, rows_of_labels
+from retrieval.index.filters import allowed, row_numbers
 from retrieval.index.search import hits
 from retrieval.neighbors import Floats
-from retrieval.store import refuse_bad_vectors
+from retrieval.store import not_unit, refuse_bad_vectors
 from retrieval.store.ids import typed_ids
 
 from .question import Question
 from .together import Together
 
 LABELS_TOLD = 1_000
-BLOCK = 32  # texts of one question that are encoded at a time
+BLOCK = 32  # texts of one question that are encoded at a time: others get in between
 SIDE = 256  # pixels of a picture on the page
-UNIT = 1e-3  # how far from 1 the length of a vector may be that is asked by cosine
 
 
 class Served:
@@ -121,7 +120,8 @@ class Served:
 
     def _answered(self, index: Index, question: Question) -> dict[str, Any]:
         began = time.perf_counter()
-        where = _where(index, question)
+        among = None if question.among is None else list(question.among)
+        where = allowed(index, question.labels, among)
         names, vectors = self._queries(index, question)
         with self._searching:
             found = answer(index, vectors, question.k, radius=question.radius, where=where)
@@ -141,10 +141,9 @@ class Served:
         if self.encoder is None:
             raise UserError("the encoder of this index is not known; ask by vectors or ids")
         if question.picture is None:
-            blocks = [
-                question.texts[at : at + BLOCK] for at in range(0, len(question.texts), BLOCK)
-            ]  # others get in between
-            return list(question.texts), np.concatenate([self._texts(block) for block in blocks])
+            texts = list(question.texts)
+            blocks = [texts[at : at + BLOCK] for at in range(0, len(texts), BLOCK)]
+            return texts, np.concatenate([self._texts(block) for block in blocks])
         picture, name = _decoded(question.picture), "the picture"
         return [name], self._texts.alone(lambda: self._encode([picture], [name]))
 
@@ -159,12 +158,8 @@ class Served:
                 f"vectors: are of {vectors.shape[1]} numbers, those of the index of {index.rows.dim}; ask with its encoder's"
             )
         refuse_bad_vectors(vectors, names)
-        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-        if index.metric == "cosine" and (np.abs(lengths - 1) > UNIT).any():
-            worst = int(np.abs(lengths - 1).argmax())
-            raise UserError(
-                f"vectors: {worst} has length {lengths[worst]:.4g}, which cosine needs to be 1; divide by it"
-            )
+        if index.metric == "cosine" and (other := not_unit(vectors)) is not None:
+            raise UserError(f"vectors: {other[0]} has length {other[1]:.4g}, which cosine needs to be 1; divide by it")
         return names, vectors
 
     def picture(self, name: str) -> bytes | None:
@@ -181,14 +176,6 @@ class Served:
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
-
-
-def _where(index: Index, question: Question) -> Mask | None:
-    where = rows_of_labels(index, question.labels) if question.labels else None
-    if question.among is None:
-        return where
-    ids = rows_of_ids(index, typed_ids(index.rows, list(question.among)))
-    return ids if where is None else where & ids
 
 
 def _decoded(content: bytes) -> Any:

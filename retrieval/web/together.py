@@ -51,5 +51,6 @@ class Together:
         except Exception as error:
             if len(batch) == 1:
                 batch[0].failure = error  # its own thread's to raise
-            for each in batch if len(batch) > 1 else ():  # whose text it was is found one by one
+                return
+            for each in batch:  # whose text it was is found one by one
                 self._run([each])

@@ -107,4 +107,4 @@ async function start() {
   await asked();
 }
 
-const ready = start().catch((error) => { status.className = "bad"; status.textContent = error.message; });
+start().catch((error) => { status.className = "bad"; status.textContent = error.message; });
