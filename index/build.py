@@ -23,6 +23,7 @@ from retrieval.artifact import (
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Store
+from retrieval.store.merge import link_rows
 
 from .backend import faiss, faiss_metric
 from .bundle import (
@@ -39,7 +40,6 @@ from .bundle import (
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
 from .kinds import layers, lists_of, refuse_unsteerable
 from .plan import Candidate, Goal, candidates
-from .rows import link_rows
 from .tune import tune, worth
 
 BLOCK_ROWS = 65_536
@@ -93,7 +93,7 @@ def build(
             empty(folder)
             write_sealed(folder / STATE, {"plan": plan})
         try:
-            rows = link_rows([store], folder)
+            rows = link_rows([store], folder, KIND)
             grown = []
             for number, one in enumerate(chosen):
                 file = f"candidate-{number}.faiss"

@@ -13,7 +13,7 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Ids, Kind, Store, StoreRows, append, delete
 from retrieval.store.compact import repack
-from retrieval.store.ids import first_repeated
+from retrieval.store.merge import in_order, link_rows, refuse_unlike
 from retrieval.store.writer import changing
 
 from .backend import faiss
@@ -21,7 +21,6 @@ from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import abilities, built_at_once, lists_of
 from .plan import Goal
-from .rows import link_rows
 from .tune import tune
 
 FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given to FAISS
@@ -104,14 +103,13 @@ def merge(
     """One index of the rows of several, built as the first is. Inverted files that were trained alike (`build` with
     `trained_by`) are merged list by list; for other types the rows of the later ones are added to the first.
 
-    Raises UserError where their rows differ in kind, or an id stands in two of them.
+    Indexes of the parts of one corpus are put in order, and all must be there. Raises UserError where their rows differ in kind, or
+    an id stands in two of them.
     """
-    _refuse_unlike(indexes)
-    repeated = first_repeated([index.rows.ids(number) for index in indexes for number in range(len(index.rows.shards))])
-    if repeated is not None:
-        raise UserError(f"id {repeated!r} stands in more than one of the indexes; remove it from all but one")
+    indexes = in_order(indexes)
+    refuse_unlike(indexes)
     with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
-        rows = link_rows([index.rows for index in indexes], folder)
+        rows = link_rows([index.rows for index in indexes], folder, KIND)
         seal(folder, KIND, rows)  # as a store, for types that take all rows anew
         with Store(folder, kind=KIND, trusted=True) as linked:
             grown = _joined(indexes, linked, progress)
@@ -174,15 +172,3 @@ def _attempt(folder: Path, step: Callable[[], Any]) -> None:
         step()
     except RuntimeError as error:
         raise UserError(f"{folder}: FAISS cannot add to it ({faiss_message(error)}); build it again") from None
-
-
-def _refuse_unlike(indexes: list[Index]) -> None:
-    first = indexes[0]
-    for other in indexes[1:]:
-        for name in ("dim", "dtype", "metric", "normalized", "modality", "ids", "columns"):
-            found, wanted = other.manifest[name], first.manifest[name]
-            if found != wanted:
-                raise UserError(f"{other.folder}: {name} is {found}, of {first.folder} {wanted}; they cannot be merged")
-        marks = [(index.manifest["encoder"] or {}).get("fingerprint") for index in (first, other)]
-        if marks[0] != marks[1]:
-            raise UserError(f"{other.folder}: is by another encoder than {first.folder}; embed one of them again")

@@ -11,13 +11,13 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats, Ints
 from retrieval.store import UNIT, Held, Ids, Kind, Rows, create
 from retrieval.store.ids import first_repeated
+from retrieval.store.merge import link_rows
 
 from .backend import faiss
 from .build import settle
 from .bundle import DECODED, FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import abilities, layers, lists_of, refuse_unsteerable
 from .plan import Goal
-from .rows import link_rows
 
 ROUGHLY = 0.5  # how far from 1 the length of a vector may be that was coded: few bits make it shorter, or longer
 
@@ -75,7 +75,7 @@ def import_faiss(
     kind = Kind(vectors.shape[1], metric=metric, normalized=metric == "cosine", encoder=encoder)
     with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
         made = create(folder / "rows", Held(Rows(vectors, named, labels)), kind)
-        rows = link_rows([made], folder)
+        rows = link_rows([made], folder, KIND)
         made.close()
         shutil.rmtree(folder / "rows")
         stated = write_faiss(index, folder / FIRST_FILE)

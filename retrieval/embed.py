@@ -102,6 +102,7 @@ def embed(
     replace: bool = False,
     overwrite: bool = False,
     devices: list[str] | None = None,
+    part: tuple[int, int] | None = None,
     resumed: Callable[[int], None] = lambda rows: None,
     progress: Progress = lambda rows: None,
 ) -> Store:
@@ -112,7 +113,8 @@ def embed(
     `resumed` is told how many rows of an interrupted call are kept, `progress` the rows done since it was last called.
     role: what texts are, "document" or "query", for encoders with prompts for those.
     dtype: as stored. compute: the type the encoder runs in; backend: "torch" or "openvino"; what they cost against torch in
-    float32 is measured, and kept in the manifest. devices: more than one are used by a process each.
+    float32 is measured, and kept in the manifest. devices: more than one are used by a process each. part: (i, n), only the i-th
+    of n parts of the data, for as many machines (`store.merge`).
 
     A call that was killed is taken up where it stopped, if encoder and data are the same: its whole shards are kept. Batches
     never cross shards, so the result is bit for bit that of an unbroken call.
@@ -151,7 +153,7 @@ def embed(
 
     if add or replace:
         return append(output, source, kind, settings=batch_size, notes=notes, replace=replace, run=run)
-    return create(output, source, kind, settings=batch_size, notes=notes, overwrite=overwrite, run=run)
+    return create(output, source, kind, settings=batch_size, notes=notes, overwrite=overwrite, run=run, part=part)
 
 
 def _drawn(encoder: Encoder, data: Data | Store) -> dict[str, Any]:

@@ -6,7 +6,18 @@ import click
 
 from retrieval import __version__
 
-from . import compare, eval_pairs, index_changes, index_files, recall, relevance, train_image, train_pairs, train_text  # noqa: F401 - their commands join groups
+from . import (  # noqa: F401 - their commands join groups
+    compare,
+    eval_pairs,
+    index_changes,
+    index_files,
+    recall,
+    relevance,
+    store_files,
+    train_image,
+    train_pairs,
+    train_text,
+)
 from .commands import Commands
 from .demo import demo
 from .doctor import doctor

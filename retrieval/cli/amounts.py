@@ -46,6 +46,18 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         return tuple(sorted(numbers)) if self.kind is int else numbers
 
 
+class Part(click.ParamType[tuple[int, int]]):
+    """One of several parts: "3/8"."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        number, _, of = str(value).partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            self.fail(f"{value!r} is not understood; 3/8 is the third of eight parts.", param, ctx)
+        return int(number), int(of)
+
+
 class Amount(click.ParamType[float]):
     """A number with a unit, such as 2GB or 5ms; in bytes or seconds."""
 

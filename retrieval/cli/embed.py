@@ -9,6 +9,7 @@ import click
 from retrieval.errors import UserError
 
 from . import columns
+from .amounts import Part
 from .columns import asked_columns
 from .commands import Command, refuse_unused, together
 from .options import (
@@ -71,6 +72,12 @@ OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip
         help="Rows a shard: an interrupted run goes on from its last whole one.  [default: 4,096]",
     ),
     click.option(
+        "--part",
+        type=Part(),
+        metavar="I/N",
+        help="Only the I-th of N parts of the data, for as many machines; `store merge` joins them.",
+    ),
+    click.option(
         "--as",
         "role",
         type=click.Choice(["document", "query"]),
@@ -101,6 +108,7 @@ def embed(
     backend: str,
     batch_size: int,
     shard_rows: int | None,
+    part: tuple[int, int] | None,
     role: str,
     split: str,
     add: bool,
@@ -125,8 +133,13 @@ def embed(
     quiet_libraries()
     from retrieval.artifact import refuse_to_clobber, stated_kind
     from retrieval.store import KIND, SHARD_ROWS, open_store
+    from retrieval.store.writer import rows_of_part
 
     refuse_two_ways(add, replace, overwrite)
+    if part and (add or replace):
+        raise UserError(
+            "--part: makes a store of its own; leave out --append and --replace, and `store merge` the parts"
+        )
     if add or replace:
         refuse_unused("the store to be changed has its shards' size already", "--shard-rows")
         require_store(output)
@@ -136,6 +149,7 @@ def embed(
         refuse_to_clobber(output, KIND, overwrite)
     shard_rows = shard_rows or SHARD_ROWS
     data = _read(path, asked_columns(named), split, skip_bad, shard_rows)
+    rows = rows_of_part(len(data), shard_rows, part)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.cpus import usable_cpus
     from retrieval.embed import embed as embed_data
@@ -146,7 +160,7 @@ def embed(
     _use_cpus(usable_cpus())
     encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")
     resumed, ran = _told(output)
-    with progress("embed", len(data)) as advance:
+    with progress("embed", len(rows)) as advance:
         try:
             store = embed_data(
                 encoder,
@@ -162,6 +176,7 @@ def embed(
                 replace=replace,
                 overwrite=overwrite,
                 devices=devices,
+                part=part,
                 resumed=resumed,
                 progress=advance,
             )

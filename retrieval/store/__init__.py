@@ -11,6 +11,7 @@ the next manifest; readers keep the generation that they opened.
 from .compact import compact
 from .dtypes import STORED_AS, UNIT, Floats, not_unit, refuse_bad_vectors
 from .kind import SHARD_ROWS, Kind, Source
+from .merge import merge
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
 from .writer import Held, Job, StoreRows, append, create, delete
@@ -33,6 +34,7 @@ __all__ = [
     "compact",
     "create",
     "delete",
+    "merge",
     "open_store",
     "read_columns",
     "not_unit",

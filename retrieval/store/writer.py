@@ -88,11 +88,13 @@ class Job:
     kind: Kind
     shards: Shards
     first_id: int
+    asked: range  # rows
 
     @property
     def todo(self) -> list[int]:
-        count = shards_of(self.source.count, self.kind.shard_rows)
-        return [number for number in range(count) if number not in self.shards.done]
+        size = self.kind.shard_rows
+        asked = range(self.asked.start // size, shards_of(self.asked.stop, size))
+        return [number for number in asked if number not in self.shards.done]
 
     def span(self, number: int) -> tuple[int, int]:
         """Which of the source's rows are in a shard: start, stop."""
@@ -140,6 +142,19 @@ def shards_of(rows: int, shard_rows: int) -> int:
     return -(-rows // shard_rows)
 
 
+def rows_of_part(rows: int, shard_rows: int, part: tuple[int, int] | None) -> range:
+    """Which of the rows part (i, n) has: the i-th, from 1, of n, in whole shards and as equal as may be; without a part all.
+    Raises UserError where there are more parts than shards."""
+    shards, (number, of) = shards_of(rows, shard_rows), part or (1, 1)
+    if of > max(1, shards):
+        raise UserError(
+            f"--part {number}/{of}: {rows:,} rows in shards of {shard_rows:,} are {shards:,}; ask for at most as many parts, or "
+            f"smaller shards with --shard-rows"
+        )
+    first, last = (shards * count // of * shard_rows for count in (number - 1, number))
+    return range(first, min(last, rows))
+
+
 def _ids_of(source: Source, kind: Kind) -> IdBlocks | None:
     """The ids of a source, None if it has none."""
     first = source.ids(0, min(kind.shard_rows, source.count))
@@ -159,13 +174,18 @@ def create(
     notes: Manifest | None = None,
     overwrite: bool = False,
     run: Runner = write_in_turn,
+    part: tuple[int, int] | None = None,
 ) -> Store:
     """Write a new store. `settings`: whatever else decides its bytes; `notes`: further manifest fields, lists all.
 
     It stands under `output` only when it is whole. A killed call is taken up by the same call, which leaves what it made.
+    part: (i, n), only the i-th of n parts of the rows, for as many machines; `merge` makes one store of all.
     """
     output = Path(output)
-    plan = plan_of("create", source, kind, settings)
+    asked = rows_of_part(source.count, kind.shard_rows, part)
+    whole = plan = plan_of("create", source, kind, settings)
+    if part is not None:
+        plan = sha256_json([whole, part])
     if _made_by(output, plan):
         if (output / JOURNAL).exists():  # of a call that was killed at the last, or of a change that goes on now
             with suppress(UserError), changing(output):
@@ -176,7 +196,9 @@ def create(
         shards = Shards(folder, plan, 0)
         _remove_all_but(folder, {JOURNAL, *(shards.name(number) for number in shards.done)})
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
-        run(Job(source, kind, shards, 0))
+        if part is not None:
+            manifest["part"] = {"number": part[0], "of": part[1], "whole": whole}
+        run(Job(source, kind, shards, 0, asked))
         _enter_all(manifest, shards)
     # Not before the store stands: until then the same call may have to go on.
     (output / JOURNAL).unlink(missing_ok=True)
@@ -216,7 +238,7 @@ def append(
             if ids is None:
                 refuse_without_numbers(folder, first_id, source.count)
             shards = Shards(folder, sha256_json([plan, first_id]), manifest["next_part"])
-            run(Job(source, kind, shards, first_id))
+            run(Job(source, kind, shards, first_id, range(source.count)))
             _bury(folder, manifest, list(known.values()))
             _enter_all(manifest, shards)
             for name, value in (notes or {}).items():
@@ -312,7 +334,9 @@ def _enter_all(manifest: Manifest, shards: Shards) -> None:
         enter(manifest, shards, number)
         manifest["count"] += shards.done[number]["rows"]
         manifest["next_id"] = max(manifest["next_id"], shards.done[number]["last_id"] + 1)
-    manifest["next_part"] += max(1, len(shards.done))  # so that the journal of every change is recognised as past
+    manifest["next_part"] += 1 + max(
+        shards.done, default=0
+    )  # so that the journal of every change is recognised as past
 
 
 def enter(manifest: Manifest, shards: Shards, number: int) -> None:
