@@ -23,9 +23,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    """The contents of README's fenced blocks of one language ("" for plain ones)."""
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def blocks(language, page=README):
+    """The contents of a page's fenced blocks of one language ("" for plain ones)."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     return [content for found, content in fences if found == language]
 
 
@@ -150,13 +150,25 @@ def answers(words):
 
 def test_the_code_in_the_documentation_runs(tmp_path):
     pages = "".join((ROOT / "docs" / name).read_text("utf-8") for name in ("stores.md", "index.md", "evaluation.md"))
-    found = re.findall(r"^```python\n(.*?)^```$", pages, re.DOTALL | re.MULTILINE)
     vectors = np.random.default_rng(0).normal(size=(3000, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     create(tmp_path / "store", Held(Rows(vectors, np.arange(3000), ["cat", "dog"] * 1500)), Kind(4))
-    for code in [*blocks("python"), *found]:
+    for code in blocks("python") + blocks("python", pages):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_the_recipe_for_qdrant_runs(tmp_path):
+    pytest.importorskip("qdrant_client", reason="qdrant-client: a recipe, no dependency")
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    code = next(code for code in blocks("python", page) if "qdrant" in code)
+    vectors = np.eye(4, dtype=np.float32)
+    create(tmp_path / "store", Held(Rows(vectors, ["a", "b", "c", "d"], payload={"text": [*"wxyz"]})), Kind(4))
+    code += (
+        "\nhit, = client.query_points('items', query=[0, 0, 1, 0], limit=1).points; print(hit.payload); client.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "{'id': 'c', 'label': None, 'text': 'y'}", done.stderr
 
 
 def test_the_demo_and_its_report(run_cli, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .commands import Group
 from .options import checks, common, existing, named_ids, read_ids, verify_artifact, writes
-from .output import emit, plural, say
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.store import Store
@@ -154,7 +154,9 @@ def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool,
 
     if len(folders) < 2:
         raise UserError("STORE: give two or more to merge")
-    made = merge_stores([open_store(folder, check=check) for folder in folders], output, overwrite=overwrite)
+    opened = [open_store(folder, check=check) for folder in folders]
+    with progress("merge", sum(store.count for store in opened)) as advance:
+        made = merge_stores(opened, output, overwrite=overwrite, progress=advance)
     result = {"output": str(output), "count": made.count, "dim": made.dim, "shards": len(made.shards)}
     emit(result, as_json, [f"{output}: of {len(folders)} stores, {made.count:,} × {made.dim} in all"])
 

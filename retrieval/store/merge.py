@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -31,19 +31,23 @@ class Holds(Protocol):
 
 
 T = TypeVar("T", bound=Holds)
+Progress = Callable[[int], None]
 
 
-def merge(stores: Sequence[Store], output: Path | str, *, overwrite: bool = False) -> Store:
+def merge(
+    stores: Sequence[Store], output: Path | str, *, overwrite: bool = False, progress: Progress = lambda rows: None
+) -> Store:
     """A new store of the rows of several, in the order given; parts of one corpus in theirs.
 
     Shards are hard links where the file system has them, so that nothing is encoded or, without deleted rows, written again.
-    The parts of a corpus give, shard by shard and byte by byte, the store that one call makes of it.
+    The parts of a corpus give, shard by shard and byte by byte, the store that one call makes of it. `progress` is told the rows of
+    each shard.
     Raises UserError where parts are missing, rows differ in kind, or an id stands in two stores.
     """
     stores = in_order(stores)
     refuse_unlike(stores)
     with creating(Path(output), KIND, overwrite=overwrite) as (folder, manifest):
-        manifest |= link_rows(stores, folder, KIND)
+        manifest |= link_rows(stores, folder, KIND, progress)
     return Store(Path(output), trusted=True)
 
 
@@ -82,7 +86,7 @@ def refuse_unlike(given: Sequence[Holds]) -> None:
             raise UserError(f"{other.folder}: is by another encoder than {first.folder}; embed one of them again")
 
 
-def link_rows(stores: Sequence[Store], folder: Path, kind: str) -> Manifest:
+def link_rows(stores: Sequence[Store], folder: Path, kind: str, progress: Progress = lambda rows: None) -> Manifest:
     """Give a new artifact of this kind the rows of stores: hard links to their shards where the file system has them, copies where not.
 
     Returns the manifest fields of one store without deleted rows; shards that had some are written anew. Raises UserError where an id
@@ -99,6 +103,7 @@ def link_rows(stores: Sequence[Store], folder: Path, kind: str) -> Manifest:
     for store in stores:
         for shard in store.shards:
             _link_shard(store, dict(shard), folder, fields)
+            progress(shard["live"])
     if any("deleted" in shard for shard in fields["shards"]):
         seal(folder, kind, fields)
         with Store(folder, kind=kind, trusted=True) as linked:
