@@ -7,6 +7,7 @@ from retrieval.intervals import Doubles
 from retrieval.neighbors import Floats
 
 KS = (1, 5, 10)
+WAYS = {"i2t": "picture → caption", "t2i": "caption → picture", "i2i": "first → second", "i2i_back": "second → first"}
 BLOCK = 1 << 24  # scores at a time
 Rows = NDArray[np.int64]
 
@@ -43,3 +44,17 @@ def right_over_wrong(pictures: Floats, right: Floats, wrong: Floats, pair: Rows)
     won = (margin > 0) + 0.5 * (margin == 0)
     with np.errstate(invalid="ignore"):
         return np.bincount(pair, won, len(pictures)) / np.bincount(pair, minlength=len(pictures))
+
+
+def meaning(metric: str) -> str:
+    """What a metric of pairs says, for people; "" for any other."""
+    if metric == "captions":
+        return "the right caption is nearer its picture than a wrong one; a guess has .5"
+    way, _, what = metric.rpartition("_")
+    if way not in WAYS:
+        return ""
+    if what == "mrr":
+        return f"{WAYS[way]}: the mean of one over the rank of the first right one"
+    return f"{WAYS[way]}: " + (
+        "the nearest is right" if what == "r@1" else f"a right one is among the {what[2:]} nearest"
+    )

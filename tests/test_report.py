@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ def test_items_without_labels_have_a_page(sides):
     assert (
         "There are no labels to judge by" in page and "sides" not in section.values and "with the nearest item" in page
     )
+
+
+def test_texts_without_labels_are_told_by_themselves(sides):
+    """Beside its text, an id is most often the number of a row."""
+    bare = Items("bare", sides[0].vectors, None, sides[0].ids)
+    pages = [
+        render("t", "", [items_section("t", "", [side], way="pca")], "")
+        for side in (bare, replace(bare, texts=["a"] * 120))
+    ]
+    assert ["<b><bdi>item " in page for page in pages] == [True, False]
 
 
 def test_one_class_is_shown_and_not_judged(sides):

@@ -19,6 +19,9 @@ from retrieval.encode import Encoding, tokenises_apart
 from retrieval.encoder import Encoder, fingerprint, load_encoder
 from retrieval.errors import UserError
 from retrieval.eval.pairs import pair_ranks, right_over_wrong
+from retrieval.eval.report.artifacts import pairs_section
+from retrieval.eval.report.page import render
+from retrieval.eval.values import read_per_query
 from retrieval.images import Images, Pairs, read_pairs
 from retrieval.pixels import pixels_of
 from retrieval.samples import digits
@@ -331,14 +334,27 @@ def test_the_command_joins_trains_and_is_judged(tiny, table, run_cli, tmp_path):
     assert set(found["metrics"]) == {f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r@1", "r@5", "r@10", "mrr")} | {"captions"}  # fmt: skip
     assert found["resampled"] == "pictures" and found["counts"]["pairs"] == 42
     assert found["counts"]["different_documents"] == 40
+    assert found["counts"]["different_queries"] == len(set(captions_of(table)))
     assert "picture → caption, r@1" in run_cli(*words).stdout
     compared = json.loads(
         run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--json").stdout
     )
     assert all(each["difference"] == 0 for each in compared["comparisons"])
-    run_cli("report", tmp_path / "run", tmp_path / "judged", "--output", tmp_path / "page.html")
+    run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--output", tmp_path / "both")
+    sources = [tmp_path / name for name in ("run", "judged", "both")]
+    run_cli("report", *sources, "--output", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "t2i_mrr" in page and "i2t_r@10" in page and "captions" in page
+    assert page.count("caption → picture: the nearest is right") == 3  # in each of the sections
+    assert "different pictures 40, different captions" in page and "querys" not in page
+    worst = page[page.index("The pairs that did least well") :]
+    assert any(caption in worst for caption in captions_of(table)) and "data:image/png" in worst
+    older = pairs_section("older", found, read_per_query(tmp_path / "judged" / "queries.csv"), {})  # without pairs.csv
+    assert "different pictures 40" in render("", "", [older], "")
+
+
+def captions_of(table):
+    return [line["caption"] for line in csv.DictReader(table.read_text("utf-8").splitlines())]
 
 
 def test_clip_is_trained_as_it_is(clip, table, run_cli, tmp_path):
@@ -357,6 +373,7 @@ def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
     words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", path, "--device", "cpu"]
     found = json.loads(run_cli(*words, "--json").stdout)
     assert {name.rpartition("_")[0] for name in found["metrics"]} == {"i2i", "i2i_back"}
+    assert found["counts"] == {"pairs": 20, "different_documents": 20, "different_queries": 20}
 
 
 def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):

@@ -1,14 +1,21 @@
 """What other commands wrote, as sections: evaluations of three kinds, comparisons, runs of training, sweeps."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from retrieval.data import shortened
+from retrieval.errors import UserError
+from retrieval.images import decode, picture_at
+
+from ..pairs import meaning
 from ..values import PerQuery
 from .figures import Figure, forest, hardness, lines, recall_speed, spectrum
 from .items import DESCRIBED, GEOMETRY
 from .page import Section
+from .pictures import thumbnail
 
 WORST = 20
 TOLD = ("ndcg@10", "t2i_mrr", "i2i_mrr")  # the metric by which queries are told apart, the first that is there
@@ -28,7 +35,7 @@ def clusters_section(title: str, evaluation: Plain) -> Section:
 
 
 def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Section:
-    """Of `eval relevance --output` or `eval pairs --output`: figures with intervals, and the queries that did least well."""
+    """Of `eval relevance --output`: figures with intervals, and the queries that did least well."""
     metric = next((name for name in TOLD if name in queries.values), next(iter(queries.values)))
     scores = queries.values[metric]
     worst = [(queries.ids[at], float(scores[at])) for at in np.argsort(scores, kind="stable")[:WORST].tolist()]
@@ -40,7 +47,34 @@ def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Secti
         axes.set(xlabel=metric, ylabel="share of queries", xlim=(0, 1))
 
     figure = Figure("queries", f"How {metric} is spread over queries, mean {scores.mean():.2f}", draw)
-    return Section("relevance", title, dict(evaluation), {"queries": figure}, {"metric": metric, "worst": worst})
+    shown = {"metric": metric, "worst": worst, "pairs": {}, "described": {}, "counts": evaluation.get("counts", {})}
+    return Section("relevance", title, dict(evaluation), {"queries": figure}, shown)
+
+
+def pairs_section(title: str, evaluation: Plain, queries: PerQuery, told: Mapping[str, Sequence[str]]) -> Section:
+    """Of `eval pairs --output`: the same, and what its metrics mean. told: anchor and positive of each query, if they are known."""
+    section = relevance_section(title, evaluation, queries)
+    one, other = ("pictures", "captions") if "t2i_mrr" in queries.values else ("first pictures", "second pictures")
+    names = {"different_documents": f"different {one}", "different_queries": f"different {other}"}
+    return replace(
+        section,
+        shown=section.shown
+        | {
+            "pairs": {query: [_shown(item) for item in told.get(query, ())] for query, _ in section.shown["worst"]},
+            "described": {name: meaning(name) for name in evaluation["metrics"]},
+            "counts": {names.get(name, name): count for name, count in evaluation["counts"].items()},
+        },
+    )
+
+
+def _shown(item: str) -> dict[str, str]:
+    """In words, and as a picture if it is one that is where it was."""
+    found = picture_at(item)
+    try:
+        picture = thumbnail(decode(found)) if found is not None else ""
+    except UserError:  # a caption that is also the name of a file
+        picture = ""
+    return {"words": shortened(item, 140), "picture": picture}
 
 
 def recall_section(title: str, evaluation: Plain) -> Section:
@@ -54,7 +88,8 @@ def comparison_section(title: str, comparison: Plain) -> Section:
         (f"{each['second']}, {each['metric']}", each["difference"], tuple(each["interval"]))
         for each in comparison["comparisons"]
     ]
-    return Section("comparison", title, dict(comparison), {"differences": forest("differences", rows)})
+    figures = {"differences": forest("differences", rows)}
+    return Section("comparison", title, dict(comparison), figures, {"meaning": meaning})
 
 
 def run_section(title: str, config: Plain, metrics: Plain | None, curve: Sequence[Mapping[str, float]]) -> Section:
@@ -68,7 +103,8 @@ def run_section(title: str, config: Plain, metrics: Plain | None, curve: Sequenc
         figures["ess"] = lines("negatives", "Negatives of an anchor: how many there are, and how many count", of, "step", "negatives of an anchor")  # fmt: skip
     plain = {name: value for name, value in config.items() if not isinstance(value, dict | list) and value is not None}
     values = {"config": dict(config), "metrics": metrics, "curve": columns}
-    return Section("run", title, values, figures, {"settings": plain, "described": DESCRIBED})
+    judged = {name: meaning(name) for each in (metrics or {}).values() for name in each["metrics"]}
+    return Section("run", title, values, figures, {"settings": plain, "described": judged | DESCRIBED})
 
 
 def sweep_section(title: str, sweep: Plain) -> Section:

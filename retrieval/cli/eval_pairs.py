@@ -12,8 +12,6 @@ from .options import common, pick_device, quiet_libraries, uses_device
 from .output import emit, progress, say
 from .train_pairs import captions, pair_columns
 
-WAYS = {"i2t": "picture → caption", "t2i": "caption → picture", "i2i": "first → second", "i2i_back": "second → first"}
-
 
 @evaluate.command()
 @click.option("--encoder", required=True, help="A run, an encoder folder, or a hub name.")
@@ -35,6 +33,7 @@ def pairs(as_json: bool, **flags: Any) -> None:
     """
     quiet_libraries()
     from retrieval.encoder import load_encoder
+    from retrieval.eval.pairs import WAYS
     from retrieval.images import read_pairs
     from retrieval.train.pairs import refuse_kinds, with_hard_captions
 
@@ -52,15 +51,18 @@ def pairs(as_json: bool, **flags: Any) -> None:
     found = held.measure(vectors)
     repeated = len(set(found.groups or ())) < len(found.ids)
     intervals = found.intervals_by_group(flags["seed"]) if repeated else found.intervals(flags["seed"])
+    # Captions are asked for pictures; of two pictures, the second asks.
+    sides = ("queries", "documents") if held.parts[0].role == "query" else ("documents", "queries")
+    sizes = {f"different_{side}": len(part.items) for side, part in zip(sides, held.parts[:2], strict=True)}
     result = {
         "metrics": found.means(),
         "intervals": intervals,
-        "counts": {"pairs": len(found.ids), **{f"different_{part.role}s": len(part.items) for part in held.parts[:2]}},
+        "counts": {"pairs": len(found.ids), **sizes},
         "resampled": "pictures" if repeated else "pairs",
         "hard_captions": flags["hard_captions"],
         "encoder": encoder.fingerprint,
     }
-    write_evaluation(flags, "pairs", result, {"": found})
+    write_evaluation(flags, "pairs", result, {"": found}, zip(found.ids, *data.told(), strict=True))
     lines = [f"{'':<30}{'mean':>8}   95 % interval, over {result['resampled']}"]
     for name, value in found.means().items():
         low, high = intervals[name]

@@ -1,5 +1,7 @@
 """What the commands of `retrieval eval` read and write: vectors with labels, and evaluations."""
 
+import csv
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from retrieval.store import Rows
 
 KIND = "evaluation"
+PAIRS = "pairs.csv"
 SHOWN = 60
 FEW = 30
 
@@ -121,9 +124,15 @@ def refuse_evaluation(flags: dict[str, Any]) -> None:
         refuse_to_clobber(flags["output"], KIND, flags["overwrite"])
 
 
-def write_evaluation(flags: dict[str, Any], of: str, result: dict[str, Any], tables: "dict[str, PerQuery]") -> None:
+def write_evaluation(
+    flags: dict[str, Any],
+    of: str,
+    result: dict[str, Any],
+    tables: "dict[str, PerQuery]",
+    pairs: Iterable[tuple[str, str, str]] = (),
+) -> None:
     """If --output asks for it, a folder of the figures, as the manifest, and the values of each query: queries.csv, or one
-    table a name. of: which command evaluated."""
+    table a name. of: which command evaluated; pairs: what its queries were, (query, anchor, positive) each."""
     from retrieval.artifact import creating
 
     if flags["output"] is None:
@@ -132,6 +141,9 @@ def write_evaluation(flags: dict[str, Any], of: str, result: dict[str, Any], tab
         for name, table in tables.items():
             with (folder / f"queries{'-' if name else ''}{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 table.write(file)
+        if rows := list(pairs):
+            with (folder / PAIRS).open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows([("query", "anchor", "positive"), *rows])
         manifest |= {"of": of, "evaluation": result}
 
 

@@ -1,5 +1,6 @@
 """`retrieval report`."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from retrieval.errors import UserError
 from retrieval.metrics import METRICS
 
 from .commands import refuse_unused
-from .evaluated import KIND, named_paths, read_labels, read_vectors
+from .evaluated import KIND, PAIRS, named_paths, read_labels, read_vectors
 from .options import checks, common, existing, refuse_existing
 from .output import emit, progress, say, told_size
 
@@ -156,6 +157,14 @@ def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
     return Images(pictures, None, "")
 
 
+def _told(path: Path) -> dict[str, list[str]]:
+    """What the pairs of an evaluation are, by query; nothing where an older version wrote it."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {query: told for query, *told in csv.reader(file)}
+
+
 def _of_artifact(name: str, path: Path, check: bool) -> "Section":
     """A run, a sweep, or an evaluation by what it is of."""
     from retrieval.artifact import RUN_KIND, read_manifest, stated_kind
@@ -172,8 +181,10 @@ def _of_artifact(name: str, path: Path, check: bool) -> "Section":
         raise UserError(f"{path}: is of kind {kind}; give stores, indexes, vectors, runs, evaluations or sweeps")
     manifest = read_manifest(path, KIND, check=check)
     found, of = manifest["evaluation"], manifest.get("of")
-    if of in ("relevance", "pairs"):
+    if of == "relevance":
         return artifacts.relevance_section(name, found, read_per_query(path / "queries.csv"))
+    if of == "pairs":
+        return artifacts.pairs_section(name, found, read_per_query(path / "queries.csv"), _told(path / PAIRS))
     made = {
         "clusters": artifacts.clusters_section,
         "recall": artifacts.recall_section,

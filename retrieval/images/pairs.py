@@ -49,6 +49,11 @@ class Pairs:
             for name, column in self.columns.items()
         }
 
+    def told(self) -> tuple[list[str], list[str]]:
+        """Anchors and positives in words: texts as they are, of pictures where they lie."""
+        anchors, positives = (list(map(str, _items(self.columns[name]))) for name in ("anchor", "positive"))
+        return anchors, positives
+
     def part(self, start: int, stop: int) -> "Pairs":
         """Rows start:stop."""
         columns = {name: _cut(column, start, stop) for name, column in self.columns.items()}
