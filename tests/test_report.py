@@ -18,6 +18,7 @@ from retrieval.eval.compare import compare
 from retrieval.eval.report.figures import Figure
 from retrieval.eval.report.items import Items, items_section
 from retrieval.eval.report.page import Section, number, render, signed, write_figures
+from retrieval.eval.report.pictures import colour
 from retrieval.images import Images
 from retrieval.samples import digits
 
@@ -163,6 +164,17 @@ def test_figures_are_written(tmp_path, sides):
         and "02-r-x.png" in names
         and "01-both-map-0.svg" in names
     )
+
+
+@pytest.mark.parametrize("classes,named", [(0, 0), (6, 6), (12, 12), (40, 10)])
+def test_a_map_says_which_colour_is_which_class(classes, named):
+    vectors, codes = blobs(400, dim=8, classes=max(classes, 2))
+    labels = [f"_class ${c}" for c in codes] if classes else None
+    section = items_section("x", "", [Items("x", vectors, labels, [str(i) for i in range(400)])], way="pca")
+    drawn = section.figures["map0"].svg()
+    assert drawn.count("_class $") == named and ("and 30 smaller classes" in drawn) == (classes == 40)
+    colours = {name: colour(rank) for rank, name in enumerate(section.shown["map"]["names"][:named])}
+    assert all(f">{name}</text>" in drawn and shade in drawn for name, shade in colours.items())
 
 
 def luminance(colour):

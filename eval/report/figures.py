@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 # Ten colours that differ in hue and lightness, and stand out on white and on black.
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#767f8b")
+NAMED = 12  # classes that a map's legend names, all of them
 INK, LINE, GREY = "#1d232b", "#d9dee4", "#767f8b"
 THEMED = {INK: "var(--ink)", LINE: "var(--line)"}
 STYLE: dict[Any, Any] = {
@@ -239,12 +240,21 @@ def lines(name: str, alt: str, of: Mapping[str, Values], xlabel: str, ylabel: st
     return Figure(name, alt, draw)
 
 
-def scatter(name: str, points: NDArray[np.float64], colours: Sequence[str], alt: str) -> Figure:
-    """A map (n, 2), a colour a point."""
+def scatter(
+    name: str, points: NDArray[np.float64], colours: Sequence[str], alt: str, classes: Mapping[str, str]
+) -> Figure:
+    """A map (n, 2), a colour a point; classes: the colour of each, the largest first. Of many the first ones are named."""
+    named = list(classes)[: len(COLOURS) if len(classes) > NAMED else NAMED]
+    rest = len(classes) - len(named)
 
     def draw(axes: Axes) -> None:
         size = max(0.3, 12 / (1 + len(points) / 500))
         axes.scatter(points[:, 0], points[:, 1], s=size, c=list(colours), linewidths=0, rasterized=True)
         axes.set_axis_off()
+        dots = [axes.scatter([], [], s=20, c=classes[each]) for each in named] + axes.plot([], [], " ") * bool(rest)
+        told = [each if len(each) < 30 else each[:28] + "…" for each in named]
+        told += [f"and {rest:,} smaller classes, whose\ncolours are hard to tell apart"] * bool(rest)
+        if classes:
+            axes.legend(dots, told, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
 
-    return Figure(name, alt, draw, (5.0, 5.0))
+    return Figure(name, alt, draw, (7.0 if classes else 5.0, 5.0))

@@ -121,7 +121,9 @@ def items_section(
     values["map"] = {"way": way, "ids": [first.ids[row] for row in rows.tolist()]}
     values["map"] |= {side.name: np.round(xy, 4).tolist() for side, xy in zip(sides, maps, strict=True)}
     for at, (side, xy, each) in enumerate(zip(sides, maps, points, strict=True)):
-        figures[f"map{at}"] = scatter(f"map-{at}", xy, [colour(rank) for rank in ranks.tolist()], f"Map, {side.name}")
+        colours = {each: colour(rank) for rank, each in enumerate(names)}
+        points_in = [colour(rank) for rank in ranks.tolist()]
+        figures[f"map{at}"] = scatter(f"map-{at}", xy, points_in, f"Map, {side.name}", colours)
         figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(each, first.labels, at, seed)
     values["neighbours"] = _neighbours(sides, points, judged[0] if judged else None, seed)
     shown = {
