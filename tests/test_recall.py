@@ -1,5 +1,9 @@
 """What approximation costs: measures against loops, and the command on real indexes."""
 
+import itertools
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_cli import read_json
@@ -138,3 +142,48 @@ def test_judgments_say_what_it_costs(text_path, run_cli, tmp_path):
         in run_cli("eval", "recall", folder / "index", "--qrels", tmp_path / "qrels", code=2).stderr
     )
     assert "ask for fewer" in run_cli("eval", "recall", folder / "index", "-k", 10**6, code=2).stderr
+
+
+def test_named_settings_are_measured_and_the_tuned_one(unlabelled, run_cli):
+    tuned = search(unlabelled, unit(3), 5).how["settings"]["nprobe"]
+    told = read_json(run_cli("eval", "recall", unlabelled.folder, "-k", 5, "--settings", "60,3", "--json"))
+    assert [point["settings"]["nprobe"] for point in told["points"]] == sorted({3, 60, tuned})
+    assert [point["settings"]["nprobe"] for point in told["points"] if point["tuned"]] == [tuned]
+
+
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        ("1,65", "--settings 65: nprobe of IVF64,Flat is from 1 to 64"),
+        ("0,1", "--settings 0: nprobe of IVF64,Flat is from 1 to 64"),
+        ("1,x", "is not a list of numbers"),
+    ],
+)
+def test_settings_that_the_type_does_not_take_are_refused(unlabelled, run_cli, given, message):
+    done = run_cli("eval", "recall", unlabelled.folder, "--settings", given, code=2)
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_settings_of_exact_search_are_refused(tmp_path, run_cli):
+    build(
+        store_of(tmp_path / "store", Rows(unit(50), [f"id-{i}" for i in range(50)])), tmp_path / "index", factory="Flat"
+    )
+    done = run_cli("eval", "recall", tmp_path / "index", "--settings", 4, code=2)
+    assert "--settings: Flat has no search parameter" in done.stderr.splitlines()[-1]
+
+
+def test_progress_counts_what_settings_take(unlabelled, run_cli, monkeypatch):
+    """The last settings take longest: counted as one each, they made the time that is left far too short."""
+    clock = (second for turn in itertools.count(1) for second in (0, turn))  # the n-th search takes n seconds
+    monkeypatch.setattr("retrieval.cli.recall.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    seen = []
+
+    @contextmanager
+    def progress(what, total):
+        yield lambda steps, note: seen.append((steps, total))
+
+    monkeypatch.setattr("retrieval.cli.recall.progress", progress)
+    told = read_json(run_cli("eval", "recall", unlabelled.folder, "-k", 5, "--settings", "1,8,64", "--json"))
+    count = len(told["points"])
+    assert [steps for steps, _ in seen] == [1 + round(2000 * n / count / (count + 1)) for n in range(1, count + 1)]
+    assert seen[0][1] == sum(steps for steps, _ in seen)

@@ -1,5 +1,6 @@
 """`retrieval eval recall`."""
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import click
 
 from retrieval.errors import UserError
 
+from .amounts import Numbers
 from .evaluate import evaluate, keeps
 from .options import checks, common, existing
 from .output import emit, progress, say
@@ -46,6 +48,11 @@ class _Asked:
 @click.option(
     "--qrels", type=existing("file"), help="Judgments of the queries: what approximation does to nDCG and recall."
 )
+@click.option(
+    "--settings",
+    type=Numbers(whole=True),
+    help="Values of the type's search parameter (nprobe, effort) to measure beside the tuned one, such as 16,32,64.  [default: from 1 on, doubled until recall reaches .999 or grows no more]",
+)
 @click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours of a query.")
 @keeps
 @checks
@@ -69,11 +76,26 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
         raise UserError("--qrels: judges the queries of a store; give --queries too")
     refuse_evaluation(flags)
     opened = open_index(index, check=flags["check"])
+    _refuse_settings(opened, flags["settings"])
     most = opened.rows.count - (flags["queries"] is None)  # a row of its own is not to find itself
     if flags["k"] > most:
         raise UserError(f"-k {flags['k']}: the index has {most:,} items to find; ask for fewer")
     with ExitStack() as stack:
         _judge(index, opened, _asked(opened, flags, stack), flags, as_json)
+
+
+def _refuse_settings(opened: "Index", given: "tuple[int, ...] | None") -> None:
+    """Raise UserError for what the index's search parameter cannot be, or where it has none."""
+    if given is None:
+        return
+    knob, limit = opened.abilities.knob, opened.abilities.limit
+    if opened.exact or knob is None:
+        raise UserError(f"--settings: {opened.about['factory']} has no search parameter to measure by; leave it out")
+    wrong = next((value for value in given if not 1 <= value <= limit), None)
+    if wrong is not None:
+        raise UserError(
+            f"--settings {wrong}: {knob} of {opened.about['factory']} is from 1 to {limit}; give such values"
+        )
 
 
 def _judge(index: Path, opened: "Index", asked: _Asked, flags: dict[str, Any], as_json: bool) -> None:
@@ -85,14 +107,16 @@ def _judge(index: Path, opened: "Index", asked: _Asked, flags: dict[str, Any], a
         say(f"Note: of {len(asked.ids):,} queries, {len(exact.ids):,} are judged and have a relevant document")
     points: list[dict[str, Any]] = []
     tables: dict[str, PerQuery] = {}
-    settings = _settings(opened, asked, flags["k"])
-    with progress("settings", len(settings)) as bar:
-        for some in settings:
+    settings = _settings(opened, asked, flags["k"], flags["settings"])
+    total = sum(seconds for _, seconds in settings)
+    steps = [1 + round(1000 * seconds / total) for _, seconds in settings]  # a setting takes as long as its searches
+    with progress("measure", sum(steps)) as bar:
+        for (some, _), count in zip(settings, steps, strict=True):
             point, table, judged = _point(opened, asked, some, task, exact, flags)
             points.append(point)
             name = "-".join(f"{name}{value}" for name, value in some.items()) or "exact"
             tables |= {name: table} | ({} if judged is None else {f"task-{name}": judged})
-            bar(1)
+            bar(count, note=name)
     result = {
         "index": str(index),
         "factory": opened.about["factory"],
@@ -130,20 +154,30 @@ def _asked(opened: "Index", flags: dict[str, Any], stack: ExitStack) -> _Asked:
     return _Asked(vectors, [str(i) for i in ids], labels, True, rows if unseen is None else None, truth)
 
 
-def _settings(opened: "Index", asked: _Asked, k: int) -> list[dict[str, int]]:
-    """A ladder of the parameter that trades time for recall, through the tuned value; the others as they are tuned."""
+def _settings(
+    opened: "Index", asked: _Asked, k: int, given: "tuple[int, ...] | None"
+) -> list[tuple[dict[str, int], float]]:
+    """The given values of the parameter that trades time for recall, or a ladder of them, and the tuned one; the others as they are
+    tuned. With each the seconds that one search of all queries took."""
     from retrieval.eval.recall import fidelity, found_without, ladder
     from retrieval.index.search import tuned_for
 
     knob, tuned = (None, {}) if opened.exact else (opened.abilities.knob, tuned_for(opened, k))
     if knob is None:
-        return [tuned]
+        return [(tuned, 1.0)]
+    seconds: dict[int, float] = {}
 
     def recall_of(value: int) -> float:
+        started = time.perf_counter()
         found = found_without(_find(opened, tuned | {knob: value}), asked.vectors, k, asked.rows)
+        seconds[value] = time.perf_counter() - started
         return float(fidelity(found, asked.truth, opened.metric)["recall"].mean())
 
-    return [tuned | {knob: value} for value in ladder(opened.abilities.limit, recall_of, [tuned[knob]])]
+    values = sorted({*given, tuned[knob]}) if given else ladder(opened.abilities.limit, recall_of, [tuned[knob]])
+    for value in values:
+        if value not in seconds:
+            recall_of(value)
+    return [(tuned | {knob: value}, seconds[value]) for value in values]
 
 
 def _find(opened: "Index", settings: dict[str, int]) -> "Find":
