@@ -249,6 +249,8 @@ def test_a_report_of_everything(artifacts, run_cli, tmp_path):
         "sweep",
     ]  # store and index: the same items
     assert told["sections"][0]["names"] == [str(folder / "store"), str(folder / "index")]
+    assert len(told["sections"][0]["sides"]) == 1 and told["sections"][0]["differences"] == []  # the same vectors, once
+    assert told["sections"][0]["note"].startswith(f"{folder / 'index'}: Flat, recall@10 1")
     page = (tmp_path / "r.html").read_text("utf-8")
     assert told["bytes"] == len(page.encode()) < 5_000_000
     assert {path.name for path in (tmp_path / "f").iterdir()} == set(told["figures"]) and len(told["figures"]) > 15

@@ -54,7 +54,7 @@ GEOMETRY = {
 @dataclass(frozen=True)
 class Items:
     """What one encoder makes of n items: vectors (n, d), labels or None, ids, and texts or pictures if they are known.
-    metric: how the vectors are compared."""
+    metric: how the vectors are compared; also: other names of these vectors; note: what the page says beside."""
 
     name: str
     vectors: Floats
@@ -63,11 +63,16 @@ class Items:
     metric: str = "cosine"
     texts: Sequence[str] | None = None
     pictures: Images | None = None
+    also: tuple[str, ...] = ()
+    note: str = ""
 
     def same_items(self, other: "Items") -> bool:
         """Whether the two are views of the same items, as far as ids, labels and texts say."""
         texts = self.texts is None or other.texts is None or list(self.texts) == list(other.texts)
         return self.ids == other.ids and self.labels == other.labels and texts
+
+    def same_vectors(self, other: "Items") -> bool:
+        return self.metric == other.metric and np.array_equal(self.vectors, other.vectors)
 
     def told(self, row: int, length: int = 140) -> str:
         return shortened(self.ids[row] if self.texts is None else self.texts[row], length)
@@ -97,7 +102,12 @@ def items_section(
             if len(side.ids) < 2:
                 raise UserError("holds fewer than two items")
     points = [unit(side.vectors) for side in sides]
-    values: dict[str, Any] = {"note": note, "items": len(first.ids), "names": [side.name for side in sides]}
+    values: dict[str, Any] = {
+        "note": " ".join(each for each in (note, *(side.note for side in sides)) if each),
+        "items": len(first.ids),
+        "names": [name for side in sides for name in (side.name, *side.also)],
+        "columns": [", ".join((side.name, *side.also)) for side in sides],
+    }
     figures: dict[str, Figure] = {}
     judged: list[Clusters] = []
     unjudged = ""
@@ -113,7 +123,7 @@ def items_section(
         values["classes"] = _classes(judged[-1], values["sides"][-1])
         values["mixed"] = [_mixed(each, sides[-1]) for each in values["sides"][-1]["confusion"]]
         values["described"], values["geometry_of"] = _present(values["sides"][0]["metrics"])
-        figures |= _of_classes(judged, values["sides"], [side.name for side in sides])
+        figures |= _of_classes(judged, values["sides"], values["columns"])
     chosen = np.random.default_rng(seed).permutation(len(first.ids))[:MAPPED]
     rows = np.sort(chosen)
     maps = [on_a_plane(each[rows], way, seed) for each in points]

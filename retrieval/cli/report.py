@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,13 +109,26 @@ def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: in
         elif name not in shown:
             alike = [each for each in opened.values() if each.name not in shown and each.same_items(opened[name])]
             shown |= {each.name for each in alike}
-            yield _of_items(alike, flags, seed)
+            yield _of_items(_once(alike), flags, seed)
+
+
+def _once(alike: "list[Items]") -> "list[Items]":
+    """Those of the same vectors, such as a store and its index, as one."""
+    kept: list[Items] = []
+    for side in alike:
+        at = next((at for at, each in enumerate(kept) if each.same_vectors(side)), None)
+        if at is None:
+            kept.append(side)
+        else:
+            both = " ".join(note for note in (kept[at].note, side.note) if note)
+            kept[at] = replace(kept[at], also=(*kept[at].also, side.name), note=both)
+    return kept
 
 
 def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Section":
     from retrieval.eval.report.items import items_section
 
-    title = " and ".join(side.name for side in sides)
+    title = " and ".join(name for side in sides for name in (side.name, *side.also))
     with progress("judge", len(sides[0].ids) * len(sides)) as bar:
         return items_section(title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, progress=bar)
 
@@ -131,7 +145,22 @@ def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
     pictures = _pictures(path, rows, flags["images"])
     if metric != "cosine":
         say(f"Note: {path} is compared by {metric}; the map and the histograms are of directions all the same")
-    return Items(name, rows.embeddings, labels, [str(i) for i in rows.ids], metric, rows.payload.get("text"), pictures)
+    ids, texts = [str(i) for i in rows.ids], rows.payload.get("text")
+    return Items(name, rows.embeddings, labels, ids, metric, texts, pictures, note=_recall(name, path))
+
+
+def _recall(name: str, path: Path) -> str:
+    """What an index finds, as it was measured when it was tuned."""
+    from retrieval.artifact import stated_kind
+
+    if not path.is_dir() or stated_kind(path) != "index":
+        return ""
+    from retrieval.index.bundle import open_index
+
+    from .index import findings
+
+    opened = open_index(path)
+    return f"{name}: {opened.about['factory']}, {findings(opened)[0].strip()}."
 
 
 def _pictures(path: Path, rows: "Rows", given: Path | None) -> "Images | None":
