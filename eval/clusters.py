@@ -8,6 +8,7 @@ neighbours of others, and in k-means.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,13 @@ NAMES = ("r@1", "r@10", "r-precision", "map@r", "knn@20", "nmi", "ami", "ari")
 """The headline."""
 
 ClusterMetrics = dict[str, Any]
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a stage of the work, of so many steps; what it gives is told the steps that are done."""
+
+
+def unseen(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A stage that nobody watches."""
+    return nullcontext(lambda steps: None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def evaluate_clusters(
     *,
     ids: Sequence[str] | None = None,
     reference: tuple[Floats, Sequence[str]] | None = None,
-    progress: Callable[[int], None] = lambda count: None,
+    stage: Stage = unseen,
 ) -> Clusters:
     """Judge (n, d) vectors by n labels, each item a query among the others, or among the reference's vectors and labels.
 
@@ -112,9 +120,10 @@ def evaluate_clusters(
     base_points = points if itself else unit(base_vectors) if directed else base_vectors
     base = Base(base_points, "inner_product" if directed else settings.metric, settings.device)
     queries = points if len(rows) == len(points) else points[rows]
-    values, nearest = neighborhood(
-        queries, base, relevance, rows, found[rows], itself=itself, ks=ks, similarities=directed, progress=progress
-    )
+    with stage("judge", len(rows)) as advance:
+        values, nearest = neighborhood(
+            queries, base, relevance, rows, found[rows], itself=itself, ks=ks, similarities=directed, progress=advance
+        )
     counts = {"n": len(base_vectors), "queries": len(rows), "unanswerable": unanswerable, "tied": _tied(nearest)}
     partition: dict[str, list[float]] = {}
     own = None
@@ -125,7 +134,7 @@ def evaluate_clusters(
             of = relevance.query_codes[rows]
             values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
         own = relevance if itself else classes(labels)
-        partition = _partition(points, own, settings)
+        partition = _partition(points, own, settings, stage)
     names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
     return Clusters(
@@ -143,12 +152,17 @@ def evaluate_clusters(
     )
 
 
-def _partition(points: Floats, own: Classes, settings: Settings) -> dict[str, list[float]]:
+def _partition(points: Floats, own: Classes, settings: Settings, stage: Stage) -> dict[str, list[float]]:
     """How runs of k-means agree with the classes, by metric."""
     count = len(own.names)
-    seeds = range(settings.seeds if count > 1 else 0)
-    runs = [agreement(own.codes, kmeans(points, count, settings.seed + run)) for run in seeds]
-    return {name: [run[name] for run in runs] for name in (runs[0] if runs else ())}
+    if count < 2 or not settings.seeds:
+        return {}
+    runs = []
+    with stage("k-means", settings.seeds) as advance:
+        for run in range(settings.seeds):
+            runs.append(agreement(own.codes, kmeans(points, count, settings.seed + run)))
+            advance(1)
+    return {name: [run[name] for run in runs] for name in runs[0]}
 
 
 def cluster_metrics(vectors: Floats, labels: Sequence[str], *, seed: int = 0, device: str = "cpu") -> ClusterMetrics:

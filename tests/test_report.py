@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -69,6 +70,22 @@ def test_the_matrix_of_classes_is_what_a_loop_counts(sides):
                 if side.labels[other] in names:
                     slow[own, names.index(side.labels[other])] += 1
     assert _matrix(found, names) == pytest.approx(slow / totals[:, None])
+
+
+def test_progress_is_of_what_is_judged_and_of_what_comes_after(sides):
+    """It counted items that a sample leaves out, and stood still, as if done, while k-means and the map were computed."""
+    opened, told = [], []
+
+    @contextmanager
+    def stage(what, total):
+        opened.append((what, total))
+        yield lambda steps: told.append((what, steps))
+
+    items_section("both", "", sides, way="pca", sample=50, stage=stage)
+    of_a_side = [("judge", 50), ("k-means", 3)]
+    assert opened == [*of_a_side, *of_a_side, ("map", 2)]
+    done = {what: sum(steps for each, steps in told if each == what) for what in ("judge", "k-means", "map")}
+    assert done == {"judge": 100, "k-means": 6, "map": 2}
 
 
 def test_sides_must_be_of_the_same_items(sides):

@@ -1,6 +1,6 @@
 """Embedded items as a section: do items of a class lie together, and where do they not? Of one encoder, or of several side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,18 @@ from retrieval.errors import UserError
 from retrieval.images import Images
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 
-from ..clusters import NAMES, Clusters, Settings, confusion, evaluate_clusters, refuse_unusable, summary, unit
+from ..clusters import (
+    NAMES,
+    Clusters,
+    Settings,
+    Stage,
+    confusion,
+    evaluate_clusters,
+    refuse_unusable,
+    summary,
+    unit,
+    unseen,
+)
 from ..compare import compare, corrected, paired
 from ..labels import Classes
 from .figures import Figure, heat, histogram, scatter, spectrum
@@ -86,7 +97,7 @@ def items_section(
     way: Way = "tsne",
     sample: int | None = None,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda count: None,
+    stage: Stage = unseen,
 ) -> Section:
     """One side, or several of the same items, such as before and after training.
 
@@ -113,7 +124,7 @@ def items_section(
     unjudged = ""
     if first.labels is not None:
         try:
-            judged = [_judged(side, sample, seed, progress) for side in sides]
+            judged = [_judged(side, sample, seed, stage) for side in sides]
         except UserError as error:  # such as one class only; there is a map all the same
             unjudged = str(error)
     values["unjudged"] = unjudged or "There are no labels to judge by."
@@ -126,7 +137,11 @@ def items_section(
         figures |= _of_classes(judged, values["sides"], values["columns"])
     chosen = np.random.default_rng(seed).permutation(len(first.ids))[:MAPPED]
     rows = np.sort(chosen)
-    maps = [on_a_plane(each[rows], way, seed) for each in points]
+    maps = []
+    with stage("map", len(points)) as advance:
+        for each in points:
+            maps.append(on_a_plane(each[rows], way, seed))
+            advance(1)
     ranks, names = _ranked_classes(first.labels, rows)
     values["map"] = {"way": way, "ids": [first.ids[row] for row in rows.tolist()]}
     values["map"] |= {side.name: np.round(xy, 4).tolist() for side, xy in zip(sides, maps, strict=True)}
@@ -143,13 +158,13 @@ def items_section(
     return Section("items", title, values, figures, shown)
 
 
-def _judged(side: Items, sample: int | None, seed: int, progress: Callable[[int], None]) -> Clusters:
+def _judged(side: Items, sample: int | None, seed: int, stage: Stage) -> Clusters:
     assert side.labels is not None
     if sample is None and len(side.ids) > EVERY:
         sample = SAMPLE
     settings = Settings(metric=side.metric, sample=sample, seed=seed)
     with _named(side):
-        return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids, progress=progress)
+        return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids, stage=stage)
 
 
 @contextmanager

@@ -141,8 +141,7 @@ def _judge(
         device=pick_device(flags["device"]),
     )
     reference = None if other is None or of_other is None else (other.vectors, of_other)
-    with progress("eval", len(side.labels) if flags["sample"] is None else flags["sample"]) as bar:
-        return evaluate_clusters(side.vectors, own, settings, ids=side.ids, reference=reference, progress=bar)
+    return evaluate_clusters(side.vectors, own, settings, ids=side.ids, reference=reference, stage=progress)
 
 
 def _like(name: str, side: "Side", as_json: bool) -> None:

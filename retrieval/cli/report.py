@@ -129,8 +129,7 @@ def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Sectio
     from retrieval.eval.report.items import items_section
 
     title = " and ".join(name for side in sides for name in (side.name, *side.also))
-    with progress("judge", len(sides[0].ids) * len(sides)) as bar:
-        return items_section(title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, progress=bar)
+    return items_section(title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, stage=progress)
 
 
 def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
