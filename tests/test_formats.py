@@ -139,6 +139,29 @@ def test_cosine_wants_unit_vectors_or_makes_them(tmp_path):
     assert np.allclose(store.embeddings(), x / np.linalg.norm(x, axis=1, keepdims=True), atol=1e-7)
 
 
+def test_bad_rows_are_counted_in_the_whole_file_and_named_with_it(tmp_path, run_cli):
+    """In the first shard or not, by row, and by id where they have ids; without a warning of NumPy's before the line."""
+    path, rng = tmp_path / "x.npy", np.random.default_rng(0)
+    (tmp_path / "ids").write_text("".join(f"doc-{i}\n" for i in range(9000)))
+    (tmp_path / "labels").write_text("a\n\nb\n\n")
+    words = ["store", "import", path, "--output", tmp_path / "s", "--metric"]
+    for value, flags, said in (
+        (np.nan, ["euclidean"], "4 of 9,000 rows are not finite (NaN or infinity): row 3, row 4, row 5, …; mend"),
+        (np.inf, ["cosine", "--normalize"], "4 of 9,000 rows are not finite"),
+        (0, ["cosine", "--normalize"], "4 of 9,000 rows are zero"),
+        (0, ["cosine", "--normalize", "--ids", tmp_path / "ids"], "no direction: row 3 (id doc-3), row 4 (id doc-4)"),
+        (3, ["cosine"], "4 of 9,000 rows are not of length 1, which cosine needs: row 3 has length 6, row 4 has"),
+    ):
+        x = rng.normal(size=(9000, 4)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        x[[3, 4, 5, 8999]] = value
+        np.save(path, x)
+        error = run_cli(*words, *flags, code=2).stderr
+        assert f"{path}: " in error and said in error and "Warning" not in error
+    error = run_cli(*words, "euclidean", "--labels", tmp_path / "labels", code=2).stderr
+    assert f"{tmp_path / 'labels'}: line 2 is empty (2 of 4 lines are); give one a line" in error
+
+
 def bad_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
 

@@ -5,21 +5,25 @@ tables.py    .parquet
 hdf5.py      .hdf5 of ann-benchmarks
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.artifact import sha256_file, sha256_json, writing_atomically
 from retrieval.errors import UserError
-from retrieval.store import Ids, Rows, Store, not_unit
+from retrieval.store import SHARD_ROWS, UNIT, Ids, Rows, Store
 
 from .arrays import BINS, RECORDS, open_array, write_array
 
 ARRAYS = (".npy", *RECORDS, *BINS)
 HDF5 = (".hdf5", ".h5")
 ENDINGS = (*ARRAYS, ".parquet", *HDF5)
+NAMED = 3  # how many rows an error names
+Fault = Callable[[NDArray[np.float64]], NDArray[np.bool_]]
 
 
 class Opened(Protocol):
@@ -104,19 +108,46 @@ class Imported:
 
     def rows(self, start: int, stop: int, ids: Ids) -> Rows:
         rows = self.opened.rows(start, stop)
+        lengths = _lengths(rows)
+        for bad, what, remedy in self._faults():
+            if bad(lengths).any():
+                raise self._refusal(bad, what, remedy)
         labels = rows.labels if self.labels is None else self.labels[start:stop]
-        vectors = rows.embeddings
-        if self.normalize:
-            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
-            vectors = (vectors / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
-        elif self.metric == "cosine" and (other := not_unit(vectors)) is not None:
-            bad, length = other
-            if np.isfinite(length) and length > 0:  # else the store says what is wrong with it
-                raise UserError(
-                    f"{self.opened.path}: row {start + bad} has length {length:.4g}, which cosine needs to be 1; "
-                    f"add --normalize, or say --metric inner_product or euclidean"
-                )
+        vectors = (rows.embeddings / lengths[:, None]).astype(np.float32) if self.normalize else rows.embeddings
         return Rows(vectors, ids, labels, rows.payload)
+
+    def _faults(self) -> Iterator[tuple[Fault, str, str]]:
+        """Which lengths (n,) rows must not have, what such rows are, and what to do."""
+        mend = "mend them, or leave them out"
+        yield lambda lengths: ~np.isfinite(lengths), "not finite (NaN or infinity)", mend
+        if self.normalize or self.metric == "cosine":
+            yield lambda lengths: lengths == 0, "zero, so have no direction", mend
+        if self.metric == "cosine" and not self.normalize:
+            remedy = "add --normalize, or say --metric inner_product or euclidean"
+            yield lambda lengths: np.abs(lengths - 1) > UNIT, "not of length 1, which cosine needs", remedy
+
+    def _refusal(self, bad: Fault, what: str, remedy: str) -> UserError:
+        """Says how many rows of the whole file are so: who mends the first alone meets the next otherwise."""
+        found: list[tuple[int, float]] = []
+        for start in range(0, self.count, SHARD_ROWS):
+            lengths = _lengths(self.opened.rows(start, min(start + SHARD_ROWS, self.count)))
+            found += [(start + row, lengths[row]) for row in np.flatnonzero(bad(lengths)).tolist()]
+        ids = self.ids(0, self.count)
+        rows = ", ".join(
+            f"row {row}"
+            + (f" has length {length:.4g}" if np.isfinite(length) and length > 0 else "")
+            + (f" (id {ids[row]})" if ids is not None else "")
+            for row, length in found[:NAMED]
+        )
+        more = ", …" if len(found) > NAMED else ""
+        return UserError(
+            f"{self.opened.path}: {len(found):,} of {self.count:,} rows are {what}: {rows}{more}; {remedy}"
+        )
+
+
+def _lengths(rows: Rows) -> NDArray[np.float64]:
+    lengths: NDArray[np.float64] = np.linalg.norm(rows.embeddings.astype(np.float64), axis=1)
+    return lengths
 
 
 def export(
@@ -165,9 +196,10 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: is not UTF-8; convert the file, for instance with iconv") from None
     # Not by splitlines(): an id may hold what else ends lines.
     lines = text.removesuffix("\n").split("\n") if text else []
-    empty = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
-    if empty is not None:
-        raise UserError(f"{path}: line {empty} is empty; give one a line")
+    empty = [number for number, line in enumerate(lines, 1) if not line.strip()]
+    if empty:
+        more = f" ({len(empty):,} of {len(lines):,} lines are)" if len(empty) > 1 else ""
+        raise UserError(f"{path}: line {empty[0]} is empty{more}; give one a line")
     return lines
 
 
