@@ -100,6 +100,32 @@ def test_search_goes_where_it_is_told(place, run_cli):
     assert "IVF" not in run_cli(*base, "-k", 1, "--explain").stdout
 
 
+def test_names_that_a_run_cannot_hold_are_refused_before_the_search(tmp_path, run_cli, monkeypatch):
+    """A search and a loaded encoder may take minutes. What a filter leaves out need not be written."""
+    from retrieval.index import ask, search
+
+    x, ids = unit(50), [f"id-{i}" for i in range(48)] + ["id 48", "id 49"]
+    store = store_of(tmp_path / "store", Rows(x, ids, ["a"] * 48 + ["b"] * 2))
+    store_of(tmp_path / "queries", Rows(x[:9], [f"q{i}" for i in range(9)]))
+    store_of(tmp_path / "spaced", Rows(x[:1], ["q 0"]))
+    run_cli("index", "build", store.folder, "--output", tmp_path / "i")
+    words, run = ["search", tmp_path / "i", "--output", tmp_path / "a.run"], ["--store", tmp_path / "queries"]
+    run_cli(*words, *run, "--label", "a", "-k", 50)
+    (tmp_path / "a.run").unlink()
+    for module, name in ((ask, "search"), (ask, "load_encoder"), (search, "search")):
+        monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("searched"))
+    (tmp_path / "qrels").write_text("q0 0 id-0 1\n")
+    judged = ["eval", "relevance", "--qrels", tmp_path / "qrels", "--corpus", tmp_path / "i", "--queries"]
+    for asked, said in (
+        ([*words, *run, "-k", 1], "id 'id 48' (and 1 more): TREC runs take no spaces in names; write .jsonl"),
+        ([*words, "--store", tmp_path / "spaced"], "query 'q 0': TREC"),
+        ([*words, "--query", "two words", "--encoder", "none"], "query 'two words': TREC"),
+        ([*judged, tmp_path / "queries", "--run-output", tmp_path / "b.run"], "id 'id 48' (and 1 more): TREC"),
+    ):
+        assert said in run_cli(*asked, code=2).stderr
+    assert not list(tmp_path.glob("*.run"))
+
+
 def test_results_are_written_so_that_others_read_them_right(tmp_path, run_cli):
     """The nearest has the highest score in a run, whatever the metric; what a hit says of itself is not what its row says."""
     x, count = 3 * unit(200), 200

@@ -149,6 +149,7 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
         _refuse_empty(flags["corpus"], index.rows.count)
         asked = read_queries(index.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in index.rows.ids_between(0, index.rows.count)]
+        _refuse_spaces(flags, asked.ids, ids)
         found = search(index, asked.embeddings, min(depth + 1, len(ids)))
         scores, rows = found.scores, found.rows
         metric = index.metric
@@ -157,9 +158,19 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
         _refuse_empty(flags["corpus"], corpus.count)
         asked = read_queries(corpus.manifest, flags["queries"], check=flags["check"])
         ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
+        _refuse_spaces(flags, asked.ids, ids)
         metric = corpus.manifest["metric"]
         scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
     return as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
+
+
+def _refuse_spaces(flags: dict[str, Any], queries: Any, corpus: list[str]) -> None:
+    """Before the search, which may take long."""
+    from retrieval.formats.trec import refuse_spaces
+
+    if flags["run_output"] is not None:
+        refuse_spaces("query", map(str, queries))
+        refuse_spaces("id", corpus)
 
 
 def _refuse_empty(corpus: Path, count: int) -> None:
@@ -175,6 +186,7 @@ def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]"
     from retrieval.formats.trec import read_beir
 
     beir = read_beir(flags["beir"], flags["split"])
+    _refuse_spaces(flags, beir.query_ids, beir.corpus_ids)
     quiet_libraries()
     encoder = load_encoder(flags["encoder"], pick_device(flags["device"]))
     encoded = []

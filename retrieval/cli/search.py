@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from retrieval.index.filters import Mask
     from retrieval.index.search import Found, Hit
 
-ENDINGS = (".run", ".trec", ".jsonl", ".npy")
+RUNS = (".run", ".trec")
+ENDINGS = (*RUNS, ".jsonl", ".npy")
 
 
 @click.command()
@@ -100,6 +101,8 @@ def search(
         gpus(where_to)
     opened = open_index(index, check=check, device=where_to, shards=shards)
     where = _where(opened, labels, among)
+    if output is not None and output.suffix in RUNS:
+        _refuse_spaces(opened, where, [*queries, *map(str, pictures)], store)
     names, vectors = (
         _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
     )
@@ -148,6 +151,20 @@ def _refuse_output(output: Path | None, overwrite: bool, radius: float | None) -
     if output.suffix == ".npy" and radius is not None:
         raise UserError(f"--output {output}: --radius gives a different number for each query; write .jsonl or .run")
     refuse_existing(overwrite, output)
+
+
+def _refuse_spaces(opened: "Index", where: "Mask | None", asked: list[str], store: Path | None) -> None:
+    """Before anything is searched or encoded: names of queries, and of the items that may be found, that a run cannot hold."""
+    from retrieval.formats.trec import refuse_spaces
+    from retrieval.store import open_store
+
+    if store:
+        with open_store(store) as queries:
+            asked = [str(i) for i in queries.ids_between(0, queries.count)]
+    refuse_spaces("query", asked)
+    ids = opened.rows.ids_between(0, opened.rows.count)
+    if isinstance(ids, list):
+        refuse_spaces("id", ids if where is None else (ids[row] for row in where.nonzero()[0]))
 
 
 def _write(output: Path, opened: "Index", names: list[str], found: "Found") -> None:

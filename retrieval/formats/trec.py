@@ -86,13 +86,20 @@ def read_run(path: Path) -> Run:
 
 def run_lines(query: str, documents: Iterable[tuple[str, float]]) -> bytes:
     """The lines of a run for a query's documents, best first. Raises UserError for a name that the format cannot hold."""
-    lines = []
-    for rank, (document, score) in enumerate(documents, 1):
-        for what, name in (("query", query), ("id", document)):
-            if not name or any(character.isspace() for character in name):
-                raise UserError(f"{what} {name!r}: TREC runs take no spaces in names; write .jsonl instead")
-        lines.append(f"{query} Q0 {document} {rank} {score:.9g} retrieval\n")
-    return "".join(lines).encode()
+    ranked = list(documents)
+    refuse_spaces("query", [query] if ranked else [])
+    refuse_spaces("id", [document for document, _ in ranked])
+    return "".join(
+        f"{query} Q0 {document} {rank} {score:.9g} retrieval\n" for rank, (document, score) in enumerate(ranked, 1)
+    ).encode()
+
+
+def refuse_spaces(what: str, names: Iterable[str]) -> None:
+    """Raise UserError for names that a run cannot hold; before a search, which may take long, as well as when it is written."""
+    bad = [name for name in names if name.split() != [name]]
+    if bad:
+        more = f" (and {len(bad) - 1:,} more)" if len(bad) > 1 else ""
+        raise UserError(f"{what} {bad[0]!r}{more}: TREC runs take no spaces in names; write .jsonl instead")
 
 
 def read_beir(folder: Path, split: str = "test") -> Beir:
