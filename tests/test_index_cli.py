@@ -73,6 +73,15 @@ def test_from_a_plan_to_an_export(place, run_cli):
     run_cli("index", "remove", place / "i", "--ids", place / "new-ids.txt", code=2)
 
 
+def test_rows_that_faiss_does_not_cover_are_said_when_they_are_added(place, run_cli):
+    said = "  100 late rows compared exactly; `retrieval index compact` gives them to FAISS"
+    for factory, lines in (("HNSW16", [said]), ("Flat", [])):
+        run_cli("index", "build", place / "store", "--factory", factory, "--output", place / factory)
+        assert run_cli("index", "add", place / factory, place / "new").stdout.splitlines()[1:] == lines
+    assert said in run_cli("index", "info", place / "HNSW16").stdout
+    assert len(run_cli("index", "compact", place / "HNSW16").stdout.splitlines()) == 1
+
+
 def test_search_goes_where_it_is_told(place, run_cli):
     run_cli("index", "build", place / "store", "--factory", "HNSW16", "--output", place / "i")
     base = ["search", place / "i", "--store", place / "queries"]

@@ -212,6 +212,14 @@ def findings(made: "Index") -> list[str]:
     return lines
 
 
+def late_rows(opened: "Index") -> list[str]:
+    """Said however few they are: the first makes a single query of a graph slower by most of a millisecond, 9,000 by little more."""
+    late = opened.rows.count - opened.covered
+    if not late or opened.exact:
+        return []
+    return [f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS"]
+
+
 @index.command()
 @index_argument
 @judged_by
@@ -272,8 +280,7 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
         f"  by encoder {encoder['name']} ({encoder['fingerprint'][:16]})",
         *findings(opened),
     ]
-    if late and not opened.exact:
-        lines.append(f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS")
+    lines += late_rows(opened)
     if deleted:
         lines.append(f"  {plural(deleted, 'deleted row')} passed over; `retrieval index compact` takes them out")
     lines += ["  every file matches its hash"] if check else []

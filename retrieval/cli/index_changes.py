@@ -7,7 +7,7 @@ import click
 
 from retrieval.errors import UserError
 
-from .index import index, index_argument
+from .index import index, index_argument, late_rows
 from .options import checks, common, existing, named_ids, read_ids, writes
 from .output import emit, plural, progress
 
@@ -114,4 +114,4 @@ def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool,
 def _say(folder: Path, made: "Index", what: str, as_json: bool) -> None:
     late = made.rows.count - made.covered
     result = {"index": str(folder), "count": made.rows.count, "generation": made.manifest["generation"], "late": late}
-    emit(result, as_json, [f"{folder}: {what}, {made.rows.count:,} × {made.rows.dim} in all"])
+    emit(result, as_json, [f"{folder}: {what}, {made.rows.count:,} × {made.rows.dim} in all", *late_rows(made)])
