@@ -57,6 +57,11 @@ class Index:
         return self.rows.manifest
 
     @cached_property
+    def mark(self) -> str:
+        """Tells this generation from all others, those of an index that it took the place of included: they are numbered alike."""
+        return self.rows.manifest_hash[:12]
+
+    @cached_property
     def about(self) -> Manifest:
         """file, factory, covers, search, measured and what else the manifest says of the FAISS index."""
         return dict(self.manifest["index"])

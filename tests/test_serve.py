@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
@@ -24,6 +25,7 @@ from test_browser import CHROMIUM
 from retrieval.cli.output import as_line
 from retrieval.cli.serve import _listening
 from retrieval.errors import UserError
+from retrieval.index.bundle import open_index
 from retrieval.index.change import add, remove
 from retrieval.neighbors import exact_neighbors
 from retrieval.store import Held, Kind, Rows, create, open_store
@@ -214,7 +216,8 @@ def test_many_ask_at_once_and_generations_change_meanwhile(index, serving, vecto
             time.sleep(0.05)
         ended.set()
         assert set().union(*(asker.result() for asker in askers)) <= {1, 2, 3}
-    assert asked(f"{address}/health")[1] == {"status": "ok", "generation": 3}
+    mark = open_index(index).rows.manifest_hash[:12]
+    assert asked(f"{address}/health")[1] == {"status": "ok", "generation": 3, "manifest": mark}
     assert asked(f"{address}/api/search", {"ids": ["new 3"], "k": 1})[1]["results"][0]["hits"][0]["id"] == "new 3"
     assert asked(f"{address}/api/search", {"ids": ["id 0"]})[0] == 400
 
@@ -243,6 +246,31 @@ def test_an_index_that_is_gone_is_not_served_and_one_that_took_its_place_is(inde
     while asked(f"{address}/api/search", question)[0] != 200 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert asked(f"{address}/api/search", question)[0] == asked(f"{address}/health")[0] == 200
+
+
+def test_what_took_the_place_of_an_index_is_told_from_it(index, serving, run_cli, tmp_path):
+    """Its generations begin at 1 again."""
+    address, question = serving(index), {"ids": ["id 3"], "k": 1}
+
+    def told():
+        answers = (asked(f"{address}/health"), asked(f"{address}/api/about"), asked(f"{address}/api/search", question))
+        return [(one["generation"], one["manifest"]) for _, one in answers]
+
+    before = told()
+    assert len({*before}) == 1 and before[0][0] == 1
+    run_cli("index", "build", tmp_path / "store", "--factory", "HNSW8", "--output", index, "--overwrite")
+    deadline = time.monotonic() + 60
+    while told()[0] == before[0] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    after = told()
+    assert len({*after}) == 1 and after[0] == (1, open_index(index).rows.manifest_hash[:12]) and after != before
+
+
+def test_the_head_of_an_answer(index, serving):
+    address = serving(index)
+    for path in ("/health", "/api/about", "/api/search?id=id+3&k=4"):
+        with urlopen(Request(address + path, method="HEAD"), timeout=60) as response:
+            assert response.status == 200 and not response.read() and int(response.headers["content-length"]) > 30
 
 
 def test_a_text_that_fails_fails_alone():
@@ -350,22 +378,42 @@ def test_pictures_are_asked_and_shown(tmp_path, serving, run_cli, monkeypatch):
     assert sorted(statuses) == [200, 200, 200, 404]
 
 
+@contextmanager
+def command(index, **options):
+    words = [sys.executable, "-c", "from retrieval.cli import main; main()", "serve", str(index), "--port", "0", "--json"]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ}
+    with subprocess.Popen(words, **pipes, **options) as process:
+        yield process
+
+
 def test_the_command_serves_until_it_is_ended(index):
-    words = [
-        sys.executable,
-        "-c",
-        "from retrieval.cli import main; main()",
-        "serve",
-        str(index),
-        "--port",
-        "0",
-        "--json",
-    ]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with command(index) as process:
         told = json.loads(process.stdout.readline())
         assert told["count"] == 300 and asked(told["address"] + "health")[1]["status"] == "ok"
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stderr.strip() == "ended"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "sent"),
+    [
+        ((), [signal.SIGINT, signal.SIGINT]),
+        ((), [signal.SIGHUP, signal.SIGINT]),  # begins to end, as SIGTERM makes it
+        ((signal.SIGHUP,), [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]),  # nohup
+    ],
+)
+def test_it_is_ended_quietly_while_a_request_is_answered(index, ignored, sent):
+    with command(index, preexec_fn=lambda: [signal.signal(each, signal.SIG_IGN) for each in ignored]) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        assert asked(address + "health")[0] == 200
+        with socket.create_connection(("127.0.0.1", int(address.strip("/").rsplit(":")[-1]))) as caller:
+            caller.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            for number in sent:
+                time.sleep(0.5)
+                assert process.poll() is None
+                process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and stderr.strip() == "ended"
 
 

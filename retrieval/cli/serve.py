@@ -1,5 +1,8 @@
 """`retrieval serve`."""
 
+import asyncio
+import logging
+import signal
 import socket
 from pathlib import Path
 
@@ -69,12 +72,24 @@ def serve(
     if not is_local(host):
         say("Note: whoever reaches this machine can read the index; it has no passwords")
     config = uvicorn.Config(
-        make_app(served, host, as_line), log_level="warning", server_header=False, timeout_graceful_shutdown=FINISHING
+        make_app(served, host, as_line),
+        log_level="warning",
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=FINISHING,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_failure)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and shall be
+        signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn has answered what it had begun
         say("ended")
+
+
+def _is_failure(record: logging.LogRecord) -> bool:
+    """What a second Ctrl-C cuts off is none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -55,8 +55,9 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
         return Response(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     async def health(request: Request) -> Response:
-        generation = served.index().manifest["generation"]
-        return told({"status": "gone" if served.gone else "ok", "generation": generation}, 503 if served.gone else 200)
+        index = served.index()
+        which = {"generation": index.manifest["generation"], "manifest": index.mark}
+        return told({"status": "gone" if served.gone else "ok", **which}, 503 if served.gone else 200)
 
     def file(name: str) -> Callable[[Request], Response]:
         return lambda request: FileResponse(STATIC / name, headers=HEADERS)
@@ -93,7 +94,7 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
 
 async def _question(request: Request) -> Question:
     parameters = request.query_params.multi_items()
-    if request.method == "GET":
+    if request.method != "POST":  # GET, or HEAD of the same
         return from_address(parameters)
     body = await _body(request)
     if request.headers.get("content-type", "").lower().startswith("image/"):

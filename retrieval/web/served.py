@@ -90,6 +90,7 @@ class Served:
         return {
             "index": self.folder.resolve().name,
             "generation": made["generation"],
+            "manifest": index.mark,
             "count": index.rows.count,
             "dim": index.rows.dim,
             "metric": index.metric,
@@ -130,7 +131,8 @@ class Served:
             for name, best in zip(names, hits(index, found), strict=True)
         ]
         taken = round(1e3 * (time.perf_counter() - began), 2)
-        return {"results": results, "how": found.how, "generation": index.manifest["generation"], "ms": taken}
+        which = {"generation": index.manifest["generation"], "manifest": index.mark}
+        return {"results": results, "how": found.how, **which, "ms": taken}
 
     def _queries(self, index: Index, question: Question) -> tuple[list[str], Floats]:
         if question.vectors is not None:
