@@ -365,6 +365,30 @@ def test_clip_is_trained_as_it_is(clip, table, run_cli, tmp_path):
     assert not np.allclose(model.encode(["one"]), before.encode(["one"]), atol=1e-4)
 
 
+def test_what_becomes_of_the_other_kind_is_said(clip, tmp_path, run_cli, tiny):
+    """Where an encoder of both is trained on one: the other stays, or goes through a head that has not seen it."""
+    table = tmp_path / "t.csv"
+    table.write_text("text,label\n" + "".join(f"red apple {i},a\nblue sky {i},b\n" for i in range(12)))
+    for row in range(8):
+        (tmp_path / "p" / f"{row % 2}").mkdir(parents=True, exist_ok=True)
+        digits()[row].save(tmp_path / "p" / f"{row % 2}" / f"{row}.png")
+    short = ["--steps", 2, "--lr", 1e-3, "--batch-size", 4, "--device", "cpu", "--output"]
+    of_texts = ["train", "text", "--data", table, "--no-general", "--model"]
+    of_pictures = ["train", "image", "--data", tmp_path / "p", "--model"]
+    old = load_encoder(str(clip), "cpu")
+    for number, (words, told, pictures_stay, texts_stay) in enumerate((
+        ([*of_texts, clip], "takes pictures too: pictures are not trained, and texts move away", True, False),
+        ([*of_texts, clip, "--head"], "the head learns from texts alone, and changes pictures too", False, False),
+        ([*of_pictures, clip], "takes texts too: texts are not trained, and pictures move away", False, True),
+    )):  # fmt: skip
+        error = run_cli(*words, *short, tmp_path / f"{number}").stderr
+        assert f"Note: {clip} " in error and f"{told}" in error and "`retrieval train pairs` trains both" in error
+        new = load_encoder(str(tmp_path / f"{number}"), "cpu")
+        assert np.allclose(old.encode([digits()[0]]), new.encode([digits()[0]]), atol=1e-6) == pictures_stay
+        assert np.allclose(old.encode(["one"]), new.encode(["one"]), atol=1e-6) == texts_stay
+    assert "takes pictures" not in run_cli(*of_texts, tiny, *short, tmp_path / "plain").stderr
+
+
 def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
     path = tmp_path / "styles.csv"
     rows = [[str(table.parent / f"{row}.png"), str(table.parent / f"{row + 1}.png")] for row in range(20)]

@@ -16,7 +16,7 @@ from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
-from .training import SETS, Course, carry_out, of_one, without_singles
+from .training import SETS, Course, carry_out, of_one, tell_other_kind, without_singles
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
     say(f"{flags['data']}: {data.origin}{skipped}{views}")
     encoder = _encoder(flags, data, device)
+    tell_other_kind(encoder, "image", flags["head"])
     pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
     told = {
         "kind": "image",

@@ -17,7 +17,7 @@ from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
-from .training import Course, carry_out, without_singles
+from .training import Course, carry_out, tell_other_kind, without_singles
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def text(**flags: Any) -> None:
     encoder = load_encoder(flags["model"], device)
     if not encoder.takes("text"):
         raise UserError(f"{flags['model']}: takes no text; choose a text encoder, or `retrieval train image`")
+    tell_other_kind(encoder, "text", flags["head"])
     guide = load_encoder(flags["guide"], device) if flags["guide"] else None
     if guide is not None and not guide.takes("text"):
         raise UserError(f"--guide {flags['guide']}: takes no text; choose a text encoder")

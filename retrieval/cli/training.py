@@ -91,6 +91,21 @@ def without_singles(data: T, name: str) -> T:
     return data.take(rows)
 
 
+def tell_other_kind(encoder: "Encoder", learns: str, head: bool) -> None:
+    """What becomes of texts, or of pictures, where an encoder of both is trained on the other ("text" or "image") alone."""
+    names = {"text": "texts", "image": "pictures"}
+    other = "image" if learns == "text" else "text"
+    if not encoder.takes(other):
+        return
+    ours, theirs = names[learns], names[other]
+    what = (
+        f"the head learns from {ours} alone, and changes {theirs} too"
+        if head
+        else f"{theirs} are not trained, and {ours} move away from them"
+    )
+    say(f"Note: {encoder.name} takes {theirs} too: {what}; `retrieval train pairs` trains both together")
+
+
 def changes(
     sets: dict[str, Held], before: "dict[str, PerQuery]", after: "dict[str, PerQuery]", seed: int
 ) -> dict[str, Any]:
