@@ -210,6 +210,7 @@ def test_a_configuration_file_knows_every_option(text_path, texts, run_cli, tmp_
     run_cli("train", "text", "--config", path)
     saved = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
     assert saved["loss_settings"]["label_mask"] is False and saved["lr"] == 1e-3 and saved["batch_size"] == 111
+    assert (saved["kappa"], saved["beta"]) == (2.0, pytest.approx(0.2))  # which nobody gave
     for value, wrong in (
         ('"many"', "'many' is not a valid integer"),
         ("1.5", "1.5 is no whole number"),

@@ -219,6 +219,23 @@ def test_kappa_is_beta_over_t():
     assert torch.equal(loss_of(a, p, kappa=4.0, temperature=0.05), loss_of(a, p, beta=0.2, temperature=0.05))
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "wanted"),
+    [
+        ("hcl", {}, {"kappa": 2.0, "beta": 0.2}),
+        ("hcl", {"kappa": 4.0, "temperature": 0.05}, {"kappa": 4.0, "beta": 0.2}),
+        ("hcl", {"beta": 1.0, "temperature": 0.5}, {"beta": 1.0, "kappa": 2.0}),
+        ("hcl", {"ess": 8.0}, {}),
+        ("hcl", {"kappa": Schedule("linear", 0.0, 2.0)}, {}),
+        ("hcl", {"temperature": Schedule("linear", 0.1, 0.2)}, {"kappa": 2.0}),
+        ("hcl", {"beta": 1.0, "learn_temperature": True}, {"beta": 1.0}),
+        ("infonce", {}, {}),
+    ],
+)
+def test_hardness_is_told_where_it_stays_the_same(name, settings, wanted):
+    assert with_settings(named(name), settings, name).hardness == pytest.approx(wanted)
+
+
 def test_diagnostics_are_what_they_say():
     a, p = pairs(5)
     labels = torch.tensor([0, 0, 1, 1, 1])

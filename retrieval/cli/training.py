@@ -189,6 +189,7 @@ def carry_out(
         if is_first():
             saved = {**asdict(config), **told, **config.used(plans), "epochs": None if config.steps else config.epochs}
             saved |= {"model": flags["model"], "loss": loss.name, "loss_settings": asdict(loss), "interpolate": share}
+            saved |= loss.hardness  # the settings have it as it was asked for, or not at all
             result = finish(folder, manifest, fresh, curve, saved, metrics, flags)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "base.json").unlink()

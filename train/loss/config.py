@@ -121,6 +121,21 @@ class LossConfig:
         return self.false_negatives is not None and self.false_negatives.guide
 
     @property
+    def hardness(self) -> dict[str, float]:
+        """β and κ = β/t of weights e^{βz}: those of the two that stay what they are over all of training."""
+        if not isinstance(self.weights, Exp):
+            return {}
+        way, value = self.weights.given
+        if way == "ess" or isinstance(value, Schedule):
+            return {}
+        if isinstance(self.temperature, Schedule) or self.learn_temperature:
+            return {way: value}
+        return {
+            "kappa": value if way == "kappa" else value / self.temperature,
+            "beta": value if way == "beta" else value * self.temperature,
+        }
+
+    @property
     def name(self) -> str:
         """What this loss is called, with the settings that differ from the name's own."""
         from .names import describe

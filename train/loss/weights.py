@@ -17,6 +17,7 @@ from retrieval.errors import UserError
 from .schedule import Number, number, refuse_below, refuse_other_kinds, values
 
 LARGEST_LOG_BETA = 30.0
+KAPPA = 2.0  # the paper's best, where nobody says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,19 @@ class Exp:
         for name, least in (("beta", 0.0), ("kappa", 0.0), ("ess", 1.0)):
             refuse_below(f"--{name}", getattr(self, name), least)
 
+    @property
+    def given(self) -> tuple[Literal["beta", "kappa", "ess"], Number]:
+        """In which way hardness is given, and how much."""
+        if self.ess is not None:
+            return "ess", self.ess
+        if self.beta is not None:
+            return "beta", self.beta
+        return "kappa", KAPPA if self.kappa is None else self.kappa
+
     def fixed_beta(self, temperature: float) -> float | None:
         """β, or None where every batch solves for it."""
-        if self.ess is not None:
-            return None
-        if self.beta is not None:
-            return number(self.beta)
-        return (2.0 if self.kappa is None else number(self.kappa)) * temperature
+        way, value = self.given
+        return None if way == "ess" else number(value) * (temperature if way == "kappa" else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
