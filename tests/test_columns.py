@@ -10,10 +10,11 @@ from test_cli import read_json
 
 from retrieval.cli import cli
 from retrieval.cli.columns import as_words
+from retrieval.cli.held import read_held
 from retrieval.data import Asked, read_texts
 from retrieval.encoder import MINILM
 from retrieval.errors import UserError
-from retrieval.images import is_image_data, read_images
+from retrieval.images import is_image_data, read_images, read_pairs
 from retrieval.store import open_store
 
 
@@ -219,6 +220,42 @@ def test_flags_are_said_as_they_were_given():
     with context.scope():
         assert isinstance(context, click.Context)
         assert sorted(as_words(context.params)) == sorted(given)
+
+
+@pytest.mark.parametrize(
+    ("header", "asked", "remedy", "renamed"),
+    [
+        ("satz,klasse", {}, "rename its columns to 'text' and 'label', or to 'anchor' and 'positive'", "text,label"),
+        ("satz,label", {}, "rename its column 'satz' to 'text'", "text,label"),
+        ("id,satz,topic", {"text": "said", "label": "topic"}, "rename its column 'satz' to 'said'", "id,said,topic"),
+        (
+            "a,b",
+            {"text": "said", "label": "topic"},
+            "rename its columns to 'said' and 'topic', as --data",
+            "said,topic",
+        ),
+        ("frage,a", {"anchor": "frage", "positive": "b"}, "rename its column 'a' to 'b'", "frage,b"),
+        ("said,b", {"text": "said", "label": "topic"}, "columns said; not used: b.*classes to 'topic'", "said,topic"),
+        ("text,b", {}, "rename its column of classes to 'label'", "text,label"),
+    ],
+)
+def test_a_file_to_judge_by_is_told_which_names_it_needs(tmp_path, header, asked, remedy, renamed):
+    """The flags name the columns of --data; with the names that are told it is read."""
+    path, asked = tmp_path / "a.csv", Asked(**asked, optional=True)
+    rows = [[f"{column} {row}" for column in range(header.count(",") + 1)] for row in range(4)]
+    path.write_text("\n".join([header, *map(",".join, rows)]) + "\n")
+    with pytest.raises(UserError, match=remedy):
+        read_held(path, asked)
+    path.write_text("\n".join([renamed, *map(",".join, rows)]) + "\n")
+    assert read_held(path, asked).count == 4
+
+
+def test_pictures_to_judge_by_are_told_which_names_they_need(tmp_path):
+    (tmp_path / "a.csv").write_text("bild,art\n1.png,a\n")
+    with pytest.raises(UserError, match=r"rename one to 'foto'$"):
+        read_images(tmp_path / "a.csv", asked=Asked(image="foto", optional=True))
+    with pytest.raises(UserError, match=r"found: bild, art.; rename them$"):
+        read_pairs(tmp_path / "a.csv", asked=Asked(anchor="foto", positive="text", optional=True))
 
 
 def test_a_class_named_among_nested_rows_needs_its_texts(tmp_path):

@@ -400,6 +400,13 @@ def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
     assert found["counts"] == {"pairs": 20, "different_documents": 20, "different_queries": 20}
 
 
+def test_what_is_judged_by_need_not_have_the_columns_of_the_training_pairs(tiny, table, run_cli, tmp_path):
+    named = table.parent / "named.csv"
+    named.write_text(table.read_text("utf-8").replace("image,caption", "foto,worte"))
+    words = [*COMMAND, "--data", named, "--anchor", "foto", "--positive", "worte", "--image-model", "small"]
+    run_cli(*words, "--text-model", tiny, "--eval-data", table, "--output", tmp_path / "run")
+
+
 def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
     path = tmp_path / "styles.csv"
     path.write_text(

@@ -85,7 +85,11 @@ def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> 
     if data.is_pairs:
         return by_pairs(data)
     if data.labels is None:
-        raise UserError(f"{path}: has nothing to judge by; give labels, pairs, scored pairs, or a BEIR folder")
+        label = asked.label if asked is not None and asked.label else "label"
+        raise UserError(
+            f"{path}: has nothing to judge by ({data.origin}); rename its column of classes to {label!r}, or give pairs, scored "
+            f"pairs, or a BEIR folder"
+        )
     if len(set(data.labels)) < 2:
         raise UserError(
             f"{path}: only one class ({data.labels[0]!r}), so nothing to judge by; give two classes or more"

@@ -103,7 +103,7 @@ def pairs(**flags: Any) -> None:
     from retrieval.train.pairs import plan_batches, refuse_kinds, train_pairs
 
     config = _config(flags)
-    sets = _sets(flags, data, asked)
+    sets = _sets(flags, data, asked_columns(flags, optional=True))
     plan_batches(data, config, loss, str(flags["data"]))
     say(f"{flags['data']}: {data.origin}")
     data = _with_hard_captions(data, flags)

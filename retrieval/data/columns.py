@@ -127,7 +127,7 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
         return next((name for choice in choices for name in names if name.strip().lower() == choice), None)
 
     named = partial(named_column, source, names)
-    asked = asked.of(names)
+    said, asked = asked, asked.of(names)
     identifier = named("id", asked.id) or find(ID_COLUMNS)
     extra = {"id": identifier} if identifier else {}
     if asked.anchor or not asked.names_some:
@@ -146,13 +146,26 @@ def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], ask
             + (
                 COMMAS
                 if one_cell(names)
-                else "rename one in the header, or call it as in --data"
+                else _renaming(names, said, label, identifier)
                 if asked.optional
                 else "rename one in the header, or name it by --text, or --anchor and --positive"
             )
         )
     of_beir = asked.text is None and {"_id", "title", "text"} <= set(names)
     return {"text": text} | ({"title": "title"} if of_beir else {}) | ({"label": label} if label else {}) | extra
+
+
+def _renaming(names: Sequence[str], asked: Asked, label: str | None, identifier: str | None) -> str:
+    """How a file that is judged by is brought to the names that are known: the flags are for --data's columns, too."""
+    if asked.anchor and asked.positive:
+        lacks = [name for name in (asked.anchor, asked.positive) if name not in names]
+    else:
+        lacks = [asked.text or "text", *([] if label else [asked.label or "label"])]
+    free = [name for name in names if name not in (label, identifier, asked.anchor, asked.positive)]
+    if len(lacks) == len(free) == 1:
+        return f"rename its column {free[0]!r} to {lacks[0]!r}"
+    others = ", as --data calls them" if asked.names_some else ", or to 'anchor' and 'positive'"
+    return f"rename its columns to {' and '.join(map(repr, lacks))}{others}"
 
 
 def _of_pairs(

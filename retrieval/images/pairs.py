@@ -194,9 +194,10 @@ def _sides(table: Table, asked: Asked) -> tuple[str, str]:
             return one, other
     picture, caption = picture_column(table), table.find(CAPTION_COLUMNS)
     if picture is None or caption is None:
+        remedy = "" if asked.optional else ", or name two by --anchor and --positive"  # which name those of --data
         raise UserError(
             f"{table.path}: no columns image and caption, or image1 and image2 (found: {', '.join(table.names) or 'none'}); rename "
-            f"them, or name two by --anchor and --positive"
+            f"them{remedy}"
         )
     return picture, caption
 

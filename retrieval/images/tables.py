@@ -86,14 +86,17 @@ def picture_column(table: Table) -> str | None:
 
 def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
     """Rows of a picture and perhaps a label and an id. missing: also of pictures that are not there."""
-    path, asked = table.path, asked.of(table.names)
+    path, said, asked = table.path, asked, asked.of(table.names)
     if not table.names:
         raise UserError(f"{path}: is empty; give a header path,label and a row an image")
     column = table.named("image", asked.image) or picture_column(table)
     if column is None:
-        raise UserError(
-            f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); name one so in the header, or by --image"
+        remedy = (
+            f"rename one to {said.image or PATH_COLUMNS[0]!r}"
+            if asked.optional
+            else "name one so in the header, or by --image"
         )
+        raise UserError(f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); {remedy}")
     label = table.named("label", asked.label) or table.find(LABEL_COLUMNS)
     name = table.named("id", asked.id) or table.find(ID_COLUMNS)
     for flag, other in (("label", label), ("id", name)):
