@@ -157,6 +157,10 @@ def test_a_configuration_file_sets_options_and_flags_win(run_cli, tmp_path, text
     assert read_json(run_cli(*words, tmp_path / "b", "--steps", 2, "--json"))["steps"] == 2
     write(config, "stpes = 3\n")
     assert "unknown key 'stpes'" in run_cli(*words, tmp_path / "c", code=2).stderr
+    for key, said in (("stpes", "did you mean steps?\n"), ("Batch_Sise", "did you mean batch-size?\n"), ("xyz", "lists, without their dashes\n")):  # fmt: skip
+        write(config, f"{key} = 3\n")
+        error = run_cli(*words, tmp_path / "c", code=2).stderr
+        assert f"a.toml: unknown key {key!r}; " in error and error.endswith(said)
     write(config, "steps = \n")
     assert "not TOML" in run_cli(*words, tmp_path / "c", code=2).stderr
     write(config, f'data = "{texts}"\nmodel = "{MINILM}"\nsteps = "many"\n')

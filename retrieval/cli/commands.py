@@ -3,6 +3,7 @@
 import errno
 import tomllib
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +120,9 @@ def load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
     defaults: dict[str, Any] = {}
     for key, value in values.items():
         if key.replace("_", "-") not in known:
-            raise Fault(f"{path}: unknown key {key!r}; this command knows {', '.join(sorted(known))}")
+            near = get_close_matches(key.replace("_", "-").lower(), known, 1)
+            keys = f"keys are the options that `{ctx.command_path} --help` lists, without their dashes"
+            raise Fault(f"{path}: unknown key {key!r}; {f'did you mean {near[0]}?' if near else keys}")
         found, negated = known[key.replace("_", "-")]
         if (found.multiple or found.nargs == -1) and not isinstance(value, list):
             value = [value]
