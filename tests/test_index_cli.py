@@ -73,6 +73,21 @@ def test_from_a_plan_to_an_export(place, run_cli):
     run_cli("index", "remove", place / "i", "--ids", place / "new-ids.txt", code=2)
 
 
+@pytest.mark.parametrize("integers", [False, True])
+def test_ids_that_are_not_there_are_passed_over_where_that_is_asked(tmp_path, run_cli, integers):
+    ids = np.arange(50) if integers else [str(i) for i in range(50)]
+    store_of(tmp_path / "store", Rows(unit(50), ids))
+    run_cli("index", "build", tmp_path / "store", "--output", tmp_path / "index")
+    named = ["--id", "7", "--id", "90", "--id", "91"]
+    commands = (["store", "delete"], "1 deleted, 2 ids not there, 49 left"), (["index", "remove"], "1 row removed, 2 ids not there")  # fmt: skip
+    for command, said in commands:
+        words = [*command, tmp_path / command[0], *named]
+        assert "lacks 2 (90, 91) of these ids; nothing was deleted" in run_cli(*words, code=2).stderr
+        assert said in run_cli(*words, "--missing-ok").stdout
+        again = told(run_cli(*words, "--missing-ok", "--json"))
+        assert (again["missing"], again["count"], again["generation"]) == (3, 49, 2)
+
+
 def test_rows_that_faiss_does_not_cover_are_said_when_they_are_added(place, run_cli):
     said = "  100 late rows compared exactly; `retrieval index compact` gives them to FAISS"
     for factory, lines in (("HNSW16", [said]), ("Flat", [])):

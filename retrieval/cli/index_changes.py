@@ -46,25 +46,29 @@ def add(folder: Path, store: Path, replace: bool, check: bool, seed: int, as_jso
 @index_argument
 @named_ids
 @common
-def remove(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: int, as_json: bool) -> None:
+def remove(
+    folder: Path, named: tuple[str, ...], ids_path: Path | None, missing_ok: bool, seed: int, as_json: bool
+) -> None:
     """Remove rows of INDEX by id. The space comes back with `retrieval index compact`.
 
     \b
     Example:
       retrieval index remove index --id doc-17 --id doc-18
     """
-    from retrieval.index.bundle import KIND
+    from retrieval.index.bundle import KIND, open_index
     from retrieval.index.change import remove as remove_rows
     from retrieval.store import Store
-    from retrieval.store.ids import typed_ids
+    from retrieval.store.ids import present, typed_ids
 
     ids = read_ids(named, ids_path)
     with Store(folder, kind=KIND) as opened:
         before, typed = opened.count, typed_ids(opened, ids)
-    made = remove_rows(folder, typed)
-    gone = before - made.rows.count
-    what = f"{plural(gone, 'row')} removed" if gone else "these rows were removed already, nothing was done"
-    _say(folder, made, what, as_json)
+        typed = present(opened, typed) if missing_ok else typed
+    made = remove_rows(folder, typed) if len(typed) else open_index(folder)
+    gone, missing = before - made.rows.count, len(ids) - len(typed)
+    what = f"{plural(gone, 'row')} removed" if gone or missing else "these rows were removed already, nothing was done"
+    what += f", {plural(missing, 'id')} not there" if missing else ""
+    _say(folder, made, what, as_json, missing=missing)
 
 
 @index.command()
@@ -111,7 +115,7 @@ def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool,
     _say(output, made, f"of {len(opened)} indexes", as_json)
 
 
-def _say(folder: Path, made: "Index", what: str, as_json: bool) -> None:
+def _say(folder: Path, made: "Index", what: str, as_json: bool, **more: int) -> None:
     late = made.rows.count - made.covered
     result = {"index": str(folder), "count": made.rows.count, "generation": made.manifest["generation"], "late": late}
-    emit(result, as_json, [f"{folder}: {what}, {made.rows.count:,} × {made.rows.dim} in all", *late_rows(made)])
+    emit(result | more, as_json, [f"{folder}: {what}, {made.rows.count:,} × {made.rows.dim} in all", *late_rows(made)])

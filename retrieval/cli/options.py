@@ -21,6 +21,7 @@ def existing(kind: str) -> click.Path:
 named_ids = together(
     click.option("--id", "named", multiple=True, help="An id; may be given several times."),
     click.option("--ids", "ids_path", type=existing("file"), help="A file of ids, one a line."),
+    click.option("--missing-ok", is_flag=True, help="Pass over ids that are not there.  [default: do nothing then]"),
 )
 
 

@@ -90,7 +90,9 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 @store_argument
 @named_ids
 @common
-def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: int, as_json: bool) -> None:
+def delete(
+    folder: Path, named: tuple[str, ...], ids_path: Path | None, missing_ok: bool, seed: int, as_json: bool
+) -> None:
     """Delete rows of STORE by id. The space comes back with `retrieval store compact`.
 
     \b
@@ -99,15 +101,18 @@ def delete(folder: Path, named: tuple[str, ...], ids_path: Path | None, seed: in
     """
     from retrieval.store import delete as delete_rows
     from retrieval.store import open_store
-    from retrieval.store.ids import typed_ids
+    from retrieval.store.ids import present, typed_ids
 
     ids = read_ids(named, ids_path)
     with open_store(folder) as opened:
         before, typed = opened.count, typed_ids(opened, ids)
-    left = delete_rows(folder, typed)
-    gone = before - left.count
+        typed = present(opened, typed) if missing_ok else typed
+    left = delete_rows(folder, typed) if len(typed) else open_store(folder)
+    gone, missing = before - left.count, len(ids) - len(typed)
     result = {"store": str(folder), "deleted": gone, "count": left.count, "generation": left.manifest["generation"]}
-    what = f"{gone:,} deleted" if gone else "these rows were deleted already"
+    result["missing"] = missing
+    what = f"{gone:,} deleted" if gone or missing else "these rows were deleted already"
+    what += f", {plural(missing, 'id')} not there" if missing else ""
     emit(result, as_json, [f"{folder}: {what}, {left.count:,} left"])
 
 
