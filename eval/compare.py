@@ -14,7 +14,6 @@ runs share is counted in both terms, so it errs on the wide side.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from scipy.stats import t as student
@@ -23,11 +22,10 @@ from retrieval.errors import UserError
 from retrieval.intervals import Doubles, bootstrap, group_totals
 from retrieval.neighbors import Ints
 
-from .values import PerQuery
+from .values import PerQuery, Unit
 
 FLIPS = 10_000
 DRAWN = 2**22  # signs drawn at a time
-Unit = Literal["query", "class"]
 
 
 @dataclass(frozen=True)

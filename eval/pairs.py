@@ -9,6 +9,7 @@ from retrieval.neighbors import Floats
 KS = (1, 5, 10)
 WAYS = {"i2t": "picture → caption", "t2i": "caption → picture", "i2i": "first → second", "i2i_back": "second → first"}
 BLOCK = 1 << 24  # scores at a time
+CLOSE = 1e-5  # more than float32 products of unit vectors are off
 Rows = NDArray[np.int64]
 
 
@@ -16,6 +17,8 @@ def pair_ranks(queries: Floats, documents: Floats, asked: Rows, relevant: Rows) 
     """Of unit vectors (q, d) and (m, d), of which query asked[i] and document relevant[i] belong together: the rank (q,), from 1 on,
     of each query's best document among all, by cosine. Documents that are as near as it, and belong elsewhere, come first: an encoder
     that gives all the same vector finds nothing. Every query needs a document.
+
+    A matrix product gives equal vectors unequal last bits, so what is near the best is scored again in float64, and rounded.
     """
     order = np.argsort(asked, kind="stable")
     starts = np.searchsorted(asked[order], np.arange(len(queries)))
@@ -27,14 +30,18 @@ def pair_ranks(queries: Floats, documents: Floats, asked: Rows, relevant: Rows) 
         for row, line in enumerate(scores, first):
             own = np.unique(relevant[order[starts[row] : ends[row]]])
             best = line[own].max()
+            close = np.flatnonzero(np.abs(line - best) <= CLOSE)
+            line[close] = np.einsum("nd,d->n", documents[close], queries[row], dtype=np.float64)
+            best = line[own].max()
             ranks[row] = 1 + np.count_nonzero(line >= best) - np.count_nonzero(line[own] >= best)
     return ranks
 
 
 def found_by_rank(name: str, ranks: Rows) -> dict[str, Doubles]:
     """What ranks (n,) are worth: recall at each of KS, here whether any relevant document is so near, and the reciprocal rank."""
-    found = {f"{name}_r@{k}": (ranks <= k).astype(np.float64) for k in KS}
-    return found | {f"{name}_mrr": 1.0 / ranks}
+    way = f"{name}_" if name else ""
+    found = {f"{way}r@{k}": (ranks <= k).astype(np.float64) for k in KS}
+    return found | {f"{way}mrr": 1.0 / ranks}
 
 
 def right_over_wrong(pictures: Floats, right: Floats, wrong: Floats, pair: Rows) -> Doubles:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from retrieval.intervals import Doubles, bootstrap
 
 SIGNED = ("silhouette", "spearman")  # may be below 0, where the others are in 0…1
 Interval = tuple[float, float]
+Unit = Literal["query", "class"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class PerQuery:
         """95 %, over whole classes: how the mean would do on other classes like these."""
         assert self.groups is not None
         return self._intervals(self.group_codes[1], seed)
+
+    def intervals_over(self, unit: Unit, seed: int = 0) -> dict[str, Interval]:
+        """95 %, over queries, or over whole classes."""
+        return self.intervals(seed) if unit == "query" else self.intervals_by_group(seed)
 
     @cached_property
     def group_codes(self) -> tuple[list[str], np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -49,8 +49,7 @@ def pairs(as_json: bool, **flags: Any) -> None:
     with progress("encode", held.size) as bar:
         vectors = held.encode(encoder, bar)
     found = held.measure(vectors)
-    repeated = len(set(found.groups or ())) < len(found.ids)
-    intervals = found.intervals_by_group(flags["seed"]) if repeated else found.intervals(flags["seed"])
+    intervals = found.intervals_over(held.unit, flags["seed"])
     # Captions are asked for pictures; of two pictures, the second asks.
     sides = ("queries", "documents") if held.parts[0].role == "query" else ("documents", "queries")
     sizes = {f"different_{side}": len(part.items) for side, part in zip(sides, held.parts[:2], strict=True)}
@@ -58,7 +57,7 @@ def pairs(as_json: bool, **flags: Any) -> None:
         "metrics": found.means(),
         "intervals": intervals,
         "counts": {"pairs": len(found.ids), **sizes},
-        "resampled": "pictures" if repeated else "pairs",
+        "resampled": "pictures" if held.unit == "class" else "pairs",
         "hard_captions": flags["hard_captions"],
         "encoder": encoder.fingerprint,
     }

@@ -13,7 +13,7 @@ from .evaluated import rough
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts
     from retrieval.encoder import Encoder
-    from retrieval.eval.values import PerQuery
+    from retrieval.eval.values import PerQuery, Unit
     from retrieval.images import Images, Pairs
     from retrieval.neighbors import Floats
 
@@ -33,6 +33,7 @@ class Held:
     """Distinct items, part after part, and what their vectors (u, d) say of an encoder, query by query.
 
     metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
+    unit: what intervals and tests are over: queries, or groups of them that are not independent of each other.
     """
 
     parts: tuple[Part, ...]
@@ -42,6 +43,7 @@ class Held:
     shown: tuple[str, ...]
     mark: str
     left_out: int = 0
+    unit: "Unit" = "query"
 
     @property
     def is_text(self) -> bool:
@@ -114,28 +116,30 @@ def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
 
 
 def by_pairs(data: "Texts", left_out: int = 0) -> Held:
-    """Each anchor asks for its positive among all positives; pairs that share a text belong together."""
+    """Each anchor asks for its positives among all positives. Those of other anchors are wrong, though a chain of shared texts may
+    lead to them: what is no safe negative in training is not for that an answer."""
     import numpy as np
 
-    from retrieval.data import Texts, linked
+    from retrieval.data import Texts
     from retrieval.data.texts import taken
 
     sides = [data.columns[name] for name in ("positive", "anchor")]
-    codes = [data.codes[name] for name in ("positive", "anchor")]
-    groups = np.array([str(group) for group in linked(*codes).tolist()])
-    rows = [np.unique(side, return_index=True)[1] for side in codes]
-    base, labels = (groups[each].tolist() for each in rows)
-    texts = [taken(side, each.tolist()) for side, each in zip(sides, rows, strict=True)]
-    ids = [str(row) for row in rows[1].tolist()]
+    places = [
+        np.unique(data.codes[name], return_index=True, return_inverse=True)[1:] for name in ("positive", "anchor")
+    ]
+    (documents, relevant), (queries, asked) = places
+    texts = [taken(side, rows.tolist()) for side, rows in zip(sides, (documents, queries), strict=True)]
+    ids = [str(row) for row in queries.tolist()]
 
     def measure(vectors: "Floats") -> "PerQuery":
-        from retrieval.eval.clusters import Settings, evaluate_clusters
+        from retrieval.eval.pairs import found_by_rank, pair_ranks
+        from retrieval.eval.values import PerQuery
 
-        found, asked = vectors[: len(base)], vectors[len(base) :]
-        return evaluate_clusters(asked, labels, Settings(seeds=0), ids=ids, reference=(found, base)).queries
+        ranks = pair_ranks(vectors[len(documents) :], vectors[: len(documents)], asked, relevant)
+        return PerQuery(ids, None, found_by_rank("", ranks))
 
     parts = [Texts({"text": side}, None, None, data.origin) for side in texts]
-    mark = sha256_json([*(part.fingerprint for part in parts), labels, base])
+    mark = sha256_json([*(part.fingerprint for part in parts), relevant.tolist(), asked.tolist()])
     kinds = tuple(map(Part, parts, ("document", "query")))
     return Held(kinds, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)
 
@@ -178,7 +182,8 @@ def by_shown(data: "Pairs") -> Held:
     parts = tuple(part for part, _ in sides)
     mark = sha256_json([*(part.items.fingerprint for part in parts), *(codes.tolist() for _, codes in sides)])
     captions = ("captions",) if len(names) > 2 and letters == ["i", "t"] else ()
-    return Held(parts, len(data), measure, f"{directions[1][0]}_mrr", shown + captions, mark)
+    unit: Unit = "class" if len(sides[0][0].items) < len(data) else "query"  # pairs of one picture are not independent
+    return Held(parts, len(data), measure, f"{directions[1][0]}_mrr", shown + captions, mark, unit=unit)
 
 
 def _distinct(column: "Images | list[str]") -> "tuple[Part, Any]":
@@ -252,10 +257,9 @@ def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: in
     from retrieval.eval.compare import compare, corrected, paired
 
     sides, _ = paired([[before], [after]])
-    intervals = [side[0].intervals(seed) for side in sides]
-    found = corrected(
-        [compare(sides[0], sides[1], metric, seed=seed) for metric in held.shown if metric in before.values]
-    )
+    intervals = [side[0].intervals_over(held.unit, seed) for side in sides]
+    told = [metric for metric in held.shown if metric in before.values]
+    found = corrected([compare(sides[0], sides[1], metric, unit=held.unit, seed=seed) for metric in told])
     return {
         "queries": held.count,
         "of": held.parts[0].items.origin,
