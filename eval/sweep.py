@@ -74,13 +74,15 @@ def hold_out(codes: Ints, seed: int) -> tuple[Ints, Ints]:
 
 
 def hold_out_groups(groups: Ints, seed: int) -> tuple[Ints, Ints]:
-    """The same for pairs: a fifth of the groups (n,), whole, so that nothing to judge by was trained on."""
-    names = np.unique(groups)
-    if len(names) < 2 * HELD_OUT:
+    """The same for pairs: whole groups (n,) with at most a fifth of the pairs, so that nothing to judge by was trained on."""
+    names, sizes = np.unique(groups, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[sizes[order] <= len(groups) // HELD_OUT]
+    chosen = names[order[np.cumsum(sizes[order]) <= len(groups) // HELD_OUT]]
+    if len(names) < 2 * HELD_OUT or not len(chosen):
         raise UserError(
             f"the pairs hang together in {len(names):,} groups, too few to hold out a fifth; give --held-out FILE"
         )
-    chosen = np.random.default_rng(seed).choice(names, len(names) // HELD_OUT, replace=False)
     held = np.isin(groups, chosen)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
@@ -111,7 +113,10 @@ def propose(axes: Axes, tried: Sequence[Setting], scores: Sequence[float], seed:
     best = model.predict(seen).max()  # as the model sees it: the scores themselves are noisy
     away = (mean - best) / np.maximum(deviation, 1e-12)
     gain = deviation * (away * norm.cdf(away) + norm.pdf(away))
-    gain[cdist(points, seen).min(1) < APART] = -1  # a setting that is as good as tried teaches nothing
+    apart = cdist(points, seen).min(1)
+    gain[apart < APART] = -1  # a setting that is as good as tried teaches nothing
+    if gain.max() < 0:  # nothing else is left of the range
+        gain = apart
     return _setting(axes, points[int(gain.argmax())])
 
 

@@ -253,7 +253,12 @@ def _module_settings(module: Any) -> dict[str, Any]:
         return {"class": kind, "routes": inside, "mappings": {str(k): v for k, v in module.route_mappings.items()}, "default": module.default_route}  # fmt: skip
     config = getattr(module, "config", None)
     if config is None or not hasattr(config, "to_diff_dict"):
-        return {"class": kind, **module.get_config_dict()}
+        words = getattr(module, "tokenizer", None)  # of static embeddings
+        return {
+            "class": kind,
+            **module.get_config_dict(),
+            **({"tokenizer": _reads(words)} if words is not None else {}),
+        }
     settings: dict[str, Any] = {
         "class": kind,
         "config": {k: v for k, v in config.to_diff_dict().items() if k not in _NOT_THE_FUNCTION},
@@ -262,11 +267,20 @@ def _module_settings(module: Any) -> dict[str, Any]:
         "lower_case": module.do_lower_case,
     }
     if module.tokenizer is not None:
-        tokenizer = json.loads(module.tokenizer.backend_tokenizer.to_str())
-        # How the last call padded and cut; lengths stand above.
-        settings["tokenizer"] = {k: v for k, v in tokenizer.items() if k not in ("padding", "truncation")}
+        settings["tokenizer"] = _reads(module.tokenizer)
     image_processor = getattr(module.processor, "image_processor", module.processor)
     if hasattr(image_processor, "do_normalize"):
         settings["pixels"] = {key: getattr(image_processor, key, None) for key in _PIXEL_SETTINGS}
         settings["processor"] = type(image_processor).__name__
     return settings
+
+
+def _reads(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer makes of texts: one of the Rust library, or of transformers over such a one, or one written in Python."""
+    rust = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(rust, "to_str"):
+        # How the last call padded and cut is left out; lengths stand beside.
+        return {k: v for k, v in json.loads(rust.to_str()).items() if k not in ("padding", "truncation")}
+    places = ("name_or_path", "file", "dir")
+    settings = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(places)}
+    return {"class": type(tokenizer).__name__, "words": tokenizer.get_vocab(), "settings": settings}

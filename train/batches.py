@@ -94,6 +94,12 @@ def plan(
         codes = as_codes(labels)
     by_class = codes is not None and (drawing.how in ("classes", "hard") or drawing.how == "auto" and masked)
     _refuse_drawing(drawing, codes, by_class)
+    kinds = count if codes is None else int(codes.max()) + 1
+    if drawing.how == "hard" and kinds < 2:
+        of = "row" if codes is None else "class"
+        raise UserError(
+            f"--batches hard: {source} has one {of}, which is near no other; leave it out, or give more data"
+        )
     available = disjoint_pairs(codes) if codes is not None and (masked or by_class) else count
     pairs = pairs_per_batch(batch_size, available, source)
     quota = _quota(drawing, codes, labels, pairs, source) if by_class else None

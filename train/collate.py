@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retrieval.cpus import usable_cpus
-from retrieval.data import linked, text_codes
+from retrieval.data import text_codes
 from retrieval.data.texts import taken
 from retrieval.encode import (
     CPU_TOKENS,
@@ -32,6 +33,7 @@ from retrieval.routes import reader
 from .batches import MISSING, Pairs, Plan, Rows
 from .head import Frozen
 from .pictures import Pictures
+from .related import Related, identities
 
 Batch = dict[str, Any]
 Column = Sequence[str] | Rows
@@ -55,6 +57,10 @@ class Source:
     weight: float = 1.0
     first_class: int = 0
     guide: Frozen | None = None
+
+    @cached_property
+    def related(self) -> Related:
+        return Related(self.codes)
 
 
 class Settled(NamedTuple):
@@ -218,8 +224,8 @@ def _there(column: Column) -> Column:
 
 
 class Share(NamedTuple):
-    """One process's part of a batch: of which source, its pairs, (2, B) identities of their texts, and by the code of each text of the
-    whole batch its identity."""
+    """One process's part of a batch: of which source, its pairs, (2, B) identities of their texts, and by the code of a text its
+    identity, where that is another than the code."""
 
     source: int
     pairs: Pairs
@@ -231,11 +237,19 @@ class Shares:
     """`count` batches for a DataLoader, of each one process's share; a batch is of one source, drawn by the sources' weights.
 
     Pairs that share a text, such as a question with two answers, are no negatives of each other either: all their texts have one
-    identity. Every process draws the whole batch, so that all agree on that.
+    identity. Every process draws the whole batch, so that all agree on that. pictures: where explicit negatives may be some.
     """
 
-    def __init__(self, sources: Sequence[Source], count: int, seed: int = 0, rank: int = 0, processes: int = 1) -> None:
-        self.sources, self.count, self.seed = sources, count, seed
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        count: int,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        pictures: Pictures | None = None,
+    ) -> None:
+        self.sources, self.count, self.seed, self.pictures = sources, count, seed, pictures
         self.rank, self.processes = rank, processes
 
     def __iter__(self) -> Iterator[Share]:
@@ -249,9 +263,12 @@ class Shares:
     def _share(self, which: int, whole: Pairs) -> Share:
         source = self.sources[which]
         codes = np.stack([source.codes[0][whole.anchors], source.codes[1][whole.positives]])
-        items = np.stack([linked(*codes)] * 2) if source.plan.labels is None else codes
+        items, known = codes, dict[int, int]()
+        if source.plan.labels is None:
+            columns = [_there(_taken(column, whole.anchors)) for column in source.columns[2:]]
+            negatives = [codes_of(column, self.pictures) for column in columns]
+            items, known = identities(codes, np.concatenate([*negatives, codes[0, :0]]), source.related)
         mine = np.array_split(np.arange(len(whole.anchors)), self.processes)[self.rank]
-        known = dict(zip(codes.flatten().tolist(), items.flatten().tolist(), strict=True))
         return Share(which, Pairs(whole.anchors[mine], whole.positives[mine]), items[:, mine], known)
 
     def __len__(self) -> int:

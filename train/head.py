@@ -9,7 +9,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
-from retrieval.data import linked
 from retrieval.encode import prompt_of
 from retrieval.store import Floats
 
@@ -17,6 +16,7 @@ from .batches import MISSING, Pairs, Plan, Rows
 from .curve import Curve, record
 from .loss import ContrastiveLoss, LossConfig
 from .matryoshka import nested
+from .related import Related, identities
 
 LABELS_RATE, PAIRS_RATE = 1e-3, 1e-4  # measured in docs/log.md
 
@@ -105,6 +105,7 @@ def train_head(
     with torch.no_grad():
         head.weight.copy_(torch.eye(dim))
         head.bias.zero_()
+    related = None if len(columns) == 1 or labels is not None else Related(items[:2])
     loss_of = ContrastiveLoss(loss_config)
     optimizer = torch.optim.Adam([*head.parameters(), *loss_of.parameters()], lr=lr)
     curve: Curve = []
@@ -112,8 +113,10 @@ def train_head(
         a, p = pairs
         loss_of.progress = len(curve) / steps
         codes = np.stack([items[0, a], items[positive, p]])
-        groups = codes if len(columns) == 1 or labels is not None else np.stack([linked(*codes)] * 2)
-        known = dict(zip(codes.ravel().tolist(), groups.ravel().tolist(), strict=True))
+        groups, known = codes, dict[int, int]()
+        if related is not None:
+            negatives = items[2:, a]
+            groups, known = identities(codes, negatives[negatives != MISSING], related)
         loss = nested(
             loss_of,
             dims,

@@ -124,7 +124,7 @@ def train_whole(
     if silent:
         del config.use_cache  # the trainer sets it in every encoder, which then is not the one that is loaded again
     trainer.batches = lambda: loader(
-        collator, Shares(collator.sources, last * settings.accumulate, settings.seed, *world())
+        collator, Shares(collator.sources, last * settings.accumulate, settings.seed, *world(), collator.pictures)
     )
     trainer.on_device = collator.on_device
     trainer.watch, trainer.average = watch, average

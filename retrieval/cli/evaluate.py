@@ -80,9 +80,6 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
     _refuse_unclear(flags)
     refuse_evaluation(flags)
     side = read_side(vectors, flags["labels"], flags["metric"], flags["check"])
-    for option in ("separator", "hierarchy"):
-        if flags[option] is not None and not any(flags[option] in label for label in side.labels):
-            raise UserError(f"--{option} {flags[option]!r}: no label has it, such as {side.labels[0]!r}; leave it out")
     other = None
     if flags["reference"] is not None:
         other = read_side(
@@ -98,6 +95,10 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
             raise UserError(
                 f"{flags['reference']}: is compared by {other.metric}, {vectors} by {side.metric}; say --metric"
             )
+    labels = [*side.labels, *(other.labels if other else ())]
+    for option in ("separator", "hierarchy"):
+        if flags[option] is not None and not any(flags[option] in label for label in labels):
+            raise UserError(f"--{option} {flags[option]!r}: no label has it, such as {labels[0]!r}; leave it out")
     if flags["like"]:
         _like(flags["like"], side, as_json)
         return

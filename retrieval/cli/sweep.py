@@ -17,6 +17,7 @@ from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, l
 from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
+from .training import without_singles
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -144,7 +145,7 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
             return read_images(path, split=split, asked=asked_columns(flags, optional=optional))
         return training_data(path, flags, split=split, optional=optional)
 
-    data = read(flags["data"], flags["split"])
+    data = without_singles(read(flags["data"], flags["split"]), str(flags["data"]))
     held_out = None if flags["held_out"] is None else read(flags["held_out"], flags["eval_split"], optional=True)
     judged, named = (data, "data") if held_out is None else (held_out, "held_out")
     if judged.labels is None and not judged.is_pairs:
@@ -212,9 +213,8 @@ def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], fold
     if encoder is not None:
         encoder.require("text" if held.is_text else "image")
     same = ("whole", "steps", "epochs", "batch_size", "lr", "seed", "label_mask", "detach_weights")
-    texts = list(getattr(train, "columns", {}).values())
     base = {
-        "data": sha256_json([train.fingerprint, texts, held.mark]),
+        "data": sha256_json([train.fingerprint, getattr(train, "mark", None), held.mark]),
         "encoder": flags["model"] if encoder is None else encoder.fingerprint,
         **{name: flags[name] for name in same},
     }

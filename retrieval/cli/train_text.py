@@ -1,6 +1,5 @@
 """`retrieval train text`."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +99,7 @@ def text(**flags: Any) -> None:
     told = {"kind": "text", "data": names, "summary": summary, "guide": flags["guide"]}
     course = Course(encoder, names, data, config, loss, sets, flags)
     train = partial(train_text, weights=flags["weight"] or None, guide=None if guide is None else guide.model)
-    marks = [_mark(each) for each in data] + ([guide.fingerprint] if guide else [])
+    marks = [each.mark for each in data] + ([guide.fingerprint] if guide else [])
     carry_out(course, plan_batches, train, marks, told)
 
 
@@ -166,13 +165,3 @@ def _describe(
                 say(f"Warning: {told['leaked']:,} of the {len(asked_for):,} queries of --eval-data stand in {name}")
         found.append(told)
     return found
-
-
-def _mark(data: "Texts") -> str:
-    """Names all that is trained on."""
-    from retrieval.data import text_codes
-
-    digest = hashlib.sha256()
-    for codes in (*data.codes.values(), text_codes(data.labels or ())):
-        digest.update(len(codes).to_bytes(8, "little") + codes.tobytes())
-    return digest.hexdigest()

@@ -135,6 +135,14 @@ class Texts:
         return digest.hexdigest()
 
     @property
+    def mark(self) -> str:
+        """Names all that is trained on."""
+        digest = hashlib.sha256()
+        for codes in (*self.codes.values(), text_codes(self.labels or ())):
+            digest.update(len(codes).to_bytes(8, "little") + codes.tobytes())
+        return digest.hexdigest()
+
+    @property
     def has_labels(self) -> bool:
         return self.labels is not None
 
