@@ -1,0 +1,110 @@
+"""What a reader found: encoders of rarer kinds, searches that are at their end, data with nothing to be near."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertJapaneseTokenizer, BertModel
+
+from retrieval.data import Texts
+from retrieval.data.texts import Collected
+from retrieval.encoder import load_encoder
+from retrieval.errors import UserError
+from retrieval.eval.sweep import propose
+from retrieval.train.batches import Drawing
+from retrieval.train.loss import named
+from retrieval.train.text import TextConfig, plan_batches
+
+
+def static(folder, words):
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+    model.save_pretrained(str(folder), create_model_card=False)
+    return load_encoder(str(folder), "cpu")
+
+
+def japanese(folder, letters):
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertJapaneseTokenizer(str(folder / "vocab.txt"), word_tokenizer_type="basic", subword_tokenizer_type="character")  # fmt: skip
+    tokenizer.save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder / "bert")
+    model = SentenceTransformer(modules=[Transformer(str(folder / "bert")), Pooling(32)], device="cpu")
+    model.save_pretrained(str(folder / "encoder"), create_model_card=False)
+    return folder / "encoder"
+
+
+def test_static_embeddings_of_other_words_are_another_encoder(tmp_path):
+    words = ["[UNK]", "red", "dog", "blue"]
+    one, two = static(tmp_path / "one", words), static(tmp_path / "two", ["[UNK]", "dog", "red", "blue"])
+    assert not np.allclose(one.encode(["red"]), two.encode(["red"])) and one.fingerprint != two.fingerprint
+    assert static(tmp_path / "again", words).fingerprint == one.fingerprint
+
+
+def test_a_tokenizer_in_python_is_used_and_told(tmp_path, run_cli):
+    letters = [chr(97 + at) for at in range(26)]
+    folder = japanese(tmp_path / "one", letters)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    mark = load_encoder(str(folder), "cpu").fingerprint
+    assert load_encoder(str(tmp_path / "elsewhere"), "cpu").fingerprint == mark
+    assert load_encoder(str(japanese(tmp_path / "two", letters[::-1])), "cpu").fingerprint != mark
+    data = tmp_path / "data.csv"
+    data.write_text("text,label\nab cd,a\nef g,a\nh i,b\nj k,b\n")
+    run_cli("embed", "--encoder", folder, "--data", data, "--device", "cpu", "--output", tmp_path / "store")
+    run_cli("train", "text", "--data", data, "--model", folder, "--steps", 1, "--batch-size", 2, "--no-general", "--device", "cpu", "--output", tmp_path / "run")  # fmt: skip
+
+
+def test_an_adaptive_search_at_its_end_takes_what_is_farthest_from_the_rest():
+    axes = {"temperature": (0.05, 0.06)}
+    tried, scores = [], []
+    for number in range(60):
+        tried.append(propose(axes, tried, scores, 0))
+        scores.append(-((tried[-1]["temperature"] - 0.055) ** 2) - number / 1e9)
+    values = [setting["temperature"] for setting in tried]
+    assert len(set(values)) > 50 and max(values.count(value) for value in values) <= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (Texts({"anchor": ["a"], "positive": ["b"]}, None, None, ""), "x has one row, which is near no other"),
+        (Texts({"text": [*"abcde"]}, ["one"] * 5, None, ""), "x has one class, which is near no other"),
+    ],
+)
+def test_hard_batches_of_what_is_near_nothing_are_refused(data, word):
+    config = TextConfig(steps=1, batch_size=2, drawing=Drawing(how="hard"))
+    with pytest.raises(UserError, match=word):
+        plan_batches(data, config, named("infonce(label_mask=False)"), "x")
+
+
+def test_a_sweep_with_data_in_a_file_and_a_class_of_one(tmp_path, tiny, run_cli, monkeypatch):
+    monkeypatch.setattr(Collected.__init__, "__defaults__", (1,))  # characters that are held in memory
+    for name, rows in (("train", 9000), ("held", 40)):
+        lines = [f"word {row} of {name},{row % 4}" for row in range(rows)] + ["alone,z"] * (name == "train")
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+    result = run_cli("sweep", "--data", tmp_path / "train.csv", "--held-out", tmp_path / "held.csv", "--model", tiny, "--kappa", "0,1", "--temperature", 0.1, "--seeds", 1, "--steps", 2, "--batch-size", 8, "--device", "cpu", "--output", tmp_path / "sweep")  # fmt: skip
+    assert "a class has one row, which makes no pair and is left out: 'z'" in result.stderr
+
+
+def test_labels_may_be_several_in_the_reference_alone(tmp_path, run_cli):
+    vectors = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for name, labels in (("asked", ["red", "round"] * 12), ("gallery", ["red|round", "blue"] * 12)):
+        np.save(tmp_path / f"{name}.npy", vectors)
+        (tmp_path / f"{name}.txt").write_text("\n".join(labels))
+    words = ["eval", "clusters", tmp_path / "asked.npy", "--labels", tmp_path / "asked.txt", "--metric", "cosine"]
+    words += ["--reference", tmp_path / "gallery.npy", "--reference-labels", tmp_path / "gallery.txt"]
+    run_cli(*words, "--separator", "|")
+    assert "--separator ';': no label has it" in run_cli(*words, "--separator", ";", code=2).output
