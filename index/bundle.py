@@ -34,6 +34,7 @@ FIRST_FILE = "index.faiss"
 KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
 # Ends "why" of an index that was imported from codes.
 DECODED = ", its vectors as its codes give them back: recall and scores are of these"
+LATE_HELD = 2**22  # numbers, of 8 bytes
 MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
 
 
@@ -129,6 +130,12 @@ class Index:
         ordinals = self.rows.ordinals
         covers = int(self.about["covers"])
         return min(covers, self.rows.count) if ordinals is None else int(np.searchsorted(ordinals, covers))
+
+    @cached_property
+    def late(self) -> NDArray[np.float64] | None:
+        """The vectors (n, d) of the live rows that FAISS does not cover, for queries that come one by one; None where they are many."""
+        rows = np.arange(self.covered, self.rows.count)
+        return self.rows.take(rows).astype(np.float64) if len(rows) * self.rows.dim <= LATE_HELD else None
 
     @cached_property
     def labels(self) -> tuple[dict[str, int], NDArray[np.int32]]:

@@ -19,6 +19,7 @@ from .kinds import Settings, parameters
 # Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
 EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
+LATE_SCORED = 2**21  # products of queries with rows that FAISS does not cover, at once; beyond, exact search is as fast
 # How far from 1 the product of a unit vector with itself may be, as it is stored.
 UNIT_ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1e-2}
 
@@ -79,7 +80,7 @@ def search(
         rows = rows if where is None else rows[where[rows]]
         late = len(rows)
         if late:
-            found = _joined(found, _among(index, queries, min(k, late), rows), k, index.metric)
+            found = _joined(found, _late(index, queries, min(k, late), rows), k, index.metric)
     how = _how("approximate", late) | {"settings": dict(settings), "covered": index.covered}
     return Found(found.scores, found.ids, how)
 
@@ -159,6 +160,30 @@ def _among(index: Index, queries: Floats, k: int, rows: Ints) -> Neighbors:
     """The exact k best of some rows."""
     found = exact_neighbors(queries, Some(index, rows), k, metric=index.measure)
     return Neighbors(found.scores, rows[found.ids])
+
+
+def _late(index: Index, queries: Floats, k: int, rows: Ints) -> Neighbors:
+    """The exact k best of rows that FAISS does not cover. Of few queries all are scored in float64 at once: what makes exact search fast
+    for many takes twenty times as long as a graph takes for one."""
+    held = index.late
+    if held is None or len(queries) * held.size > LATE_SCORED:
+        return _among(index, queries, k, rows)
+    vectors = held if len(rows) == len(held) else held[rows - index.covered]
+    asked = queries.astype(np.float64)
+    if index.metric == "euclidean":
+        worth = -np.linalg.norm(vectors - asked[:, None], axis=2).astype(np.float32)
+    else:
+        worth = (asked @ vectors.T).astype(np.float32)
+    best = np.stack([_best(line, k) for line in worth])
+    scores = np.take_along_axis(worth, best, 1)
+    return Neighbors(-scores if index.metric == "euclidean" else scores, rows[best])
+
+
+def _best(scores: Floats, k: int) -> Ints:
+    """The places (k,) of the largest scores (n,), equal ones in order."""
+    least = np.partition(scores, len(scores) - k)[len(scores) - k]
+    places = np.flatnonzero(scores >= least)
+    return places[np.argsort(-scores[places], kind="stable")[:k]]
 
 
 def _covered(index: Index, queries: Floats, k: int, most: int, where: Mask | None, settings: Settings) -> Neighbors:

@@ -7,6 +7,7 @@ from test_index import FACTORIES, rows_for, store_of, unit
 
 from retrieval.errors import UserError
 from retrieval.index import change
+from retrieval.index import search as searching
 from retrieval.index.build import build
 from retrieval.index.bundle import open_index
 from retrieval.index.change import add, compact, fold, merge, remove, retune
@@ -41,6 +42,31 @@ def test_a_type_that_does_not_grow_keeps_many_late_rows(store, later, tmp_path, 
     with pytest.raises(UserError, match="takes no more rows; `retrieval index compact` builds it anew"):
         fold(tmp_path / "index")
     assert compact(tmp_path / "index").about["covers"] == 1000
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_late_rows_of_few_queries_are_found_as_those_of_many(tmp_path, monkeypatch, metric, dtype):
+    """Two ways to compare them, the same rows, scores and order of what is equally near; with a filter, and after a removal."""
+    kind = {"metric": metric, "normalized": metric == "cosine", "dtype": dtype}
+    build(store_of(tmp_path / "store", rows_for(900), **kind), tmp_path / "index", factory="HNSW16")
+    twice = rows_for(80, seed=3, first=1000)
+    twice.embeddings[40:] = twice.embeddings[:40]
+    add(tmp_path / "index", store_of(tmp_path / "late", twice, **kind))
+    index = remove(tmp_path / "index", ["id-3", "id-1001", "id-1079"])
+    queries = np.concatenate([twice.embeddings[:20], unit(20, seed=5)])
+    may = np.arange(index.rows.count) % 2 == 0
+    monkeypatch.setattr(searching, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(searching, "EXACT_SHARE", 0)
+    found = {}
+    for few in (2**40, -1):
+        monkeypatch.setattr(searching, "LATE_SCORED", few)
+        found[few] = [search(index, queries, k, where=where) for k in (1, 10, 200) for where in (None, may)]
+    for one, other in zip(*found.values(), strict=True):
+        assert np.array_equal(one.rows, other.rows) and np.array_equal(one.scores, other.scores)
+        assert one.how == other.how and one.how["compared"] in (78, 39)
+    late = found[-1][2].rows >= index.covered
+    assert late[:20].any(1).all() and not late.all()  # or nothing would be compared here
 
 
 def best(index, queries, k=1):
