@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, is_out_of_memory
 
 PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
@@ -47,6 +47,8 @@ def faiss() -> Any:
     try:
         import faiss as module
     except (ImportError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{next(iter(found))} is installed but does not import ({error}); install it again") from None
     module.cvar.distance_compute_blas_threshold = 2  # matrix products from two queries on
     return module

@@ -108,7 +108,7 @@ def build(
         best = max(tried, key=worth)
         manifest |= _finish(folder, rows, best, tried)
         (folder / STATE).unlink()
-    return open_index(output)
+    return open_index(output.resolve())
 
 
 def refuse_unsuited(store: Store) -> None:

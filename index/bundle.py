@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.artifact import Manifest, writing_atomically
+from retrieval.cpus import usable_memory
 from retrieval.errors import UserError
 from retrieval.store import Rows, Store, open_store
 from retrieval.store.ids import hashes
@@ -35,7 +36,7 @@ KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy o
 # Ends "why" of an index that was imported from codes.
 DECODED = ", its vectors as its codes give them back: recall and scores are of these"
 LATE_HELD = 2**22  # numbers, of 8 bytes
-MAPPED_FROM = 0.5  # of the machine's memory: larger indexes are mapped instead of read
+MAPPED_FROM = 0.5  # of the memory that there is: larger indexes are mapped instead of read
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def read_faiss(file: BinaryIO, *, changing: bool = False) -> Any:
     try:
         if changing:
             return f.read_index(f.PyCallbackIOReader(file.read, 1 << 24))
-        large = os.fstat(file.fileno()).st_size > MAPPED_FROM * _memory()
+        large = os.fstat(file.fileno()).st_size > MAPPED_FROM * usable_memory()
         buffer = np.memmap(file, np.uint8, "r") if large else np.fromfile(file, np.uint8)
         reader = f.ZeroCopyIOReader(f.swig_ptr(buffer), len(buffer))
         index = f.read_index(reader)
@@ -235,10 +236,6 @@ def write_faiss(index: Any, path: Path) -> dict[str, Any]:
         file.flush()
         size = file.tell()
     return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def require_fitting(manifest: Manifest, other: Manifest, source: str) -> None:

@@ -116,7 +116,7 @@ def merge(
         stated = write_faiss(grown, folder / FIRST_FILE)
         about = indexes[0].about | {"file": FIRST_FILE, "covers": grown.ntotal, "merged": len(indexes)}
         manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
-    return open_index(output)
+    return open_index(output.resolve())
 
 
 def _joined(indexes: list[Index], linked: Store, progress: Progress) -> Any:

@@ -85,7 +85,7 @@ def import_faiss(
         about = settle(folder, rows, [about], goal or Goal(), queries, seed)[0]
         del about["stated"]
         manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
-    return open_index(output)
+    return open_index(output.resolve())
 
 
 def export_faiss(index: Index, path: Path) -> dict[str, Any]:

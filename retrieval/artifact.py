@@ -53,6 +53,8 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
         old.rename(final.resolve())
     refuse_to_clobber(final, kind, overwrite)
     final, staging = final.resolve(), staging_folder(final)
+    if Path.cwd().is_relative_to(final):  # whoever is in a folder that is replaced is nowhere
+        raise UserError(f"--output {final}: is the folder that you are in; name another, or go out of it first")
     staging.mkdir(parents=True, exist_ok=True)
     with sole_writer(staging):
         try:

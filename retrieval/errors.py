@@ -2,6 +2,8 @@
 
 import errno
 
+WITHOUT_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "failed to map segment")
+
 
 class UserError(ValueError):
     """The user's input or environment is at fault.
@@ -24,3 +26,9 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory, or what this process may have of it, is used up: torch and FAISS keep only a text."""
+    told = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in told for words in WITHOUT_MEMORY)

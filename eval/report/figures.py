@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class Figure:
         """SVG text; `themed` for the page: its colours by their CSS names, no background, no size of its own."""
         buffer = io.StringIO()
         with rc_context(STYLE):
-            self._drawn().savefig(buffer, format="svg", transparent=themed, metadata={"Date": None, "Creator": None})
+            _save(self._drawn(), buffer, format="svg", transparent=themed, metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
         if not themed:
             return text
@@ -83,8 +84,16 @@ class Figure:
         with rc_context(STYLE):
             canvas = self._drawn()
             FigureCanvasAgg(canvas)
-            canvas.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+            _save(canvas, buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()
+
+
+def _save(canvas: Canvas, file: Any, **how: Any) -> None:
+    """Scripts that matplotlib's one font lacks are boxes in a PNG; SVG and page have them as text. No warning for each letter of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support")
+        canvas.savefig(file, **how)
 
 
 def histogram(name: str, shares: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64], alt: str) -> Figure:

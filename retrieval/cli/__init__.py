@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Nothing heavy is imported before a command runs."""
 
-import signal
+import os
+import sys
 
 import click
 
@@ -28,6 +29,7 @@ from .mine import mine
 from .report import report
 from .search import search
 from .serve import serve
+from .stopping import stop_when_told
 from .store import store
 from .sweep import sweep
 from .train import train
@@ -49,5 +51,10 @@ for command in (train, mine, sweep, embed, store, index, search, serve, evaluate
 
 def main() -> None:
     """The console script. Exit codes: 0 done, 2 the user's input or environment, 130 Ctrl-C, 1 anything else."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: schedulers send it
+    stop_when_told()
+    try:
+        os.getcwd()  # or libraries fail, each in a way of its own
+    except OSError:
+        click.echo("Error: the folder that you are in is gone; go to another", err=True)
+        sys.exit(2)
     cli(prog_name="retrieval")

@@ -10,12 +10,21 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from retrieval.errors import UserError, is_disk_full
+from retrieval.errors import UserError, is_disk_full, is_out_of_memory
 
 from .output import is_silent
 
 F = TypeVar("F", bound=Callable[..., Any])
-ELSEWHERE = (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG)
+ELSEWHERE = "choose another place"
+REMEDIES = {
+    **dict.fromkeys((errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), ELSEWHERE),
+    errno.ENAMETOOLONG: "choose a shorter name; one of some more letters is written first",
+    errno.EFBIG: "raise the limit (ulimit -f), or choose a file system for larger files",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network's file system, and run the command again",
+}
 
 
 class Interrupted(click.ClickException):
@@ -77,11 +86,16 @@ class Commands(Group):
         except PermissionError as error:
             raise Fault(f"{error.filename}: permission denied; change its mode, or choose another place") from error
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in ELSEWHERE:
-                raise Fault(f"{error.filename}: {(error.strerror or '').lower()}; choose another place") from error
+            if isinstance(error, OSError) and error.errno in REMEDIES:
+                named = f"{error.filename}: " if error.filename is not None else ""
+                raise Fault(f"{named}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}") from error
             if is_disk_full(error):
                 where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
                 raise Fault(f"{where}: the disk is full; free some space and run the command again") from error
+            if is_out_of_memory(error):
+                raise Fault(
+                    "not enough memory; free some, raise what this process may have (ulimit -v, its container), or ask for less"
+                ) from error
             raise
 
 

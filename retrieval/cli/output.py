@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from retrieval.errors import UserError
+
 Advance = Callable[..., None]
 SECONDS_A_LINE = 10
 _silent = False
@@ -43,8 +45,15 @@ def say(line: str) -> None:
 
 def emit(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
     """The result on stdout: one JSON object, or lines for people."""
-    if not _silent:
-        click.echo(as_line(result) if as_json else "\n".join(lines))
+    if _silent:
+        return
+    told = as_line(result) if as_json else "\n".join(lines)
+    try:
+        click.echo(told.encode(errors="backslashreplace").decode())  # file names need not be UTF-8
+    except BrokenPipeError:  # whoever reads has seen enough
+        raise
+    except OSError as error:
+        raise UserError(f"stdout: cannot be written ({error.strerror}); what was asked for is done") from None
 
 
 def as_line(result: dict[str, Any]) -> str:

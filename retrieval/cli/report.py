@@ -73,7 +73,7 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
         flags["figures"].mkdir(parents=True, exist_ok=True)
     sections = list(_sections(named, flags, seed))
     foot = "Made by retrieval report. Intervals are 95 %."
-    page = render(flags["title"], "", sections, foot).encode()
+    page = render(flags["title"], "", sections, foot).encode(errors="backslashreplace")
     write_atomically(flags["output"], page)
     files = [] if flags["figures"] is None else write_figures(flags["figures"], sections)
     if len(page) > LARGE:

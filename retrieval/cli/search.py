@@ -86,6 +86,11 @@ def search(
         raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
     if any(not query.strip() for query in queries):
         raise UserError("--query: is empty; give a text to search for")
+    for query in queries:
+        try:
+            query.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--query {query!r}: has bytes that are not UTF-8; convert it, or mend LANG") from None
     if store:
         refuse_unused("--store holds vectors already", "--encoder", "--device")
     _refuse_output(output, overwrite, radius)

@@ -79,7 +79,7 @@ def serve(
         timeout_graceful_shutdown=FINISHING,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_failure)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is ignored, and shall be
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     try:
         uvicorn.Server(config).run(sockets=[listening])

@@ -48,7 +48,7 @@ def merge(
     refuse_unlike(stores)
     with creating(Path(output), KIND, overwrite=overwrite) as (folder, manifest):
         manifest |= link_rows(stores, folder, KIND, progress)
-    return Store(Path(output), trusted=True)
+    return Store(Path(output).resolve(), trusted=True)
 
 
 def in_order(given: Sequence[T]) -> list[T]:

@@ -132,7 +132,7 @@ def _write_strings(group: Any, name: str, column: Any, rows: Rows) -> None:
     except (ValueError, UnicodeEncodeError):
         bad = next(row for row, value in enumerate(column) if "\0" in value or not _is_unicode(value))
         raise UserError(
-            f"id {rows.ids[bad]!r}: its {name} has a NUL character or half a surrogate pair; clean it"
+            f"id {rows.ids[bad]!r}: its {name} has a NUL character or half a surrogate pair; clean it, or rename the file"
         ) from None
 
 

@@ -201,6 +201,7 @@ def create(
         run(Job(source, kind, shards, 0, asked))
         _enter_all(manifest, shards)
     # Not before the store stands: until then the same call may have to go on.
+    output = output.resolve()  # as it was written: by way of a folder that is not there, say
     (output / JOURNAL).unlink(missing_ok=True)
     return Store(output, trusted=True)
 

@@ -1,0 +1,162 @@
+"""Hostile surroundings: signals that Python drops, limits of the system, output that cannot be written, folders that are gone."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from retrieval import cpus
+from retrieval.eval.report.figures import forest
+from retrieval.store import Held, Kind, Rows, create, open_store
+
+RUN = [sys.executable, "-c", "from retrieval.cli import main; main()"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    vectors = np.eye(60, 64, dtype=np.float32)
+    rows = Rows(vectors, [f"id-{row}" for row in range(60)], ["猫", "犬"] * 30, {"text": ["これ"] * 60})
+    create(tmp_path / "store", Held(rows), Kind(64)).close()
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_signal_that_falls_into_a_destructor_is_not_lost(store, name, lost):
+    """Python prints what a destructor raises, and goes on: a server that was told to stop would serve for ever."""
+    code = f"""
+import os, signal, time
+import retrieval.store.reader as reader
+from retrieval.cli import main
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        time.sleep(.01)
+before = reader.read_manifest
+def read(*given, **named):
+    if {lost}:
+        Last()
+    else:
+        os.kill(os.getpid(), signal.{name})
+    for _ in range(100):
+        time.sleep(.01)  # the rest of its work
+    return before(*given, **named)
+reader.read_manifest = read
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "store", "info", store], capture_output=True, text=True)
+    assert done.returncode == 130 and not done.stdout, done
+    assert done.stderr.startswith("Error: interrupted; ") and "Traceback" not in done.stderr + done.stdout
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_hangup_is_ignored_where_nohup_asks(store):
+    ignoring = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    command = [*RUN, "store", "verify", store]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignoring) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0 and "intact" in process.stdout.read()
+
+
+def limited(which, value):
+    return lambda: resource.setrlimit(which, (value, value))
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "told"),
+    [
+        (
+            limited(resource.RLIMIT_FSIZE, 4096),
+            ["store", "export", "--output", "x.npy"],
+            r"raise the limit \(ulimit -f\)",
+        ),
+        (limited(resource.RLIMIT_AS, 2**20 * 700), ["search", "--query", "x"], "not enough memory; free some"),
+    ],
+)
+def test_limits_of_the_system_are_one_line(store, tmp_path, limit, words, told):
+    """The signal of too large a file is ignored by Python itself."""
+    command = [*RUN, *words[:2], store, *words[2:]] if words[0] == "store" else [*RUN, words[0], store, *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, preexec_fn=limit)
+    if done.returncode == 2 and "is of kind store" in done.stderr:
+        pytest.skip("memory: enough for the libraries here")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert re.search(told, done.stderr)
+
+
+def test_output_that_cannot_be_written_does_not_hide_what_was_done(store):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*RUN, "store", "delete", store, "--id", "id-3"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "Error: stdout: cannot be written (No space left on device); what was asked for is done\n"
+    assert open_store(store).count == 59
+
+
+def test_a_folder_that_is_gone(store, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.rmdir({str(gone)!r}); from retrieval.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "store", "info", store], cwd=gone, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "Error: the folder that you are in is gone; go to another\n")
+
+
+@pytest.mark.parametrize("asked", [".", "..", "../here/."])
+def test_the_folder_that_one_is_in_is_not_replaced(store, tmp_path, run_cli, monkeypatch, asked):
+    here = tmp_path / "outer" / "here"
+    here.mkdir(parents=True)
+    np.save(tmp_path / "x.npy", np.eye(3, dtype=np.float32))
+    monkeypatch.chdir(here)
+    words = ["store", "import", tmp_path / "x.npy", "--metric", "cosine", "--output"]
+    found = run_cli(*words, asked, code=2).stderr
+    assert "is the folder that you are in" in found or "holds files" in found or "already exists" in found
+    assert here.is_dir() and not list(here.iterdir())
+    run_cli(*words, "sub/../../elsewhere")  # by way of a folder that is not there
+    assert open_store(tmp_path / "outer" / "elsewhere").count == 3
+
+
+def test_what_is_not_utf8_is_one_line(store, tmp_path, run_cli):
+    from retrieval.index.build import build
+
+    build(open_store(store), tmp_path / "index", factory="Flat")
+    found = run_cli("search", tmp_path / "index", "--query", "caf\udce9", code=2).stderr
+    assert "has bytes that are not UTF-8" in found
+    odd = tmp_path / "bad\udcff"
+    os.rename(store, odd)
+    run_cli("report", odd, "--map", "pca", "--output", tmp_path / "page.html")
+
+
+def test_scripts_that_the_font_lacks_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = forest("x", [("猫と犬", 0.1, (0.0, 0.2))])
+        assert figure.png() and "猫と犬" in figure.svg()
+
+
+def test_shares_of_cores_and_memory_by_either_version_of_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpus, "GROUPS", tmp_path)
+    cores, memory = cpus.usable_cpus(), cpus.usable_memory()
+    assert cores == len(os.sched_getaffinity(0)) and memory > 2**28
+    for quota, least in ((-1, cores), (100_000, 1), (50_000, 1)):
+        (tmp_path / "cpu").mkdir(exist_ok=True)
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        assert cpus.usable_cpus() == least
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").unlink()
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cpus.usable_cpus() == cores and cpus.usable_memory() == memory
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text(f"{2**27}\n")
+    assert cpus.usable_cpus() == 1 and cpus.usable_memory() == 2**27
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{2**26}\n")
+    assert cpus.usable_memory() == 2**26
