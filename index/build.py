@@ -140,6 +140,11 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
             f"--factory {factory!r}: FAISS makes it for another metric than {store.manifest['metric']}; take another type"
         )
     refuse_unsteerable(index, f"--factory {factory!r}")
+    for part in layers(index):
+        if hasattr(
+            part, "do_polysemous_training"
+        ):  # nine tenths of training, for a kind of search that nobody asks for here
+            part.do_polysemous_training = False
     return index
 
 

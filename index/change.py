@@ -13,8 +13,8 @@ from retrieval.errors import UserError
 from retrieval.neighbors import Floats
 from retrieval.store import Ids, Kind, Store, StoreRows, append, delete
 from retrieval.store.compact import repack
-from retrieval.store.merge import in_order, link_rows, refuse_unlike
-from retrieval.store.writer import changing
+from retrieval.store.merge import in_order, link_rows, plan_of_merge, refuse_unlike
+from retrieval.store.writer import changing, made_by
 
 from .backend import faiss
 from .build import Progress, add_rows
@@ -106,8 +106,12 @@ def merge(
     Indexes of the parts of one corpus are put in order, and all must be there. Raises UserError where their rows differ in kind, or
     an id stands in two of them.
     """
+    output = Path(output).resolve()
     indexes = in_order(indexes)
     refuse_unlike(indexes)
+    plan = plan_of_merge(indexes, output)
+    if made_by(output, plan, KIND):
+        return open_index(output)
     with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
         rows = link_rows([index.rows for index in indexes], folder, KIND)
         seal(folder, KIND, rows)  # as a store, for types that take all rows anew
@@ -115,8 +119,9 @@ def merge(
             grown = _joined(indexes, linked, progress)
         stated = write_faiss(grown, folder / FIRST_FILE)
         about = indexes[0].about | {"file": FIRST_FILE, "covers": grown.ntotal, "merged": len(indexes)}
-        manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
-    return open_index(output.resolve())
+        manifest |= rows | {"created": now(), "plan": plan, "index": about}
+        manifest["files"] = rows["files"] | {FIRST_FILE: stated}
+    return open_index(output)
 
 
 def _joined(indexes: list[Index], linked: Store, progress: Progress) -> Any:

@@ -200,7 +200,13 @@ def embed(
         "skipped": len(skipped),
         "encoder": store.manifest["encoder"],
     }
-    emit(result, as_json, [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"])
+    lines = [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"]
+    if part:
+        result["part"] = store.manifest["part"]
+        lines.append(
+            f"  part {part[0]} of {part[1]} of {len(data):,} rows ({result['part']['whole'][:12]}, the same of all its parts)"
+        )
+    emit(result, as_json, lines)
 
 
 def _read(

@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .index import index, index_argument, late_rows
 from .options import checks, common, existing, named_ids, read_ids, writes
-from .output import emit, plural, progress
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index
@@ -113,6 +113,8 @@ def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool,
     with progress("merge", sum(one.rows.count for one in opened)) as advance:
         made = merge_indexes(opened, output, overwrite=overwrite, progress=advance)
     _say(output, made, f"of {len(opened)} indexes", as_json)
+    if not made.exact:
+        say("Note: it is tuned and measured as the first of them was; `retrieval index tune` does both for the whole")
 
 
 def _say(folder: Path, made: "Index", what: str, as_json: bool, **more: int) -> None:

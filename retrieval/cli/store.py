@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.errors import UserError
-
 from .commands import Group
 from .options import checks, common, existing, named_ids, read_ids, verify_artifact, writes
 from .output import emit, plural, progress, say
@@ -63,8 +61,10 @@ def info(folder: Path, check: bool, seed: int, as_json: bool) -> None:
             f"({computed['rows']:.0f} rows)"
         )
     if "part" in made:
+        part = made["part"]
         lines.append(
-            f"  part {made['part']['number']} of {made['part']['of']} of a corpus; `retrieval store merge` joins them"
+            f"  part {part['number']} of {part['of']} of {part['rows']:,} rows ({part['whole'][:12]}, the same of all its parts); "
+            f"`retrieval store merge` joins them"
         )
     lines += [f"  an interrupted change left {pending:,} rows; the same command again goes on"] if pending else []
     lines += ["  every file matches its hash"] if check else []
@@ -157,8 +157,6 @@ def merge(folders: tuple[Path, ...], output: Path, overwrite: bool, check: bool,
     from retrieval.store import merge as merge_stores
     from retrieval.store import open_store
 
-    if len(folders) < 2:
-        raise UserError("STORE: give two or more to merge")
     opened = [open_store(folder, check=check) for folder in folders]
     with progress("merge", sum(store.count for store in opened)) as advance:
         made = merge_stores(opened, output, overwrite=overwrite, progress=advance)

@@ -3,11 +3,12 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from retrieval.artifact import Manifest, creating, seal, writing_atomically
+from retrieval.artifact import Manifest, creating, seal, sha256_json, writing_atomically
 from retrieval.errors import UserError
 
 from .compact import repack
@@ -15,9 +16,11 @@ from .ids import first_repeated, named
 from .journal import JOURNAL
 from .reader import KIND, Store
 from .shard import shard_name
+from .writer import made_by
 
 NOT_ROWS = ("kind", "format", "made_by", "index")
 TOLD = ("skipped", "computed")  # fields that say something of each change, joined
+TOLD_APART = {"shard_rows": "--shard-rows", "dtype": "--dtype", "dim": "the dimension", "columns": "what its rows have"}
 ALIKE = ("dim", "dtype", "metric", "normalized", "modality", "ids", "columns")
 
 
@@ -35,34 +38,58 @@ Progress = Callable[[int], None]
 
 
 def merge(
-    stores: Sequence[Store], output: Path | str, *, overwrite: bool = False, progress: Progress = lambda rows: None
+    folders: Sequence[Store | Path | str],
+    output: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Progress = lambda rows: None,
 ) -> Store:
     """A new store of the rows of several, in the order given; parts of one corpus in theirs.
 
     Shards are hard links where the file system has them, so that nothing is encoded or, without deleted rows, written again.
     The parts of a corpus give, shard by shard and byte by byte, the store that one call makes of it. `progress` is told the rows of
-    each shard.
+    each shard. What the same call made already is left as it is.
     Raises UserError where parts are missing, rows differ in kind, or an id stands in two stores.
     """
-    stores = in_order(stores)
+    output = Path(output).resolve()
+    stores = in_order([each if isinstance(each, Store) else Store(Path(each)) for each in folders])
     refuse_unlike(stores)
-    with creating(Path(output), KIND, overwrite=overwrite) as (folder, manifest):
-        manifest |= link_rows(stores, folder, KIND, progress)
-    return Store(Path(output).resolve(), trusted=True)
+    plan = plan_of_merge(stores, output)
+    part = stores[0].manifest.get("part")
+    if part is not None and all(store.manifest["generation"] == 1 for store in stores):
+        plan = part["whole"]  # parts as they were made are what one call makes
+    if made_by(output, plan):
+        return Store(output)
+    with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
+        manifest |= link_rows(stores, folder, KIND, progress) | {"plan": plan}
+    return Store(output, trusted=True)
+
+
+def plan_of_merge(given: Sequence[Holds], output: Path) -> str:
+    """Names what is merged, and in which order. Raises UserError where the result would replace one of them."""
+    if any(one.folder.resolve() == output.resolve() for one in given):
+        raise UserError(f"--output {output}: is one of those that are merged; choose another")
+    return sha256_json(["merge", *(one.manifest for one in given)])
 
 
 def in_order(given: Sequence[T]) -> list[T]:
     """Parts of one corpus, or indexes over such parts, by number; others as they come. Raises UserError where a part is missing,
     there twice, or of something else than the rest: a machine that failed must not be missed only by its rows."""
-    parts = [(one.manifest.get("part"), one) for one in given]
-    whole = next(((part["whole"], part["of"], one) for part, one in parts if part is not None), None)
-    if whole is None:
+    wholes = Counter(mark for one in given if (mark := _cut(one)) is not None)
+    if not wholes:
         return list(given)
-    mark, count, first = whole
+    most = wholes.most_common(1)[0][0]
+    first = next(one for one in given if _cut(one) == most)
+    count = most[1]
     found: dict[int, T] = {}
-    for part, one in parts:
-        if part is None or part["whole"] != mark:
-            raise UserError(f"{one.folder}: is no part of the corpus that {first.folder} is a part of; leave it out")
+    for one in given:
+        part = one.manifest.get("part")
+        if part is None:
+            raise UserError(
+                f"{one.folder}: is no part, and {first.folder} is one; merge the parts first, or leave it out"
+            )
+        if _cut(one) != most:
+            raise UserError(f"{one.folder}: is no part of what {first.folder} is a part of: {_difference(one, first)}")
         if part["number"] in found:
             other = found[part["number"]].folder
             raise UserError(f"{one.folder}: is part {part['number']} of {count}, as is {other}; give each part once")
@@ -71,6 +98,32 @@ def in_order(given: Sequence[T]) -> list[T]:
     if missing:
         raise UserError(f"{first.folder}: of its corpus's {count} parts, {named(missing)} are not given; merge all")
     return [found[number] for number in sorted(found)]
+
+
+def _cut(one: Holds) -> tuple[str, int] | None:
+    """Of what it is a part, and of how many parts that is cut into; None if it is whole."""
+    part = one.manifest.get("part")
+    return None if part is None else (part["whole"], part["of"])
+
+
+def _difference(one: Holds, first: Holds) -> str:
+    """In which respect two parts are of different wholes, and what to do."""
+    made, wanted = one.manifest, first.manifest
+    for name, word in TOLD_APART.items():
+        if made[name] != wanted[name]:
+            return f"{word} is {made[name]}, not {wanted[name]}; embed it again"
+    for name in ("of", "rows"):
+        if made["part"][name] != wanted["part"][name]:
+            what = "parts" if name == "of" else "rows"
+            return f"it is of {made['part'][name]:,} {what}, not {wanted['part'][name]:,}; embed it again"
+    marks = [(each["encoder"] or {}).get("fingerprint") for each in (made, wanted)]
+    if marks[0] != marks[1]:
+        return "it is by another encoder; embed it again"
+    if made.get("computed") != wanted.get("computed"):
+        return "it was computed in another way (`store info` of both); embed it again"
+    return (
+        "of other data, in which pictures, and tars of them, count by name, size and time; embed it again from the same"
+    )
 
 
 def refuse_unlike(given: Sequence[Holds]) -> None:

@@ -144,8 +144,10 @@ def shards_of(rows: int, shard_rows: int) -> int:
 
 def rows_of_part(rows: int, shard_rows: int, part: tuple[int, int] | None) -> range:
     """Which of the rows part (i, n) has: the i-th, from 1, of n, in whole shards and as equal as may be; without a part all.
-    Raises UserError where there are more parts than shards."""
+    Raises UserError where there is no such part, or there are more parts than shards."""
     shards, (number, of) = shards_of(rows, shard_rows), part or (1, 1)
+    if not 1 <= number <= of:
+        raise UserError(f"part {number} of {of}: there is none; parts are counted from 1")
     if of > max(1, shards):
         raise UserError(
             f"--part {number}/{of}: {rows:,} rows in shards of {shard_rows:,} are {shards:,}; ask for at most as many parts, or "
@@ -186,7 +188,7 @@ def create(
     whole = plan = plan_of("create", source, kind, settings)
     if part is not None:
         plan = sha256_json([whole, part])
-    if _made_by(output, plan):
+    if made_by(output, plan):
         if (output / JOURNAL).exists():  # of a call that was killed at the last, or of a change that goes on now
             with suppress(UserError), changing(output):
                 pass
@@ -197,7 +199,7 @@ def create(
         _remove_all_but(folder, {JOURNAL, *(shards.name(number) for number in shards.done)})
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         if part is not None:
-            manifest["part"] = {"number": part[0], "of": part[1], "whole": whole}
+            manifest["part"] = {"number": part[0], "of": part[1], "rows": source.count, "whole": whole}
         run(Job(source, kind, shards, 0, asked))
         _enter_all(manifest, shards)
     # Not before the store stands: until then the same call may have to go on.
@@ -237,6 +239,12 @@ def append(
                 )
             first_id = manifest["next_id"]
             if ids is None:
+                part = manifest.get("part", {"number": 1, "of": 1})
+                if part["number"] < part["of"]:
+                    raise UserError(
+                        f"{folder}: is part {part['number']} of {part['of']}, and the next part's rows have the numbers that come after; "
+                        f"give the new rows ids, or merge the parts first"
+                    )
                 refuse_without_numbers(folder, first_id, source.count)
             shards = Shards(folder, sha256_json([plan, first_id]), manifest["next_part"])
             run(Job(source, kind, shards, first_id, range(source.count)))
@@ -306,11 +314,12 @@ def plan_of(change: str, source: Source, kind: Kind, settings: Any) -> str:
     return sha256_json([change, source.fingerprint, asdict(kind), settings])
 
 
-def _made_by(folder: Path, plan: str) -> bool:
+def made_by(folder: Path, plan: str, artifact: str = KIND) -> bool:
+    """Whether what stands there is what this plan makes."""
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        return bool(Store(folder).manifest["plan"] == plan)
+        return bool(Store(folder, kind=artifact).manifest["plan"] == plan)
     except UserError:
         return False
 
