@@ -97,7 +97,7 @@ def read_labels(path: Path) -> list[str]:
     from retrieval.formats import read_lines
 
     if path.suffix != ".npy":
-        return read_lines(path)
+        return [line.strip() for line in read_lines(path)]
     import numpy as np
 
     try:
@@ -106,7 +106,7 @@ def read_labels(path: Path) -> list[str]:
         raise UserError(f"{path}: is no .npy file of integers; give one label a line") from None
     if array.ndim != 1 or array.dtype.kind not in "iuU":
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; give integers or strings, one a vector")
-    return [str(label) for label in array.tolist()]
+    return [str(label).strip() for label in array.tolist()]
 
 
 def rough(queries: int, classes: int | None = None) -> list[str]:

@@ -62,7 +62,7 @@ def import_(
         path,
         output,
         ids=read_lines(ids_path) if ids_path else None,
-        labels=read_lines(labels_path) if labels_path else None,
+        labels=[line.strip() for line in read_lines(labels_path)] if labels_path else None,
         metric=metric,
         encoder=encoder,
         goal=goal_of(recall, latency, use, k, None),

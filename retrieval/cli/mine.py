@@ -263,7 +263,7 @@ def _corpus(path: Path, encoder: "Encoder", scratch: Path) -> "tuple[Store, Sequ
         if "text" not in block.payload:
             raise UserError(f"--corpus {path}: holds no texts; give one that `retrieval embed` made of texts")
         for text in block.payload["text"]:
-            told.add({"text": text})
+            told.add({"text": text.strip()})  # as every reader does, whoever wrote the store
     return store, told.finish()["text"], index
 
 

@@ -110,7 +110,11 @@ def import_(
     opened = open_vectors(path, part, vectors=vectors, id=id_column, label=label, payload=kept)
     metric = _metric(opened, metric, output if add or replace else None)
     ids = _one_a_row(ids_path, read_id_file(ids_path), opened.count) if ids_path else None
-    labels = _one_a_row(labels_path, read_lines(labels_path), opened.count) if labels_path else None
+    labels = (
+        _one_a_row(labels_path, [line.strip() for line in read_lines(labels_path)], opened.count)
+        if labels_path
+        else None
+    )
     source = Imported(opened, metric, normalize, ids, labels)
     kind = Kind(
         opened.dim, as_stored(dtype, output, add or replace), metric, normalized=normalize or metric == "cosine"

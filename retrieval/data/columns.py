@@ -203,25 +203,36 @@ def _is_number(value: object) -> bool:
 
 def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any]) -> dict[str, str]:
     """What a row has in the wanted columns, by our names; a negative may be missing. A document of BEIR is title and text."""
-    found = {}
-    if "title" in wanted:
-        text = wanted["text"]
-        row = row | {text: f"{as_text(row.get(wanted['title']))} {as_text(row.get(text))}".strip()}
-    for name, column in wanted.items():
-        if name == "title":
-            continue
-        try:
-            value = as_text(row.get(column))
-        except TypeError:
-            raise UserError(
-                f"{source}: its column {column!r} holds pictures or other bytes, and no text; name another column"
-            ) from None
-        if not value.strip():
-            if not name.startswith("negative"):
-                raise UserError(f"{source}: line {number} has no {column!r}; complete or remove the row")
-            value = ""
-        found[name] = value
+    where = f"{source}: line {number}"
+    found = {name: one_text(where, column, row.get(column)) for name, column in wanted.items()}
+    if "title" in found:
+        found["text"] = titled(found.pop("title"), found["text"])
+    for name, value in found.items():
+        if not value and not name.startswith("negative"):
+            raise UserError(f"{source}: line {number} has no {wanted[name]!r}; complete or remove the row")
+    if "id" in found:
+        found["id"] = as_text(row[wanted["id"]])  # ids are as they are written
     return found
+
+
+def one_text(where: str, column: str, value: object) -> str:
+    """The text or label in a cell, without white space at its ends, which no reader sees: texts that differ in that only would
+    be negatives of each other. Raises UserError for several texts, and for what is none. where: the file and the line."""
+    try:
+        text = as_text(value)
+    except TypeError:
+        raise UserError(
+            f"{where}: its column {column!r} holds pictures or other bytes, and no text; name another column"
+        ) from None
+    if isinstance(value, list | dict):
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise UserError(f"{where}: its column {column!r} holds {kind}, where one text is read; write a row a text")
+    return text.strip()
+
+
+def titled(title: str, text: str) -> str:
+    """A document with a title, as one text."""
+    return f"{title} {text}".strip()
 
 
 def as_text(value: object) -> str:

@@ -8,13 +8,14 @@ collections   BEIR (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; FlagEmbedding'
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from retrieval.errors import UserError
 
-from .columns import as_text
+from .columns import as_text, one_text, titled
 from .rows import Lines, json_rows
 
 NESTED = (  # query, its positives, its negatives: the first of these that a row has
@@ -56,23 +57,21 @@ def _listed(value: Any) -> Any:
 
 def nested_row(source: str, number: int, row: Mapping[str, Any], columns: tuple[str, str, tuple[str, ...]]) -> Nested:
     query, positives, negatives = columns
-    asked, good = as_text(row.get(query)).strip(), _texts(_listed(row.get(positives)))
+    read = partial(one_text, f"{source}: line {number}")
+    asked, good = read(query, row.get(query)), _texts(partial(read, positives), _listed(row.get(positives)))
     if not asked or not good:
         raise UserError(f"{source}: line {number} has no {positives if asked else query!r}; complete or remove the row")
-    bad = next((texts for name in negatives if (texts := _texts(_listed(row.get(name))))), [])
+    bad = next((texts for name in negatives if (texts := _texts(partial(read, name), _listed(row.get(name))))), [])
     return Nested(asked, good, bad)
 
 
-def _texts(values: Any) -> list[str]:
-    """Texts, or passages with title and text, that are not empty."""
+def _texts(read: Callable[[Any], str], values: Any) -> list[str]:
+    """Texts, or passages with title and text, that are not empty. read: what gives the text of a cell."""
     values = [values] if isinstance(values, str) else values
     if not isinstance(values, list):
         return []
-    texts = [
-        f"{as_text(v.get('title')).strip()} {as_text(v.get('text')).strip()}" if isinstance(v, dict) else as_text(v)
-        for v in values
-    ]
-    return [text.strip() for text in texts if text.strip()]
+    texts = [titled(read(v.get("title")), read(v.get("text"))) if isinstance(v, dict) else read(v) for v in values]
+    return [text for text in texts if text]
 
 
 def as_pairs(nested: Nested, negatives: int) -> Iterator[dict[str, str]]:
@@ -131,7 +130,8 @@ def _documents_by_id(path: Path) -> dict[str, list[str]]:
         name = next((as_text(row[key]) for key in ("docid", "_id", "id") if key in row), None)
         if name is None:
             raise UserError(f"{path / 'corpus.jsonl'}: line {number} has no docid")
-        documents[name] = _texts([{**row, "text": row.get("text", row.get("document_text"))}])
+        read = partial(one_text, f"{path / 'corpus.jsonl'}: line {number}", "text")
+        documents[name] = _texts(read, [{**row, "text": row.get("text", row.get("document_text"))}])
     return documents
 
 
@@ -143,7 +143,8 @@ def _by_ids(path: Path) -> Iterator[tuple[int, Nested]]:
     for _, number, row in json_rows(Lines(queries)):
         if "positive_document_ids" not in row:
             raise UserError(f"{queries}: line {number} has no positive_document_ids, and {path} has no folder qrels")
-        text = as_text(row.get("query_text") or row.get("query") or row.get("text")).strip()
+        asked = row.get("query_text") or row.get("query") or row.get("text")
+        text = one_text(f"{queries}: line {number}", "query", asked)
         try:
             sides = [
                 [t for name in row.get(key) or [] for t in documents[as_text(name)]]
@@ -177,4 +178,8 @@ def _json_file(path: Path) -> Iterator[tuple[int, Nested]]:
         if missing is not None:
             raise UserError(f"{path}: query {name!r} names document {missing!r}, which its corpus lacks")
         if wanted:
-            yield number, Nested(str(query), [str(whole["corpus"][d]) for d in wanted], [])
+            asked, *good = (
+                one_text(f"{path}: query {name!r}", "text", text)
+                for text in (query, *(whole["corpus"][d] for d in wanted))
+            )
+            yield number, Nested(asked, good, [])

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-from retrieval.data.columns import as_text
+from retrieval.data.columns import as_text, one_text, titled
 from retrieval.data.rows import Lines, json_rows
 from retrieval.errors import UserError
 
@@ -153,4 +153,5 @@ def entries(path: Path) -> Iterator[tuple[str, str]]:
         if (name := as_text(name)) in seen:
             raise UserError(f"{path}: line {number}: id {name!r} stands more than once; ids must be unique")
         seen.add(name)
-        yield name, f"{as_text(entry.get('title'))} {as_text(entry['text'])}".strip()
+        title, text = (one_text(f"{path}: line {number}", key, entry.get(key)) for key in ("title", "text"))
+        yield name, titled(title, text)

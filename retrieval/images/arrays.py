@@ -67,7 +67,7 @@ def _array(path: Path, pictures: NDArray[Any], labels: NDArray[Any] | None) -> I
         raise UserError(f"{path}: {len(pictures):,} images but labels of shape {labels.shape}; give one label an image")
     if labels is not None and labels.dtype.kind == "f" and np.isnan(labels).any():
         raise UserError(f"{path}: label {int(np.isnan(labels).argmax())} is NaN; give every image a label")
-    names = [str(label) for label in labels.tolist()] if labels is not None else None
+    names = [str(label).strip() for label in labels.tolist()] if labels is not None else None
     if pictures.ndim == 4 and pictures.shape[3] == 1:
         pictures = pictures[..., 0]
     return Images(pictures, names, described(len(pictures), names))

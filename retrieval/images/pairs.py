@@ -10,14 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.data import Asked
-from retrieval.data.columns import ID_COLUMNS, as_text
+from retrieval.data.columns import ID_COLUMNS, one_text
 from retrieval.errors import UserError
 
 from .folders import files_below
 from .items import Images
 from .picture import Picture
 from .shards import CAPTIONS, Sample, fields_of, is_shards, names_of, read_samples, sidecar
-from .tables import PATH_COLUMNS, Table, is_rows, looks_like_pictures, open_table, picture_column, picture_of, text_of
+from .tables import (
+    PATH_COLUMNS,
+    Table,
+    as_written,
+    is_rows,
+    looks_like_pictures,
+    open_table,
+    picture_column,
+    picture_of,
+    text_of,
+)
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "sentences")
 PICTURE_PAIRS = (("image1", "image2"), ("image_1", "image_2"), ("anchor", "positive"))
@@ -125,9 +135,13 @@ def _captions(sample: Sample) -> list[str]:
     """What stands beside a picture in a tar: .txt, .caption, or a caption in .json."""
     ending = next((each for each in CAPTIONS if each in sample.beside), None)
     fields = fields_of(sample) if ending is None else {}
-    named = next((fields[name] for name in CAPTION_COLUMNS if fields.get(name)), None)
-    told = [sidecar(sample.beside[ending])] if ending else _texts(named)
-    if not told or not all(each.strip() for each in told):
+    named = next((name for name in CAPTION_COLUMNS if fields.get(name)), None)
+    told = [sidecar(sample.beside[ending])] if ending else []
+    if named:
+        cell = fields[named]
+        where = str(sample.beside["json"])
+        told = [one_text(where, named, each) for each in (cell if isinstance(cell, list) else [cell])]
+    if not told or not all(told):
         raise UserError(f"{sample.picture}: has no caption beside it; pack a .txt, or a .json with one, under its name")
     return told
 
@@ -143,11 +157,6 @@ def _beside(file: Path) -> list[str]:
     if not told:
         raise UserError(f"{text}: is empty; write a caption, or remove it and its picture")
     return [told]
-
-
-def _texts(value: Any) -> list[str]:
-    """The captions in a cell."""
-    return [as_text(each) for each in value] if isinstance(value, list) else [] if value is None else [as_text(value)]
 
 
 def _of_table(table: Table, asked: Asked) -> Pairs:
@@ -169,7 +178,7 @@ def _of_table(table: Table, asked: Asked) -> Pairs:
             for column, value in zip(found, values, strict=True):
                 column.append(value)
             if identifier:
-                ids.append(text_of(table, number, identifier, row[identifier]))
+                ids.append(as_written(table, number, identifier, row[identifier]))
     said = f"{len(found[0]):,} pairs, columns {', '.join(names)}"
     said += (
         f"; not used: {', '.join(others)}"
@@ -248,4 +257,4 @@ def _value(table: Table, number: int, name: str, value: Any, is_picture: bool, *
         raise UserError(
             f"{table.path}: line {number}: its {name} is a picture, those before are texts; keep one kind a column"
         )
-    return as_text(value).strip() and as_text(value) if may_lack else text_of(table, number, name, value)
+    return one_text(f"{table.path}: line {number}", name, value) if may_lack else text_of(table, number, name, value)

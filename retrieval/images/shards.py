@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.data import LABEL_COLUMNS
-from retrieval.data.columns import as_text
+from retrieval.data.columns import one_text
 from retrieval.errors import UserError, first_line
 
 from .folders import ENDINGS, is_picture_name, labels_by_folder
@@ -185,7 +185,8 @@ def _label(sample: Sample) -> str | None:
     if "cls" in sample.beside:
         return sidecar(sample.beside["cls"])
     fields = fields_of(sample)
-    return next((as_text(fields[name]) for name in LABEL_COLUMNS if fields.get(name) is not None), None)
+    named = next((name for name in LABEL_COLUMNS if fields.get(name) is not None), None)
+    return None if named is None else one_text(str(sample.beside["json"]), named, fields[named])
 
 
 def sidecar(span: Span) -> str:

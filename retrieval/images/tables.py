@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
-from retrieval.data.columns import Asked, as_text, named_column
+from retrieval.data.columns import Asked, as_text, named_column, one_text
 from retrieval.data.rows import line_rows
 from retrieval.data.tables import as_class, class_names, is_hub_name, is_table, table_files
 from retrieval.errors import UserError
@@ -110,7 +110,7 @@ def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
         if label:
             labels.append((number, row[label]))
         if name:
-            ids.append(text_of(table, number, name, row[name]))
+            ids.append(as_written(table, number, name, row[name]))
         elif column not in table.holding:
             ids.append(row[column])
     if not source:
@@ -132,13 +132,16 @@ def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[st
 
 def text_of(table: Table, number: int, column: str, value: Any) -> str:
     """A cell that must not be empty."""
-    try:
-        text = as_text(value)
-    except TypeError:
-        raise UserError(f"{table.path}: its column {column} holds pictures, not text; name another") from None
-    if not text.strip():
+    text = one_text(f"{table.path}: line {number}", column, value)
+    if not text:
         raise UserError(f"{table.path}: line {number} lacks its {column}; complete or remove it")
     return text
+
+
+def as_written(table: Table, number: int, column: str, value: Any) -> str:
+    """One that is an id or a path."""
+    text_of(table, number, column, value)
+    return as_text(value)
 
 
 def picture_of(table: Table, number: int, column: str, value: Any, *, missing: bool) -> Picture:
@@ -147,7 +150,7 @@ def picture_of(table: Table, number: int, column: str, value: Any, *, missing: b
         return value
     if value is not None and not isinstance(value, str):
         raise UserError(f"{table.path}: line {number}: its {column} is no path ({value!r:.40}); give a path")
-    text = text_of(table, number, column, value)
+    text = as_written(table, number, column, value)
     file = (table.files[0] if table.files else table.path).parent / text
     if not missing and not file.is_file():
         raise UserError(f"{table.path}: line {number}: {text}: no such file; correct the path, or remove the row")
