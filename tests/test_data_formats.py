@@ -303,3 +303,56 @@ def test_what_is_told_before_training(minilm):
 def test_linked_pairs():
     groups = linked(np.array([1, 1, 5, 7]), np.array([2, 3, 3, 8]))
     assert groups.tolist() == [1, 1, 1, 7]
+
+
+LISTS = {
+    "MTEB": ({"query": ["q1", "q2"], "positive": [["a", "b"], ["c"]], "negative": [["n1", "n2", "n3"], []]}, Asked()),
+    "one positive": (
+        {"anchor": ["q1", "q1", "q2"], "positive": ["a", "b", "c"], "Negatives": [["n1", "n2", "n3"]] * 2 + [[]]},
+        Asked(),
+    ),
+    "of two kinds": (
+        {"question": ["q1", "q2"], "answer": [["a", "b"], ["c"]], "negative_1": [["n1", "n2"], []], "negative_2": ["n3", ""]},
+        Asked(),
+    ),
+    "named": (
+        {"x": ["q1", "q2"], "y": [["a", "b"], ["c"]], "z": [["n1", "n2", "n3"], None]},
+        Asked("x", "y", ("z",)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_pairs_whose_cells_are_lists(tmp_path, name, kind):
+    columns, asked = LISTS[name]
+    path, data = tmp_path / f"a.{kind}", datasets.Dataset.from_dict(columns)
+    {"jsonl": data.to_json, "parquet": data.to_parquet, "saved": data.save_to_disk}[kind](path)
+    for found in (read_texts(path, asked), scan_texts(path, 2, asked=asked)):
+        assert plain(found) == WANTED
+    assert "pairs of 3 queries" in found.origin or "pairs of 2 queries, up to 3 negatives" in found.origin
+    few = read_texts(path, Asked(asked.anchor, asked.positive, asked.negative, negatives=2))
+    assert list(few.columns)[2:] == ["negative_1", "negative_2"]
+
+
+def test_a_text_that_looks_like_a_list_is_a_text(tmp_path):
+    path = write_json(tmp_path / "a.jsonl", [{"anchor": "sort", "positive": '["b"]', "negative": ["[1, 2]"]}])
+    assert plain(read_texts(path)) == {"anchor": ["sort"], "positive": ['["b"]'], "negative_1": ["[1, 2]"]}
+
+
+@pytest.mark.parametrize(
+    "rows,said",
+    [
+        ([{"text": ["a", "b"]}], "line 1: its column 'text' holds a list"),
+        ([{"text": {"de": "a"}}], "line 1: its column 'text' holds an object"),
+        ([{"text": "a", "label": "x"}, {"text": "a", "label": ["x", "y"]}], "line 2: its column 'label' holds a list"),
+        ([{"query": ["a"], "positive": ["b"]}], "line 1: its column 'query' holds a list"),
+        ([{"query": "a", "positive": "b"}, {"query": "a", "positive": ["b"]}], "line 2: its column 'positive' holds"),
+        ([{"query": "a", "document": ["b", "c"], "labels": [0, 1]}], "perhaps not all are positives"),
+        ([{"query": "a", "positive": [["b"]]}], "line 1: its column 'positive' holds a list"),
+    ],
+)
+def test_several_texts_where_one_is_read(tmp_path, rows, said):
+    path = write_json(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match=said):
+        read_texts(path)

@@ -200,3 +200,24 @@ def test_a_picture_without_a_caption_is_refused(tmp_path):
         read_pairs(tmp_path / "none.tar")
     with pytest.raises(UserError, match="--anchor x"):
         read_pairs(path, asked=Asked(anchor="x", positive="y"))
+
+
+def test_lists_of_negatives(tmp_path):
+    """Of texts some rows may have fewer; of pictures none."""
+    files(tmp_path, noise(3))
+
+    def read(*negatives, **asked):
+        rows = [{"image": f"{row}.png", "caption": ["a", "b"], "negatives": each} for row, each in enumerate(negatives)]
+        write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+        return read_pairs(tmp_path / "a.jsonl", asked=Asked(**asked))
+
+    found = read(["x", "y"], [], "z")
+    assert found.columns["negative_1"] == ["x", "x", "", "", "z", "z"]
+    assert found.columns["negative_2"] == ["y", "y", "", "", "", ""]
+    assert found.origin == "6 pairs, columns image, caption, negatives"
+    assert list(read(["x", "y"], ["z"], negatives=1).columns) == ["anchor", "positive", "negative_1"]
+    pictures = read(["1.png", "2.png"], ["0.png", "2.png"])
+    assert [str(each.name) for each in pictures.columns["negative_2"].source] == ["2.png"] * 4
+    for negatives in (["1.png", "2.png"], ["0.png"]), (["1.png"], [["0.png"]]), (["x"], [["y"]]), (["x"], {"y": "z"}):
+        with pytest.raises(UserError, match="line 2"):
+            read(*negatives)

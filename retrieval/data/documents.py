@@ -1,7 +1,8 @@
 """Rows and folders that name several positives and negatives of one query, as pairs with negatives.
 
 nested rows   FlagEmbedding (query, pos, neg), Tevatron and MS MARCO (query, positive_passages, negative_passages), DPR
-              (question, positive_ctxs, hard_negative_ctxs, negative_ctxs)
+              (question, positive_ctxs, hard_negative_ctxs, negative_ctxs); pairs by any of their names of which some cells are
+              lists, as MTEB has them to rerank (query, positive, negative)
 collections   BEIR (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; FlagEmbedding's SPLIT_queries.jsonl and SPLIT_qrels.jsonl), Tevatron
               with ids (positive_document_ids), LlamaIndex (one .json of queries, corpus, relevant_docs)
 """
@@ -10,12 +11,13 @@ import ast
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from retrieval.errors import UserError
 
-from .columns import as_text, one_text, titled
+from .columns import PAIR_COLUMNS, PAIR_LABELS, SCORE_COLUMNS, Asked, as_text, one_text, titled
 from .rows import Lines, json_rows
 
 NESTED = (  # query, its positives, its negatives: the first of these that a row has
@@ -35,12 +37,41 @@ class Nested(NamedTuple):
     negatives: list[str]
 
 
-def nested_columns(row: Mapping[str, Any]) -> tuple[str, str, tuple[str, ...]] | None:
-    """Which columns of a row are a query, its positives and its negatives, if they are lists of texts, or one text."""
-    for query, positives, negatives in NESTED:
+class Columns(NamedTuple):
+    """Which columns are a query, its positives and its negatives. of_pairs: named as those of pairs are; only there do all columns
+    of negatives count, where else it is the first that has some, and is a text never read as a list."""
+
+    query: str
+    positives: str
+    negatives: tuple[str, ...]
+    of_pairs: bool = False
+
+
+def nested_columns(row: Mapping[str, Any], asked: Asked | None = None) -> Columns | None:
+    """The columns of rows like this one, if they hold several texts: by the names that have them, or as they are in this row.
+    asked: columns that the user names."""
+    asked = (asked or Asked()).of(list(row))
+    for query, positives, negatives in () if asked.names_some else NESTED:
         if query in row and isinstance(_listed(row.get(positives)), list | str):
-            return query, positives, negatives
-    return None
+            return Columns(query, positives, negatives)
+    return _of_pairs(row, asked)
+
+
+def _of_pairs(row: Mapping[str, Any], asked: Asked) -> Columns | None:
+    names = {name.strip().lower(): name for name in reversed(list(row))}
+    if asked.score or not names.keys().isdisjoint((*SCORE_COLUMNS, *PAIR_LABELS)):
+        return None  # which of the texts are positives the scores say
+    if asked.anchor and asked.positive:
+        query, positives = asked.anchor, asked.positive
+    else:
+        found = next(((a, b) for a, b in PAIR_COLUMNS if a in names and b in names), None)
+        if found is None or asked.names_some:
+            return None
+        query, positives = (names[name] for name in found)
+    negatives = asked.negative or tuple(name for name in row if name.strip().lower().startswith("negative"))
+    lists = any(isinstance(row.get(name), list) for name in (positives, *negatives))
+    missing = not {query, positives, *negatives} <= row.keys()  # which is said of pairs of single texts
+    return Columns(query, positives, negatives, of_pairs=True) if lists and not missing else None
 
 
 def _listed(value: Any) -> Any:
@@ -55,14 +86,18 @@ def _listed(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def nested_row(source: str, number: int, row: Mapping[str, Any], columns: tuple[str, str, tuple[str, ...]]) -> Nested:
-    query, positives, negatives = columns
+def nested_row(source: str, number: int, row: Mapping[str, Any], columns: Columns) -> Nested:
     read = partial(one_text, f"{source}: line {number}")
-    asked, good = read(query, row.get(query)), _texts(partial(read, positives), _listed(row.get(positives)))
+
+    def texts(name: str) -> list[str]:
+        return _texts(partial(read, name), row.get(name) if columns.of_pairs else _listed(row.get(name)))
+
+    asked, good = read(columns.query, row.get(columns.query)), texts(columns.positives)
     if not asked or not good:
-        raise UserError(f"{source}: line {number} has no {positives if asked else query!r}; complete or remove the row")
-    bad = next((texts for name in negatives if (texts := _texts(partial(read, name), _listed(row.get(name))))), [])
-    return Nested(asked, good, bad)
+        lacks = columns.positives if asked else columns.query
+        raise UserError(f"{source}: line {number} has no {lacks!r}; complete or remove the row")
+    bad = filter(None, map(texts, columns.negatives))
+    return Nested(asked, good, list(chain.from_iterable(bad)) if columns.of_pairs else next(bad, []))
 
 
 def _texts(read: Callable[[Any], str], values: Any) -> list[str]:

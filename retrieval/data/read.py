@@ -32,7 +32,7 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
     rows = _numbered(path, split)
     first = _first(path, rows)
     rows = chain([first], rows)
-    columns = None if asked.of(list(first[1])).names_some else nested_columns(first[1])
+    columns = nested_columns(first[1], asked)
     if columns is not None:
         nested = ((number, nested_row(str(path), number, row, columns)) for number, row in rows)
         return _collect_nested(path, nested, asked)
@@ -57,7 +57,7 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
     rows = line_rows(Lines(path))
     first = _first(path, rows)
     fields = list(first[2])
-    if not asked.names_some and nested_columns(first[2]) is not None:
+    if nested_columns(first[2], asked) is not None:
         return read_texts(path, asked)
     wanted = {
         name: column

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .picture import Picture
 from .shards import CAPTIONS, Sample, fields_of, is_shards, names_of, read_samples, sidecar
 from .tables import (
     PATH_COLUMNS,
+    Row,
     Table,
     as_written,
     is_rows,
@@ -168,23 +170,25 @@ def _of_table(table: Table, asked: Asked) -> Pairs:
     for flag, name in (("anchor", anchor), ("positive", positive), *(("negative", name) for name in asked.negative)):
         table.named(flag, name)
     negatives = list(asked.negative) or [name for name in table.names if name.strip().lower().startswith("negative")]
-    names = [anchor, positive, *negatives[: asked.negatives]]
+    widths = _widths(table, negatives)
+    places = [place for name in negatives for place in _places(name, widths)][: asked.negatives]
+    names = [anchor, positive, *places]
+    negatives = negatives if widths else places
     identifier = table.find(ID_COLUMNS)
-    kinds = _kinds(table, names)
+    rows = partial(_rows, table, [anchor, positive, *negatives, *([identifier] if identifier else [])], widths)
+    kinds = _kinds(table, names, rows())
     found: list[list[Any]] = [[] for _ in names]
     ids: list[str] = []
-    for number, row in table.rows([*names, *([identifier] if identifier else [])]):
+    for number, row in rows():
         for values in _each(table, number, row, names, kinds):
             for column, value in zip(found, values, strict=True):
                 column.append(value)
             if identifier:
                 ids.append(as_written(table, number, identifier, row[identifier]))
-    said = f"{len(found[0]):,} pairs, columns {', '.join(names)}"
-    said += (
-        f"; not used: {', '.join(others)}"
-        if (others := [n for n in table.names if n not in (*names, identifier)])
-        else ""
-    )
+    used = [anchor, positive, *negatives]
+    said = f"{len(found[0]):,} pairs, columns {', '.join(used)}"
+    if others := [name for name in table.names if name not in (*used, identifier)]:
+        said += f"; not used: {', '.join(others)}"
     ours = ["anchor", "positive", *(f"negative_{at}" for at in range(1, len(names) - 1))]
     columns: dict[str, Column] = {
         name: Images(each, None, said) if is_picture else each
@@ -211,10 +215,34 @@ def _sides(table: Table, asked: Asked) -> tuple[str, str]:
     return picture, caption
 
 
-def _kinds(table: Table, names: Sequence[str]) -> list[bool]:
+def _widths(table: Table, negatives: Sequence[str]) -> dict[str, int]:
+    """How many negatives a row has at most in those columns that hold lists."""
+    widths: dict[str, int] = {}
+    for _, row in table.rows(negatives) if negatives else ():
+        for name in negatives:
+            if isinstance(row[name], list):
+                widths[name] = max(widths.get(name, 0), len(row[name]))
+    return widths
+
+
+def _places(name: str, widths: dict[str, int]) -> list[str]:
+    return [f"{name}[{at}]" for at in range(widths[name])] if name in widths else [name]
+
+
+def _rows(table: Table, names: Sequence[str], widths: dict[str, int]) -> Iterator[Row]:
+    """Rows in which each negative of a list has a place of its own, None where the list is shorter."""
+    for number, row in table.rows(names):
+        for name in widths:
+            cell = row[name]
+            several = cell if isinstance(cell, list) else [cell]
+            row |= dict(zip_longest(_places(name, widths), several))
+        yield number, row
+
+
+def _kinds(table: Table, names: Sequence[str], rows: Iterable[Row]) -> list[bool]:
     """Which of the columns are pictures: by their names, else by the first row that has something there."""
     first: dict[str, Any] = {}
-    for _, row in table.rows(names):
+    for _, row in rows:
         first = {name: first.get(name) or row[name] for name in names}
         if all(first.values()):
             break
