@@ -1,4 +1,4 @@
-"""What a reader takes for one text or class is one: white space at the ends of texts and labels is not read."""
+"""What a reader takes for one text or class is one: white space at the ends is not read, and classes that look the same are refused."""
 
 import json
 
@@ -9,6 +9,7 @@ from some_pictures import as_bytes, noise, write
 
 from retrieval.data import read_texts, scan_texts
 from retrieval.data.documents import documents_of
+from retrieval.errors import UserError
 from retrieval.images import read_images
 from retrieval.images.pairs import read_pairs
 
@@ -64,3 +65,11 @@ def test_captions_and_classes_of_pictures(tmp_path):
     assert found["positive"] == ["a\tdog", "cat"] and found["negative_1"] == ["a\tdog"] * 2
     labelled = rows(tmp_path / "c.jsonl", {"path": "a.png", "label": LABEL}, {"path": "b.png", "label": "pet"})
     assert read_images(labelled).labels == ["pet", "pet"]
+
+
+@pytest.mark.parametrize("labels", [("caf\u00e9", "cafe\u0301"), ("two  words", "two words")])
+def test_classes_of_texts_that_look_the_same(tmp_path, labels):
+    path = rows(tmp_path / "a.jsonl", *({"text": "a", "label": label} for label in labels))
+    for read in (read_texts, lambda path: scan_texts(path, 1)):
+        with pytest.raises(UserError, match="a.jsonl: classes .* look the same; write both alike"):
+            read(path)

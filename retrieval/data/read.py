@@ -15,7 +15,7 @@ from .columns import NLI, PAIR_LABELS, Asked, cells, wanted_columns
 from .documents import Nested, as_pairs, collection, is_collection, nested_columns, nested_row
 from .rows import FORMATS, Lines, line_rows
 from .tables import is_hub_name, is_table, table_rows, told_split
-from .texts import Collected, TextFile, Texts, stamp
+from .texts import Collected, TextFile, Texts, refuse_alike, stamp
 
 Numbered = tuple[int, dict[str, Any]]  # the number of a row's last line, or of the row, and its cells
 
@@ -64,14 +64,16 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
         for name, column in wanted_columns(str(path), fields, first[2], asked).items()
         if name in ("anchor", "text", "title", "label", "id")
     }
-    starts, count, labels = [], 0, set()
+    starts, count = [], 0
+    labels: dict[str, None] = {}  # in their order
     for place, number, row in chain([first], rows):
         if count % block == 0:
             starts.append(place)
         told = cells(str(path), wanted, number, row)
         if "label" in told:
-            labels.add(told["label"])
+            labels[told["label"]] = None
         count += 1
+    refuse_alike(path, labels)
     mark = sha256_json([fingerprint, wanted])
     return TextFile(
         path, count, block, starts, wanted, fields, mark, found, _origin(path, count, wanted, fields, len(labels))
@@ -117,6 +119,7 @@ def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Numbered], field
             labels.append(known.setdefault(found["label"], found["label"]))
         if "score" in wanted:
             scores.append(_score(str(path), number, wanted["score"], found["score"]))
+    refuse_alike(path, known)
     columns = told.finish()
     ids = columns.pop("id", None)
     origin = _origin(path, len(next(iter(columns.values()))), wanted, fields, len(known))

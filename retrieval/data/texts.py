@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,6 +215,15 @@ def shortened(text: str, length: int) -> str:
     """For people: on one line, and no longer than that."""
     flat = " ".join(text.split())
     return flat if len(flat) <= length else flat[: length - 1] + "…"
+
+
+def refuse_alike(path: Path, labels: Iterable[str]) -> None:
+    """Raise UserError for classes that are one and the same to a reader: but for spaces, or for how accents are written."""
+    known: dict[str, str] = {}
+    for label in dict.fromkeys(labels):
+        read = " ".join(unicodedata.normalize("NFC", label).split())
+        if known.setdefault(read, label) != label:
+            raise UserError(f"{path}: classes {known[read]!r} and {label!r} look the same; write both alike")
 
 
 def text_codes(texts: Iterable[str]) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """From a path to images: what kind it is, and one line for what cannot be used."""
 
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from retrieval.cpus import usable_cpus
 from retrieval.data.columns import PAIR_COLUMNS, TEXT_COLUMNS, Asked
 from retrieval.data.tables import told_split
+from retrieval.data.texts import refuse_alike
 from retrieval.errors import UserError
 
 from .arrays import is_idx, read_idx_file, read_npz
@@ -52,7 +52,7 @@ def read_images(path: Path, *, skip_bad: bool = False, split: str = "train", ask
     else:
         asked.refuse_without_columns(path)
         images = _read_other(path)
-    _refuse_alike(path, images.labels)
+    refuse_alike(path, images.labels or ())
     return _without_bad(path, images) if skip_bad else images
 
 
@@ -69,15 +69,6 @@ def _read_other(path: Path) -> Images:
     if is_idx(path):
         return read_idx_file(path)
     raise UserError(f"{path}: not image data; {KINDS}")
-
-
-def _refuse_alike(path: Path, labels: list[str] | None) -> None:
-    """Raise UserError for classes that are one and the same to a reader: but for spaces, or for how accents are written."""
-    known: dict[str, str] = {}
-    for label in dict.fromkeys(labels or ()):
-        read = " ".join(unicodedata.normalize("NFC", label).split())
-        if known.setdefault(read, label) != label:
-            raise UserError(f"{path}: classes {known[read]!r} and {label!r} look the same; write both alike")
 
 
 def _without_bad(path: Path, images: Images) -> Images:
