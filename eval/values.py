@@ -9,6 +9,7 @@ from typing import Literal, TextIO
 
 import numpy as np
 
+from retrieval.data.rows import table_writer
 from retrieval.errors import UserError
 from retrieval.intervals import Doubles, bootstrap
 
@@ -64,7 +65,7 @@ class PerQuery:
 
     def write(self, file: TextIO) -> None:
         """As CSV: query, group if there are groups, then a column a metric. Values read back as they were."""
-        writer = csv.writer(file, lineterminator="\n")
+        writer = table_writer(file)
         writer.writerow(["query", *(["group"] if self.groups is not None else []), *self.values])
         columns: list[Iterable[object]] = [self.ids, *([self.groups] if self.groups is not None else [])]
         writer.writerows(zip(*columns, *(each.tolist() for each in self.values.values()), strict=True))

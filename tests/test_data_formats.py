@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retrieval.cli.held import read_held
@@ -24,6 +24,7 @@ from retrieval.data import (
     text_codes,
     told_summary,
 )
+from retrieval.data.rows import row_writer
 from retrieval.data.texts import Collected, Mapped
 from retrieval.errors import UserError
 
@@ -356,3 +357,29 @@ def test_several_texts_where_one_is_read(tmp_path, rows, said):
     path = write_json(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=said):
         read_texts(path)
+
+
+awkward = st.text(
+    st.one_of(st.sampled_from("\r\n\t\",';\\ua \x85\u2028\x00["), st.characters(exclude_categories=["Cs"])), max_size=8
+)
+texts = awkward.map(str.strip)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(texts.filter(bool), texts.filter(bool), texts), min_size=1, max_size=4))
+@example([("a\rb", "c", "d")])
+@example([("a\nb", "c\td", "e")])
+def test_rows_are_read_back_as_they_were_written(tmp_path_factory, rows):
+    names = ["anchor", "positive", "negative_1"]
+    for ending in ("jsonl", "csv", "tsv"):
+        path = tmp_path_factory.mktemp("rows") / f"a.{ending}"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            try:
+                write = row_writer(path, file, names)
+                for row in rows:
+                    write(row)
+            except UserError as error:
+                assert ending == "tsv" and "write .jsonl" in str(error)
+                assert any("\n" in "".join(row) and "\t" in "".join(row) for row in rows)
+                continue
+        assert list(zip(*plain(read_texts(path)).values(), strict=True)) == rows

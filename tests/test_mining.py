@@ -297,3 +297,19 @@ def test_data_without_pairs_are_refused(texts, run_cli, tmp_path):
     assert "has no pairs to mine for" in run_cli("mine", "--data", texts, "--model", MINILM, "--output", tmp_path / "x.jsonl", code=2).stderr  # fmt: skip
     with pytest.raises(UserError, match="leaves no 3"):
         Mining(last=2)
+
+
+def test_what_is_mined_is_read_back(run_cli, tiny, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [("how\rold", "ten\tyears"), ("who", "a\nman"), ("where", "here")]
+    path.write_text("".join(json.dumps({"anchor": a, "positive": p}) + "\n" for a, p in rows))
+    words = ["mine", "--data", path, "--model", tiny, "--count", 1, "--ranks", "0:2", "--device", "cpu", "--output"]
+    run_cli(*words, tmp_path / "a.csv")
+    run_cli(*words, tmp_path / "a.jsonl")
+    assert [(a, p) for a, p, _ in negatives_of(tmp_path / "a.csv")] == rows
+    assert negatives_of(tmp_path / "a.csv") == negatives_of(tmp_path / "a.jsonl")
+    path.write_text(
+        json.dumps({"anchor": "a\n\tb", "positive": "c"}) + "\n" + json.dumps({"anchor": "d", "positive": "e"})
+    )
+    said = run_cli(*words, tmp_path / "a.tsv", code=2).stderr
+    assert "write .jsonl" in said and not (tmp_path / "a.tsv").exists()

@@ -1,6 +1,5 @@
 """What the commands of `retrieval eval` read and write: vectors with labels, and evaluations."""
 
-import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,6 +133,7 @@ def write_evaluation(
     """If --output asks for it, a folder of the figures, as the manifest, and the values of each query: queries.csv, or one
     table a name. of: which command evaluated; pairs: what its queries were, (query, anchor, positive) each."""
     from retrieval.artifact import creating
+    from retrieval.data.rows import table_writer
 
     if flags["output"] is None:
         return
@@ -143,7 +143,7 @@ def write_evaluation(
                 table.write(file)
         if rows := list(pairs):
             with (folder / PAIRS).open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows([("query", "anchor", "positive"), *rows])
+                table_writer(file).writerows([("query", "anchor", "positive"), *rows])
         manifest |= {"of": of, "evaluation": result}
 
 

@@ -1,8 +1,6 @@
 """`retrieval mine`: hard negatives for a training file."""
 
-import csv
 import io
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -365,6 +363,7 @@ def _judge(
 def _write(path: Path, data: "Texts", negatives: "Ints", texts: Sequence[str]) -> None:
     """The data's rows in their order, with their own negatives and then the mined ones: whole, or not at all."""
     from retrieval.artifact import writing_atomically
+    from retrieval.data.rows import row_writer
     from retrieval.data.texts import taken
 
     held = [name for name in data.columns if name.startswith("negative")]
@@ -373,10 +372,7 @@ def _write(path: Path, data: "Texts", negatives: "Ints", texts: Sequence[str]) -
         names.insert(0, "id")
     with writing_atomically(path) as binary:
         file = io.TextIOWrapper(binary, "utf-8", newline="")
-        table = csv.writer(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", lineterminator="\n")
-        lines = path.suffix.lower() == ".jsonl"
-        if not lines:
-            table.writerow(names)
+        write = row_writer(path, file, names)
         for start in range(0, len(data), BLOCK):
             part, chosen = data.part(start, start + BLOCK), negatives[start : start + BLOCK]
             there = chosen >= 0
@@ -387,9 +383,6 @@ def _write(path: Path, data: "Texts", negatives: "Ints", texts: Sequence[str]) -
                 bad = [*(t for t in own if t), *(t for t in mined if t)]
                 cells = [*([part.ids[row]] if part.ids is not None else []), part.columns["anchor"][row], part.columns["positive"][row], *bad]  # fmt: skip
                 cells += [""] * (len(names) - len(cells))
-                if lines:
-                    file.write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
-                else:
-                    table.writerow(cells)
+                write(cells)
         file.flush()
         file.detach()

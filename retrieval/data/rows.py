@@ -1,14 +1,16 @@
-"""Rows of line formats: CSV, TSV, JSONL and plain lines, from any place on."""
+"""Rows of line formats: CSV, TSV, JSONL and plain lines, from any place on; and written so that they are read back."""
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 from retrieval.errors import UserError
 
 from .columns import counts
+from .texts import shortened
 
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
 FORMATS = ".csv, .tsv, .jsonl, .parquet or .txt"
@@ -121,3 +123,29 @@ def _alike(path: Path, rows: Iterator[Row], fields: list[str] | None) -> Iterato
                 )
             known |= row.keys()
         yield place, number, row
+
+
+def table_writer(file: TextIO, delimiter: str = ",") -> Any:
+    """A `csv.writer` of rows that end in "\n". Python's own then leaves a lone "\r" in a cell without quotes, and cannot read it."""
+    rows = SimpleNamespace(write=lambda row: file.write(row.removesuffix("\r\n") + "\n"))
+    return csv.writer(rows, delimiter=delimiter, lineterminator="\r\n")
+
+
+def row_writer(path: Path, file: TextIO, names: Sequence[str]) -> Callable[[Sequence[str]], object]:
+    """What writes a row of texts in the format that `path` is named by, after the header. It raises UserError for one that would not
+    be read back."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return lambda cells: file.write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
+    table = table_writer(file, "\t" if suffix == ".tsv" else ",")
+
+    def write(cells: Sequence[str]) -> None:
+        if suffix == ".tsv" and any("\n" in cell for cell in cells) and any("\t" in cell for cell in cells):
+            raise UserError(
+                f"{path}: the row of {shortened(cells[0], 40)!r} has tabs and line ends in its texts, which are taken for a quote left "
+                f"open; write .jsonl"
+            )
+        table.writerow(cells)
+
+    write(names)
+    return write
