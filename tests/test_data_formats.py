@@ -192,6 +192,14 @@ def test_scored_pairs(tmp_path):
     assert plain(pairs_by_score(read_texts(path), None, "x", 0)) == {"anchor": ["a", "c"], "positive": ["b", "e"]}
     held = read_held(path)
     assert held.metric == "spearman" and held.count == 3
+    path.write_text(
+        "sentence1\tsentence2\tlabel\n" + "a\tb\t1\n" * 2 + "a\tc\t0\na\tb\t0\na\td\t0\n" * 3 + "c\te\t1\nc\te\t0\n"
+    )
+    data = pairs_by_score(read_texts(path), None, "x")
+    assert plain(data) == {
+        "anchor": ["a", "a", "c"], "positive": ["b", "b", "e"], "negative_1": ["c", "c", ""], "negative_2": ["d", "d", ""]
+    }  # fmt: skip
+    assert data.origin.endswith("3 of them positives, 2 hard negatives of the same anchors, 8 left out")
 
 
 def test_entailed_pairs_are_positives_and_contradicting_ones_hard_negatives(tmp_path):

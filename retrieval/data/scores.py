@@ -7,7 +7,7 @@ import numpy as np
 from retrieval.errors import UserError
 
 from .columns import NEGATIVES
-from .texts import Texts, taken
+from .texts import Texts
 
 
 def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NEGATIVES) -> Texts:
@@ -33,7 +33,7 @@ def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NE
     columns: dict[str, Sequence[str]] = dict(kept.columns)
     said, left = f"{data.origin}; {len(good):,} of them positives", len(data) - len(good)
     if least is None and left:
-        negatives = _negatives(data, np.flatnonzero(scores == 0))
+        negatives = _negatives(data.take(np.flatnonzero(scores == 0).tolist()), kept)
         there = sum(name.startswith("negative") for name in columns)  # the rows' own
         more = min(max(0, most - there), max(len(negatives.get(a, ())) for a in columns["anchor"]))
         for at in range(more):
@@ -47,9 +47,11 @@ def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NE
     return Texts(columns, None, kept.ids, said)
 
 
-def _negatives(data: Texts, rows: np.ndarray[tuple[int], np.dtype[np.intp]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    anchors, others = (taken(data.columns[name], rows.tolist()) for name in ("anchor", "positive"))
-    for anchor, other in zip(anchors, others, strict=True):
-        found.setdefault(anchor, []).append(other)
-    return found
+def _negatives(bad: Texts, kept: Texts) -> dict[str, list[str]]:
+    """By anchor, the texts that it is paired with in `bad`: each once, and none that is its positive in another row."""
+    found: dict[str, dict[str, None]] = {}  # in their order
+    for anchor, other in zip(bad.columns["anchor"], bad.columns["positive"], strict=True):
+        found.setdefault(anchor, {})[other] = None
+    for anchor, positive in zip(kept.columns["anchor"], kept.columns["positive"], strict=True):
+        found.get(anchor, {}).pop(positive, None)
+    return {anchor: list(others) for anchor, others in found.items()}
