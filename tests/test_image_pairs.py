@@ -1,6 +1,7 @@
 """Pictures with captions and pairs of pictures, from every kind of source; what is one picture or one text."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from some_pictures import as_bytes, noise, tar, write
 
 from retrieval.data import Asked
 from retrieval.errors import UserError
-from retrieval.images import Images, Pairs, read_pairs
+from retrieval.images import Images, Pairs, read_images, read_pairs
 
 WORDS = [f"picture number {row}" for row in range(7)]
 
@@ -221,3 +222,20 @@ def test_lists_of_negatives(tmp_path):
     for negatives in (["1.png", "2.png"], ["0.png"]), (["1.png"], [["0.png"]]), (["x"], [["y"]]), (["x"], {"y": "z"}):
         with pytest.raises(UserError, match="line 2"):
             read(*negatives)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_files_of_one_size_and_time_that_change_places(tmp_path, named):
+    """As a resumed training would have it: the captions stay, and stand beside other pictures."""
+    folder = tmp_path / "set"
+    for name in ("a/1.bmp", "b/1.bmp"):
+        os.utime(write(folder / name, name.encode()), (1.7e9, 1.7e9))
+
+    def mark(*names, of=folder):
+        rows = [{"image": name, "caption": f"{at}", "id": at} for at, name in enumerate(names)]
+        path = write(of / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return (read_images(path) if named else read_pairs(path).columns["anchor"]).fingerprint
+
+    was = mark("a/1.bmp", "b/1.bmp")
+    assert mark("a/1.bmp", "b/1.bmp") == was != mark("b/1.bmp", "a/1.bmp")
+    assert mark("a/1.bmp", "b/1.bmp", of=folder.rename(tmp_path / "moved")) == was

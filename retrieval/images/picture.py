@@ -54,23 +54,19 @@ def place(picture: Picture) -> Path:
 
 
 def stamps(pictures: Sequence[Picture]) -> list[Any]:
-    """What tells each from what may stand in its place another day: size and time of its file, where in it, None if it is gone."""
-    known: dict[Path, list[int] | None] = {}
-    return [_stamp(picture, known) for picture in pictures]
+    """What tells each from what may stand in its place another day: name, size and time of its file, and where in it.
+
+    Names begin below the folder that holds all files, so that it may lie elsewhere that day."""
+    files = {file: os.path.abspath(file) for file in map(place, pictures)}
+    shared = len(os.path.commonpath(files.values())) if files else 0
+    known = {file: [name[shared:], *_size_and_time(file)] for file, name in files.items()}
+    return [known[place(picture)] + ([] if isinstance(picture, Path) else list(picture[1:])) for picture in pictures]
 
 
-def _stamp(picture: Picture, known: dict[Path, list[int] | None]) -> list[Any] | None:
-    if isinstance(picture, Path):
-        return _of_file(picture)
-    if picture.file not in known:
-        known[picture.file] = _of_file(picture.file)
-    found = known[picture.file]
-    return None if found is None else [*found, *picture[1:]]
-
-
-def _of_file(path: Path) -> list[int] | None:
+def _size_and_time(path: Path) -> tuple[int | None, int | None]:
+    """None if it is gone."""
     try:
         told = os.stat(path)
     except OSError:
-        return None
-    return [told.st_size, told.st_mtime_ns]
+        return None, None
+    return told.st_size, told.st_mtime_ns
