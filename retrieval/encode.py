@@ -266,9 +266,12 @@ ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # 
 
 
 def prompt_of(model: "SentenceTransformer", role: str | None = None) -> str | None:
-    """What the encoder puts before every text, or before queries or documents where it has prompts for those."""
-    named = next((model.prompts[name] for name in ROLES.get(role or "", ()) if model.prompts.get(name)), None)
-    return named or model.prompts.get(model.default_prompt_name or "")
+    """What the encoder puts before every text, or before queries or documents, as its `encode_query` and `encode_document` do.
+
+    An empty prompt is one: sentence-transformers gives every encoder those for "query" and "document", lest its default, which may
+    be that of the other role, stand before both."""
+    name = next((name for name in ROLES.get(role or "", ()) if name in model.prompts), model.default_prompt_name)
+    return model.prompts.get(name or "") or None
 
 
 LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, where no encoder's class has its own

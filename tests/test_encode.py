@@ -101,6 +101,26 @@ def test_prompts_are_put_before(minilm, docs):
     assert np.abs(got - Encoding(model).encode(docs[:5])).max() > 1e-2
 
 
+@pytest.mark.parametrize("default", [None, "query", "text"])
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"query": "query: "}, {"query": "", "document": "d: "}, {"passage": "p: "}, {"query": "q: ", "document": ""}],
+)
+def test_queries_and_documents_have_the_prompts_that_sentence_transformers_gives_them(minilm, docs, own, default):
+    model = minilm.model
+    were = model.prompts, model.default_prompt_name
+    model.prompts, model.default_prompt_name = (
+        {"text": "text: "} | own,
+        default if default in own else None if default is None else "text",
+    )
+    try:
+        for role, how in (("query", model.encode_query), ("document", model.encode_document), (None, model.encode)):
+            found = Encoding(model, role=role).encode(docs[:2])
+            np.testing.assert_allclose(found, how(docs[:2], normalize_embeddings=True), atol=1e-5)
+    finally:
+        model.prompts, model.default_prompt_name = were
+
+
 def test_encoding_leaves_the_fingerprint(docs):
     from retrieval.encoder import fingerprint, load_encoder
 
