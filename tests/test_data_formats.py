@@ -391,3 +391,9 @@ def test_rows_are_read_back_as_they_were_written(tmp_path_factory, rows):
                 assert any("\n" in "".join(row) and "\t" in "".join(row) for row in rows)
                 continue
         assert list(zip(*plain(read_texts(path)).values(), strict=True)) == rows
+
+
+def test_an_encoder_without_a_limit_has_none_in_the_run():
+    """Static embeddings say infinity, which no reader of JSON but Python's takes."""
+    told = summarise(Texts({"text": ["a"]}), lambda texts: np.array([1]), float("inf"))
+    assert told["tokens"]["limit"] is None and json.dumps(told, allow_nan=False) and told_summary(told)

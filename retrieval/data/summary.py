@@ -1,5 +1,6 @@
 """What is in the data, told before training: rows, repeats, classes, lengths, and what training shares with what it is judged by."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ MEASURED = 4096  # texts whose tokens are counted
 
 
 def summarise(
-    data: Texts, tokens: Callable[[list[str]], np.ndarray[Any, np.dtype[np.int64]]], limit: int | None
+    data: Texts, tokens: Callable[[list[str]], np.ndarray[Any, np.dtype[np.int64]]], limit: float | None
 ) -> dict[str, Any]:
     """Plain data: rows, columns, classes (how many, least, median and most rows), repeated rows, texts, and lengths in tokens of a
     sample, with the share of texts longer than `limit`, the encoder's length. tokens: how long texts are."""
+    limit = None if limit == math.inf else limit  # so static embeddings have it, and JSON does not
     codes = data.codes
     rows = np.stack([*codes.values()], 1)
     told: dict[str, Any] = {
