@@ -218,6 +218,8 @@ def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any])
 def one_text(where: str, column: str, value: object) -> str:
     """The text or label in a cell, without white space at its ends, which no reader sees: texts that differ in that only would
     be negatives of each other. Raises UserError for several texts, and for what is none. where: the file and the line."""
+    if isinstance(value, str):
+        return value.strip()
     try:
         text = as_text(value)
     except TypeError:
