@@ -266,12 +266,14 @@ ROLES = {"query": ("query",), "document": ("document", "passage", "corpus")}  # 
 
 
 def prompt_of(model: "SentenceTransformer", role: str | None = None) -> str | None:
-    """What the encoder puts before every text, or before queries or documents, as its `encode_query` and `encode_document` do.
+    """What the encoder puts before every text, or before queries or documents where it has prompts for those.
 
-    An empty prompt is one: sentence-transformers gives every encoder those for "query" and "document", lest its default, which may
-    be that of the other role, stand before both."""
-    name = next((name for name in ROLES.get(role or "", ()) if name in model.prompts), model.default_prompt_name)
-    return model.prompts.get(name or "") or None
+    sentence-transformers gives every encoder an empty prompt for "query" and for "document", so an empty one says nothing: one called
+    "passage" counts beside it. A default that is the other role's is none of this one's."""
+    named = next((model.prompts[name] for name in ROLES.get(role or "", ()) if model.prompts.get(name)), None)
+    default = model.default_prompt_name or ""
+    others = [name for other, names in ROLES.items() if role and other != role for name in names]
+    return named or (None if default in others else model.prompts.get(default)) or None
 
 
 LIBRARY_STEPS = [  # the modules of the methods by which texts are tokenised, where no encoder's class has its own
