@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
@@ -37,25 +37,27 @@ from retrieval.web.together import Together
 MINILM = "all-MiniLM-L6-v2"
 
 
-@pytest.fixture
-def serving():
-    """Serve an index in this process; returns its address."""
-    running = []
-
-    def start(folder, **options):
-        listening = _listening("127.0.0.1", 0)
-        served = Served(folder, **options)
-        server = uvicorn.Server(uvicorn.Config(make_app(served, "127.0.0.1", as_line), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        running.append((server, thread, listening))
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-    yield start
-    for server, thread, listening in running:
+@contextmanager
+def running(folder, **options):
+    """Serve an index in this process; yields its address."""
+    listening = _listening("127.0.0.1", 0)
+    served = Served(folder, **options)
+    server = uvicorn.Server(uvicorn.Config(make_app(served, "127.0.0.1", as_line), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
         server.should_exit = True
         thread.join(20)
         listening.close()
+
+
+@pytest.fixture
+def serving():
+    """`running` until the test ends; a function that returns the address."""
+    with ExitStack() as stack:
+        yield lambda folder, **options: stack.enter_context(running(folder, **options))
 
 
 def asked(address, body=None, **headers):

@@ -55,9 +55,11 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
         return Response(found, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     async def health(request: Request) -> Response:
-        index = served.index()
+        index, why = served.index(), served.stale()
         which = {"generation": index.manifest["generation"], "manifest": index.mark}
-        return told({"status": "gone" if served.gone else "ok", **which}, 503 if served.gone else 200)
+        if served.gone:
+            return told({"status": "gone", **which}, 503)
+        return told({"status": "ok", **which} if why is None else {"status": "stale", **which, "reason": why})
 
     def file(name: str) -> Callable[[Request], Response]:
         return lambda request: FileResponse(STATIC / name, headers=HEADERS)

@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval.artifact import MANIFEST
 from retrieval.encoder import Encoder
-from retrieval.errors import Gone, UserError
+from retrieval.errors import Gone, UserError, first_line
 from retrieval.images import decode, picture_at
 from retrieval.index.ask import answer, encoded, encoder_of, plain
 from retrieval.index.bundle import Index, open_index, require_same_encoder
@@ -29,6 +29,9 @@ from .together import Together
 LABELS_TOLD = 1_000
 BLOCK = 32  # texts of one question that are encoded at a time: others get in between
 SIDE = 256  # pixels of a picture on the page
+AGAIN = 5.0  # seconds until a generation that could not be opened is tried again
+
+Stamp = tuple[int, int] | None
 
 
 class Served:
@@ -46,10 +49,13 @@ class Served:
     ) -> None:
         self.folder, self.index_device, self.check, self.say = folder, index_device, check, say
         self.gone = False  # whether questions find the files of the index no more
+        self._failed: tuple[Stamp, str, float] | None = None  # what could not be opened, why, when to try it again
+        self._said: set[str] = set()  # whys, since the last that was opened
+        self.encoder: Encoder | None = None
         self._stamp = _stamp(folder)
         self._index = self._opened()
-        knows = name is not None or self._index.manifest["encoder"] is not None
-        self.encoder: Encoder | None = encoder_of(self._index, name, device) if knows else None
+        if name is not None or self._index.manifest["encoder"] is not None:
+            self.encoder = encoder_of(self._index, name, device)
         self._reopening = threading.Lock()
         self._texts = Together(lambda texts: self._encode(texts, texts))
         # What is set on a FAISS index for one call, as on a GPU and on an NSG, must not be set for another meanwhile.
@@ -58,27 +64,43 @@ class Served:
 
     def _opened(self) -> Index:
         index = open_index(self.folder, check=self.check, device=self.index_device)
+        if self.encoder is not None:
+            require_same_encoder(index.manifest, self.encoder.fingerprint, self.encoder.name)
         _ = index.base if index.exact else index.engine  # the first question should not wait for it
         return index
 
     def index(self) -> Index:
         """The newest generation that is open; one that is newer still is opened meanwhile."""
-        if _stamp(self.folder) != self._stamp and self._reopening.acquire(blocking=False):
+        if self._is_due() and self._reopening.acquire(blocking=False):
             threading.Thread(target=self._reopen, daemon=True).start()
         return self._index
 
+    def stale(self) -> str | None:
+        """Why the newest generation is not the one that is served, in a line; None where it is, or is just opened."""
+        failed = self._failed
+        return None if failed is None or _stamp(self.folder) == self._stamp else failed[1]
+
+    def _is_due(self) -> bool:
+        found, failed = _stamp(self.folder), self._failed
+        if found == self._stamp and not self.gone:
+            return False
+        return failed is None or found != failed[0] or time.monotonic() >= failed[2]
+
     def _reopen(self) -> None:
-        stamp = _stamp(self.folder)
+        stamp, began = _stamp(self.folder), time.monotonic()
         try:
             newer = self._opened()
-            if self.encoder is not None:
-                require_same_encoder(newer.manifest, self.encoder.fingerprint, self.encoder.name)
-            self._index, self.gone = newer, False
+            self._index, self._stamp, self.gone, self._failed = newer, stamp, False, None
+            self._said.clear()
             self.say(f"generation {newer.manifest['generation']}: {newer.rows.count:,} items")
-        except UserError as error:
-            self.say(f"still serving generation {self._index.manifest['generation']}: {error}")
+        except Exception as error:  # whatever it is, a file that is still being copied may be why: it is tried again
+            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+            now = time.monotonic()
+            self._failed = stamp, why, now + max(AGAIN, 9 * (now - began))  # a tenth of the time goes into it
+            if why not in self._said:
+                self._said.add(why)
+                self.say(f"still serving generation {self._index.manifest['generation']}: {why}")
         finally:
-            self._stamp = stamp
             self._reopening.release()
 
     def about(self) -> dict[str, Any]:
@@ -190,7 +212,7 @@ def _decoded(content: bytes) -> Any:
             raise UserError(str(error).replace(file.name, "the picture").partition(";")[0]) from None
 
 
-def _stamp(folder: Path) -> tuple[int, int] | None:
+def _stamp(folder: Path) -> Stamp:
     """What tells one generation's manifest from the next, without reading it."""
     try:
         found = (folder / MANIFEST).stat()

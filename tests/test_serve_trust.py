@@ -1,0 +1,110 @@
+"""What an operator found in `retrieval serve`: generations that cannot be opened at once."""
+
+import time
+
+import pytest
+from test_index import rows_for, store_of
+from test_serve import asked, running
+
+from retrieval.index.build import build
+from retrieval.index.change import remove
+from retrieval.web import served as serving
+from retrieval.web.served import Served
+
+
+@pytest.fixture
+def index(tmp_path):
+    build(store_of(tmp_path / "store", rows_for(300), encoder=None), tmp_path / "index")
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(serving, "AGAIN", 0.2)
+
+
+def until(true):
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "failure", [PermissionError(13, "Permission denied"), RuntimeError("in\ntwo lines"), MemoryError()]
+)
+def test_a_generation_that_cannot_be_opened_yet_is_opened_later(index, monkeypatch, soon, failure):
+    """Rows that were removed stayed findable, and nobody was told."""
+    said, opened = [], serving.open_index
+
+    def fail(*args, **options):
+        raise failure
+
+    with running(index, say=said.append) as address:
+        assert asked(f"{address}/health")[1]["status"] == "ok"
+        monkeypatch.setattr(serving, "open_index", fail)
+        remove(index, ["id-0"])
+        until(lambda: asked(f"{address}/health")[1]["status"] == "stale")
+        time.sleep(1)  # it is tried several times, and said once
+        status, told = asked(f"{address}/health")
+        assert status == 200 and told["generation"] == 1 and told["reason"].startswith(type(failure).__name__)
+        assert said == [f"still serving generation 1: {told['reason']}"] and "\n" not in said[0]
+        assert asked(f"{address}/api/search?id=id-0&k=1")[0] == 200
+        monkeypatch.setattr(serving, "open_index", opened)
+        until(lambda: asked(f"{address}/health")[1]["status"] == "ok")
+        assert asked(f"{address}/api/search?id=id-0&k=1")[0] == 400 and said[1:] == ["generation 2: 299 items"]
+
+
+def test_what_is_half_copied_is_served_when_it_is_whole(index, tmp_path, soon):
+    """A manifest whose other files come after it."""
+    said = []
+    served = Served(index, say=said.append)
+    remove(index, ["id-0"])
+    part = max(index.glob("*.h5"))
+    part.rename(tmp_path / part.name)
+    until(lambda: served.index() and served.stale())
+    assert served.index().manifest["generation"] == 1 and part.name in served.stale()
+    (tmp_path / part.name).rename(part)
+    until(lambda: served.index().manifest["generation"] == 2)
+    assert served.stale() is None and len(said) == 2
+
+
+def test_a_failure_is_not_tried_again_at_once_but_what_comes_after_it_is(index, monkeypatch):
+    said, tries, opened = [], [], serving.open_index
+    served = Served(index, say=said.append)
+    monkeypatch.setattr(serving, "AGAIN", 3600)
+    monkeypatch.setattr(serving, "open_index", lambda *args, **options: tries.append(1) or opened(*args, **options))
+    good = (index / "manifest.json").read_bytes()
+    (index / "manifest.json").write_text("{")
+    until(lambda: served.index() and served.stale())
+    for _ in range(50):
+        served.index()
+        time.sleep(0.01)
+    assert len(tries) == len(said) == 1
+    (index / "manifest.json").write_bytes(good)
+    remove(index, ["id-0"])
+    until(lambda: served.index().manifest["generation"] == 2)
+    assert served.stale() is None
+
+
+def test_an_index_whose_files_were_away_is_served_again(index, tmp_path, soon):
+    """Its manifest is the one that was open."""
+    part = max(index.glob("*.h5"))
+    with running(index) as address:
+        part.rename(tmp_path / "away")
+        assert asked(f"{address}/api/search?id=id-0")[0] == asked(f"{address}/health")[0] == 503
+        (tmp_path / "away").rename(part)
+        until(lambda: asked(f"{address}/health")[1]["status"] == "ok")
+        assert asked(f"{address}/api/search?id=id-0")[0] == 200
+
+
+def test_vectors_of_another_encoder_are_stale(index, tmp_path, soon):
+    class Other:
+        fingerprint, name = "f" * 64, "another"
+
+    served = Served(index)
+    served.encoder = Other()
+    remove(index, ["id-0"])
+    until(lambda: served.index() and served.stale())
+    assert "another: is not the encoder of this index" in served.stale()
+    assert served.index().rows.count == 300
