@@ -1,4 +1,4 @@
-"""What an operator found in `retrieval serve`: generations that cannot be opened at once."""
+"""What an operator found in `retrieval serve`: generations that cannot be opened at once, names that are no UTF-8."""
 
 import time
 
@@ -108,3 +108,15 @@ def test_vectors_of_another_encoder_are_stale(index, tmp_path, soon):
     until(lambda: served.index() and served.stale())
     assert "another: is not the encoder of this index" in served.stale()
     assert served.index().rows.count == 300
+
+
+def test_a_folder_whose_name_is_no_utf8_is_told_about(index, tmp_path):
+    odd = index.rename(tmp_path / "bad\udcff")
+    with running(odd) as address:
+        status, told = asked(f"{address}/api/about")
+        assert status == 200 and told["index"] == "bad\udcff"
+        (odd / "manifest.json").write_text("{")
+        until(lambda: asked(f"{address}/health")[1]["status"] == "stale")
+        assert "bad\udcff" in asked(f"{address}/health")[1]["reason"]
+        status, told = asked(f"{address}/api/search?id=id-0&label=nosuch")
+        assert status == 400 and "label 'nosuch'" in told["error"]

@@ -39,7 +39,9 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
     of elsewhere cannot have itself resolved to it and read the index. as_line: JSON of a result."""
 
     def told(result: dict[str, Any], status: int = 200) -> Response:
-        return Response(as_line(result), status, media_type="application/json")
+        # Names of files that are no UTF-8 have halves of characters for their bytes: JSON's escapes of these.
+        body = as_line(result).encode("utf-8", "backslashreplace")
+        return Response(body, status, media_type="application/json")
 
     async def about(request: Request) -> Response:
         return told(await run_in_threadpool(served.about))
