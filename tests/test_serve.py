@@ -381,11 +381,14 @@ def test_pictures_are_asked_and_shown(tmp_path, serving, run_cli, monkeypatch):
 
 
 @contextmanager
-def command(index, **options):
-    words = [sys.executable, "-c", "from retrieval.cli import main; main()", "serve", str(index), "--port", "0", "--json"]  # fmt: skip
+def command(index, main="from retrieval.cli import main; main()", **options):
+    words = [sys.executable, "-c", main, "serve", str(index), "--port", "0", "--json"]  # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ}
     with subprocess.Popen(words, **pipes, **options) as process:
-        yield process
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_command_serves_until_it_is_ended(index):

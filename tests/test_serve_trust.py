@@ -1,10 +1,16 @@
-"""What an operator found in `retrieval serve`: generations that cannot be opened at once, names that are no UTF-8."""
+"""What an operator found in `retrieval serve`: generations that cannot be opened at once, names that are no UTF-8, more clients
+than files may be open."""
 
+import json
+import resource
+import signal
+import socket
 import time
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from test_index import rows_for, store_of
-from test_serve import asked, running
+from test_serve import asked, command, running
 
 from retrieval.index.build import build
 from retrieval.index.change import remove
@@ -120,3 +126,41 @@ def test_a_folder_whose_name_is_no_utf8_is_told_about(index, tmp_path):
         assert "bad\udcff" in asked(f"{address}/health")[1]["reason"]
         status, told = asked(f"{address}/api/search?id=id-0&label=nosuch")
         assert status == 400 and "label 'nosuch'" in told["error"]
+
+
+@contextmanager
+def clients(address, count):
+    """That connect and say nothing."""
+    with ExitStack() as stack:
+        port = int(address.strip("/").rsplit(":")[-1])
+        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(count)]
+
+
+def limit(soft, hard):
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_more_clients_than_files_are_said_in_a_line_and_wait(index):
+    """Each attempt to accept was logged, tens of thousands a second."""
+    with command(index, preexec_fn=limit(64, 64)) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        with clients(address, 100):
+            time.sleep(3)
+        assert asked(address + "health")[1]["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    said = "no more connections can be accepted (Too many open files); they wait until others end"
+    assert stderr.splitlines() == [said, "ended"]
+
+
+def test_as_many_clients_as_the_system_allows(index):
+    with command(index, preexec_fn=limit(64, 1024)) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        assert asked(address + "health")[0] == 200
+        process.send_signal(signal.SIGSTOP)  # so that nothing is accepted meanwhile
+        with clients(address, 100):
+            process.send_signal(signal.SIGCONT)
+            assert asked(address + "health")[1]["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert stderr.strip() == "ended"

@@ -2,8 +2,13 @@
 
 import asyncio
 import logging
+import math
+import resource
 import signal
 import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -11,9 +16,10 @@ import click
 from retrieval.errors import UserError
 
 from .options import checks, common, existing, pick_device, quiet_libraries, uses_device
-from .output import as_line, emit, say
+from .output import SECONDS_A_LINE, as_line, emit, say
 
 FINISHING = 30  # seconds that what was begun may take after Ctrl-C
+WAITING = 2_048  # connections that the system holds until they are accepted; it may allow fewer
 
 
 @click.command()
@@ -71,14 +77,24 @@ def serve(
     emit(about | {"address": address}, as_json, [f"{index}: {about['count']:,} items, {encoder}", f"{address}  (Ctrl-C ends it)"])  # fmt: skip
     if not is_local(host):
         say("Note: whoever reaches this machine can read the index; it has no passwords")
+    _allow_files()
+
+    async def hold() -> None:
+        listening.listen(WAITING)
+
+    # asyncio accepts as many at a time as the backlog says. Where no file is left for them, each begins a timer that tries as many
+    # again, and logs it: so it takes one at a time, and the system is told later how many may wait.
     config = uvicorn.Config(
         make_app(served, host, as_line),
+        backlog=1,
+        callback_notify=hold,
         log_level="warning",
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=FINISHING,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_failure)
+    logging.getLogger("asyncio").addFilter(_no_file_left())
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     try:
@@ -90,6 +106,30 @@ def serve(
 def _is_failure(record: logging.LogRecord) -> bool:
     """What a second Ctrl-C cuts off is none."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def _allow_files() -> None:
+    """As many open files as this process may have, 1,024 at first on most systems: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # systems that name no number have one nevertheless
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _no_file_left() -> Callable[[logging.LogRecord], bool]:
+    """A filter of what asyncio logs, each second with a traceback: that it cannot accept is said in a line now and then."""
+    last = -math.inf
+
+    def filtered(record: logging.LogRecord) -> bool:
+        nonlocal last
+        if not record.getMessage().startswith("socket.accept()"):
+            return True
+        if time.monotonic() > last + SECONDS_A_LINE:
+            last = time.monotonic()
+            why = getattr(record.exc_info and record.exc_info[1], "strerror", "out of resources")
+            say(f"no more connections can be accepted ({why}); they wait until others end")
+        return False
+
+    return filtered
 
 
 def _listening(host: str, port: int) -> socket.socket:
