@@ -164,3 +164,16 @@ def test_as_many_clients_as_the_system_allows(index):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert stderr.strip() == "ended"
+
+
+def test_what_does_not_end_in_time_is_cut_off_without_a_traceback(index):
+    main = "import sys; from retrieval.cli import main; sys.modules['retrieval.cli.serve'].FINISHING = 1; main()"
+    with command(index, main) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        with clients(address, 2) as callers:
+            for caller in callers:
+                caller.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stderr.splitlines() == ["what took longer than 1 s was cut off", "ended"]

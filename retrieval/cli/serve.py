@@ -104,7 +104,10 @@ def serve(
 
 
 def _is_failure(record: logging.LogRecord) -> bool:
-    """What a second Ctrl-C cuts off is none."""
+    """What a second Ctrl-C cuts off is none, nor what the end no longer waits for, which is said in a line."""
+    if record.getMessage().startswith("Cancel "):
+        say(f"what took longer than {FINISHING} s was cut off")
+        return False
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
