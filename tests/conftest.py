@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -20,6 +21,11 @@ from PIL import Image
 from retrieval.cli import cli
 from retrieval.encoder import MINILM
 from retrieval.samples import digits, docs_as_texts, library_docs
+
+# What the tests send to commands that they start must not be ignored, as a shell has it of what runs behind it or under nohup.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 
 torch.set_num_threads(1)  # on shared cores two threads can be several times slower than one
 

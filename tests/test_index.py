@@ -216,7 +216,7 @@ def test_without_hard_links_rows_are_copied(store, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr("retrieval.index.rows.os.link", refuse)
+    monkeypatch.setattr("os.link", refuse)
     index = build(store, tmp_path / "index")
     assert not (tmp_path / "index" / "part-00000.h5").samefile(tmp_path / "store" / "part-00000.h5")
     assert index.rows.count == 900

@@ -97,10 +97,9 @@ def serve(
     logging.getLogger("asyncio").addFilter(_no_file_left())
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
-    try:
+    with suppress(KeyboardInterrupt):  # which uvicorn raises when it has answered what it had begun
         uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn has answered what it had begun
-        say("ended")
+    say("ended")
 
 
 def _is_failure(record: logging.LogRecord) -> bool:
