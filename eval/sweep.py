@@ -76,10 +76,12 @@ def hold_out(codes: Ints, seed: int) -> tuple[Ints, Ints]:
 def hold_out_groups(groups: Ints, seed: int) -> tuple[Ints, Ints]:
     """The same for pairs: whole groups (n,) with at most a fifth of the pairs, so that nothing to judge by was trained on."""
     names, sizes = np.unique(groups, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[sizes[order] <= len(groups) // HELD_OUT]
-    chosen = names[order[np.cumsum(sizes[order]) <= len(groups) // HELD_OUT]]
-    if len(names) < 2 * HELD_OUT or not len(chosen):
+    chosen, room = [], len(groups) // HELD_OUT
+    for at in np.random.default_rng(seed).permutation(len(names)).tolist():
+        if sizes[at] <= room:
+            chosen.append(names[at])
+            room -= sizes[at]
+    if len(names) < 2 * HELD_OUT or not chosen:
         raise UserError(
             f"the pairs hang together in {len(names):,} groups, too few to hold out a fifth; give --held-out FILE"
         )

@@ -35,7 +35,7 @@ FIRST_FILE = "index.faiss"
 KEPT_UP_TO = 1 << 30  # bytes of vectors that exact search holds a packed copy of
 # Ends "why" of an index that was imported from codes.
 DECODED = ", its vectors as its codes give them back: recall and scores are of these"
-LATE_HELD = 2**22  # numbers, of 8 bytes
+LATE_HELD = 2**21  # numbers, of 8 bytes: as many as one query may be compared with (search.LATE_SCORED)
 MAPPED_FROM = 0.5  # of the memory that there is: larger indexes are mapped instead of read
 
 

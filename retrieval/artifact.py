@@ -53,8 +53,8 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
         old.rename(final.resolve())
     refuse_to_clobber(final, kind, overwrite)
     final, staging = final.resolve(), staging_folder(final)
-    if Path.cwd().is_relative_to(final):  # whoever is in a folder that is replaced is nowhere
-        raise UserError(f"--output {final}: is the folder that you are in; name another, or go out of it first")
+    if _is_around_us(final):
+        raise UserError(f"--output {final}: is the folder that you are in, or one above; name another, or go out of it")
     staging.mkdir(parents=True, exist_ok=True)
     with sole_writer(staging):
         try:
@@ -70,6 +70,14 @@ def creating(final: Path, kind: str, overwrite: bool = False, resume: bool = Fal
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         _replace_folder(staging, final)
+
+
+def _is_around_us(folder: Path) -> bool:
+    """Whoever is in a folder that is replaced is nowhere."""
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # and so we are already
+        return False
 
 
 def settle(staging: Path, base: Manifest, what: str, left: str, overwrite: bool) -> None:

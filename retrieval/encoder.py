@@ -281,6 +281,17 @@ def _reads(tokenizer: Any) -> dict[str, Any]:
     if hasattr(rust, "to_str"):
         # How the last call padded and cut is left out; lengths stand beside.
         return {k: v for k, v in json.loads(rust.to_str()).items() if k not in ("padding", "truncation")}
-    places = ("name_or_path", "file", "dir")
-    settings = {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(places)}
+    # Where it lies, and how it was loaded, is not what it does.
+    ways = (
+        "name_or_path",
+        "file",
+        "files_only",
+        "dir",
+        "is_local",
+        "backend",
+        "tokenizer_class",
+        "processor_class",
+        "auto_map",
+    )
+    settings = {k: v for k, v in tokenizer.init_kwargs.items() if v is not None and not k.endswith(ways)}
     return {"class": type(tokenizer).__name__, "words": tokenizer.get_vocab(), "settings": settings}

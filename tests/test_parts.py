@@ -123,7 +123,14 @@ def test_a_part_that_is_not_there_is_not_passed_over(tmp_path):
             ("small", source(), replace(KIND, shard_rows=9), 4, {}),
             ("five", source(), KIND, 5, {}),
             ("foreign", source(), replace(KIND, encoder={"name": "e", "fingerprint": "f"}), 4, {}),
-            ("rough", source(), KIND, 4, {"settings": 1, "notes": {"computed": [{"compute": "bfloat16"}]}}),
+            (
+                "rough",
+                source(payload={"text": ["y"] * 95}),
+                KIND,
+                4,
+                {"notes": {"computed": [{"compute": "bfloat16"}]}},
+            ),
+            ("batches", source(), KIND, 4, {"settings": 16}),
         ]
     }
     bare = create(tmp_path / "bare", source(), KIND)
@@ -143,6 +150,7 @@ def test_a_part_that_is_not_there_is_not_passed_over(tmp_path):
         ([one, others["small"], three, four], r"small: .*: --shard-rows is 9, not 10; embed it again"),
         ([one, others["five"], three, four], r"five: .*: it is of 5 parts, not 4; embed it again"),
         ([one, others["foreign"], three, four], r"foreign: .*: it is by another encoder; embed it again"),
+        ([one, others["batches"], three, four], r"batches: .*: --batch-size is 16, not None; embed it again"),
         (
             [one, others["rough"], three, four],
             r"rough: .*: it was computed in another way \(`store info` of both\); embed",
@@ -172,7 +180,9 @@ def test_merging_again_changes_nothing_and_never_replaces_a_part(tmp_path):
         merge(folders, tmp_path / "merged")
     assert merge(folders, tmp_path / "merged", overwrite=True).count == 94
     alone = create(tmp_path / "whole", source(), KIND, part=(1, 1))
-    assert merge([alone], tmp_path / "alone").count == 95
+    create(tmp_path / "once", source(), KIND).close()
+    merge([alone], tmp_path / "alone").close()
+    assert contents(tmp_path / "alone") == contents(tmp_path / "once")
 
 
 def test_numbers_of_a_part_end_where_the_next_part_begins(tmp_path):

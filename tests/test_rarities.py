@@ -108,3 +108,25 @@ def test_labels_may_be_several_in_the_reference_alone(tmp_path, run_cli):
     words += ["--reference", tmp_path / "gallery.npy", "--reference-labels", tmp_path / "gallery.txt"]
     run_cli(*words, "--separator", "|")
     assert "--separator ';': no label has it" in run_cli(*words, "--separator", ";", code=2).output
+
+
+def test_a_tokenizer_in_python_is_the_same_however_it_was_loaded(tmp_path):
+    from transformers import ByT5Tokenizer
+
+    from retrieval.encoder import _reads
+
+    made = ByT5Tokenizer()
+    made.save_pretrained(tmp_path / "byt5")
+    loaded = [ByT5Tokenizer.from_pretrained(tmp_path / "byt5", local_files_only=only) for only in (True, False)]
+    assert _reads(loaded[0]) == _reads(loaded[1])
+
+
+def test_pairs_of_pictures_with_odd_names_are_written_and_read(tmp_path):
+    from retrieval.cli.evaluated import PAIRS, write_evaluation
+    from retrieval.cli.report import _told
+    from retrieval.eval.values import PerQuery
+
+    table = PerQuery(["0"], None, {"i2t_mrr": np.ones(1)})
+    pairs = [("0", "bad\udcff.png", "x" * 200_000)]
+    write_evaluation({"output": tmp_path / "judged", "overwrite": False}, "pairs", {}, {"": table}, pairs)
+    assert _told(tmp_path / "judged" / PAIRS)["0"] == ["bad\udcff.png", "x" * 200_000]

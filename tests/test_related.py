@@ -35,25 +35,36 @@ def test_among_is_what_a_loop_finds(given_):
 
 
 @given(data())
-def test_identities_are_the_chains_of_a_loop(given_):
+def test_identities_are_the_chains_of_the_batch_and_of_negatives_that_are_answers(given_):
     pairs, rows, negatives = given_
-    found, told = identities(pairs[:, rows], negatives, Related(pairs))
-    texts = {*pairs[:, rows].ravel().tolist(), *negatives.tolist()}
-    group = {text: {text} for text in texts}
-    for anchor, positive in pairs.T.tolist():
-        if anchor in pairs[0, rows] and positive in texts:
-            both = group[anchor] | group[positive]
-            for text in both:
-                group[text] = both
-    number = {text: told.get(text, text) for text in texts}
-    assert (found == np.vectorize(number.get)(pairs[:, rows])).all()
-    for one in texts:
-        assert {other for other in texts if number[other] == number[one]} == group[one]
+    batch = pairs[:, rows]
+    found, told = identities(batch, negatives, Related(pairs))
+    group = {text: {text} for text in batch.ravel().tolist()}
+    for anchor, positive in batch.T.tolist():
+        both = group[anchor] | group[positive]
+        for text in both:
+            group[text] = both
+    number = {text: told[text] for text in group}
+    assert (found == np.vectorize(number.get)(batch)).all()
+    for one in group:
+        assert {other for other in group if number[other] == number[one]} == group[one]
+    repeated = any(len(set(side)) < len(side) for side in pairs.tolist())
+    for negative in set(negatives.tolist()) - set(group):
+        asked = {anchor for anchor, positive in pairs.T.tolist() if positive == negative and anchor in batch[0]}
+        assert (told.get(negative) in {number[anchor] for anchor in asked}) == bool(asked and repeated)
+
+
+def test_many_answers_each_leave_negatives():
+    """Three of twenty tags: all pairs of the data, in chains, would make one of everything."""
+    rng = np.random.default_rng(0)
+    pairs = np.array([(row, 10_000 + tag) for row in range(500) for tag in rng.choice(20, 3, replace=False)]).T
+    rows = np.array([np.flatnonzero(pairs[1] == 10_000 + tag)[0] for tag in range(20)])
+    found, _ = identities(pairs[:, rows], np.empty(0, np.int64), Related(pairs))
+    assert len(set(found[1].tolist())) >= 10
 
 
 @pytest.mark.parametrize("head", [False, True])
-def test_an_answer_in_a_row_that_the_batch_lacks_is_no_negative(head, tiny):
-    """Neither as an explicit negative of another row, nor as another row's positive."""
+def test_a_negative_that_answers_in_a_row_that_the_batch_lacks_is_none(head, tiny):
     columns = {
         "anchor": ["bank", "bank", "test", "loan"],
         "positive": ["salt", "soup", "line", "soup"],
@@ -66,12 +77,8 @@ def test_an_answer_in_a_row_that_the_batch_lacks_is_no_negative(head, tiny):
         config = TextConfig(steps=1, batch_size=2, head=head)
         texts = Texts(columns | changed, None, None, "")
         model = load_encoder(str(tiny), "cpu").model
-        curve = train_text(
-            model, texts, config, named("infonce(directions='forward', within_side=False)"), source="x", plans=[plan]
-        )
-        return curve[0]["negatives"]
+        loss = named("infonce(directions='forward', within_side=False)")
+        return train_text(model, texts, config, loss, source="x", plans=[plan])[0]["negatives"]
 
     assert negatives([0, 2]) == 1.5  # bank: "line"; test: "salt", and its own "soup"
     assert negatives([0, 2], positive=["salt", "lamp", "line", "soup"]) == 2  # when nobody says that soup answers bank
-    assert negatives([0, 3]) == 0  # loan's soup is bank's too, so they hang together
-    assert negatives([0, 3], positive=["salt", "lamp", "line", "soup"]) == 1

@@ -1,4 +1,4 @@
-"""Which texts of a batch are no negatives of each other: equal ones, and those that the data, not only the batch, pair."""
+"""Which texts of a batch are no negatives of each other: equal ones, those that its rows pair, explicit negatives that are answers."""
 
 from functools import cached_property
 
@@ -20,13 +20,12 @@ class Related:
         """By side, the rows sorted by their code; empty where all codes of both sides differ: then no text is in two pairs."""
         if all(len(np.unique(side)) == len(side) for side in self.pairs):
             return []
-        kind = np.int32 if self.pairs.shape[1] < 2**31 else np.int64  # there are as many as rows
-        return [np.argsort(side, kind="stable").astype(kind) for side in self.pairs]
+        return [np.argsort(side, kind="stable") for side in self.pairs]
 
     def among(self, anchors: Rows, texts: Rows) -> Rows:
         """(2, m) the pairs of the data whose anchor is one of these codes, and whose positive one of those."""
         asked = [np.unique(anchors), np.unique(texts)]
-        if not self._orders:
+        if not self._orders or not len(texts):
             return self.pairs[:, :0]  # beyond what stands in one row
         spans = []
         for side, order, codes in zip(self.pairs, self._orders, asked, strict=True):
@@ -40,12 +39,13 @@ class Related:
 
 def identities(pairs: Rows, negatives: Rows, related: Related) -> tuple[Rows, dict[int, int]]:
     """Of a batch's pairs (2, B) and explicit negatives (k,), all by code: (2, B) what each text counts as, one number for texts that are
-    no negatives of each other, and that number by code, of negatives that are an answer of one of the anchors too.
+    no negatives of each other, and that number by code, also of negatives that are an answer of one of the anchors.
 
-    Texts that a pair of the data joins count as one, and what is so joined in a chain.
+    Texts that a pair of the batch joins count as one, and what is so joined in a chain. A negative joins its anchor, the first if it
+    answers several, but joins no two: by all pairs of the data such chains would soon leave nothing, of questions with three tags each, say.
     """
-    known = related.among(pairs[0], np.concatenate([*pairs, negatives]))
-    joined = np.concatenate([pairs, known], axis=1)
-    numbers = linked(*joined)
-    told = dict(zip(joined.ravel().tolist(), np.tile(numbers, 2).tolist(), strict=True))
-    return np.tile(numbers[: pairs.shape[1]], (2, 1)), told
+    numbers = linked(*pairs)
+    told = dict(zip(pairs.ravel().tolist(), np.tile(numbers, 2).tolist(), strict=True))
+    for anchor, negative in related.among(pairs[0], negatives).T.tolist():
+        told.setdefault(negative, told[anchor])
+    return np.tile(numbers, (2, 1)), told

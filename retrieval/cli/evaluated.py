@@ -142,7 +142,7 @@ def write_evaluation(
             with (folder / f"queries{'-' if name else ''}{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 table.write(file)
         if rows := list(pairs):
-            with (folder / PAIRS).open("w", encoding="utf-8", newline="") as file:
+            with (folder / PAIRS).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 table_writer(file).writerows([("query", "anchor", "positive"), *rows])
         manifest |= {"of": of, "evaluation": result}
 

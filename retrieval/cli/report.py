@@ -189,7 +189,10 @@ def _told(path: Path) -> dict[str, list[str]]:
     """What the pairs of an evaluation are, by query; nothing where an older version wrote it."""
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
+    from retrieval.data.rows import LONGEST_CELL
+
+    csv.field_size_limit(LONGEST_CELL)
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return {query: told for query, *told in csv.reader(file)}
 
 

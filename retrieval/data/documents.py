@@ -68,10 +68,17 @@ def _of_pairs(row: Mapping[str, Any], asked: Asked) -> Columns | None:
         if found is None or asked.names_some:
             return None
         query, positives = (names[name] for name in found)
-    negatives = asked.negative or tuple(name for name in row if name.strip().lower().startswith("negative"))
+    negatives = asked.negative or tuple(
+        name for name, value in row.items() if name.strip().lower().startswith("negative") and not _is_of_numbers(value)
+    )
     lists = any(isinstance(row.get(name), list) for name in (positives, *negatives))
     missing = not {query, positives, *negatives} <= row.keys()  # which is said of pairs of single texts
     return Columns(query, positives, negatives, of_pairs=True) if lists and not missing else None
+
+
+def _is_of_numbers(value: Any) -> bool:
+    """Such as the scores or ids of negatives."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, int | float) for each in value)
 
 
 def _listed(value: Any) -> Any:

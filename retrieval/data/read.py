@@ -1,10 +1,10 @@
 """From a file, folder or name to texts: what kind it is, which columns count, and one line for what cannot be used."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .rows import FORMATS, Lines, line_rows
 from .tables import is_hub_name, is_table, table_rows, told_split
 from .texts import Collected, TextFile, Texts, refuse_alike, stamp
 
+T = TypeVar("T")
+LOOKED_AT = 1000  # rows, to see whether cells are lists
 Numbered = tuple[int, dict[str, Any]]  # the number of a row's last line, or of the row, and its cells
 
 
@@ -32,13 +34,28 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
     rows = _numbered(path, split)
     first = _first(path, rows)
     rows = chain([first], rows)
-    columns = nested_columns(first[1], asked)
+    example, rows = _example(rows, lambda each: each[1])
+    columns = nested_columns(example, asked)
     if columns is not None:
         nested = ((number, nested_row(str(path), number, row, columns)) for number, row in rows)
         return _collect_nested(path, nested, asked)
     wanted = wanted_columns(str(path), list(first[1]), first[1], asked)
     texts = _collect(path, wanted, rows, list(first[1]))
     return replace(texts, origin=texts.origin + told_split(path, split))
+
+
+def _example(rows: Iterator[T], row_of: Callable[[T], dict[str, Any]]) -> tuple[dict[str, Any], Iterator[T]]:
+    """The first row, with a list where it has nothing and one of the next has one; and all rows."""
+    some = list(islice(rows, LOOKED_AT))
+    lists = ({name: cell for name, cell in row_of(each).items() if isinstance(cell, list)} for each in reversed(some))
+    found = dict(row_of(some[0]))
+    for each in lists:
+        found |= {name: cell for name, cell in each.items() if name in found and not _has(found[name])}
+    return found, chain(some, rows)
+
+
+def _has(cell: Any) -> bool:
+    return cell is not None and not isinstance(cell, list)
 
 
 def _numbered(path: Path, split: str) -> Iterator[Numbered]:
@@ -57,7 +74,8 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
     rows = line_rows(Lines(path))
     first = _first(path, rows)
     fields = list(first[2])
-    if nested_columns(first[2], asked) is not None:
+    example, rows = _example(chain([first], rows), lambda each: each[2])
+    if nested_columns(example, asked) is not None:
         return read_texts(path, asked)
     wanted = {
         name: column
@@ -66,7 +84,7 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
     }
     starts, count = [], 0
     labels: dict[str, None] = {}  # in their order
-    for place, number, row in chain([first], rows):
+    for place, number, row in rows:
         if count % block == 0:
             starts.append(place)
         told = cells(str(path), wanted, number, row)

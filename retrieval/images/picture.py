@@ -57,16 +57,24 @@ def stamps(pictures: Sequence[Picture]) -> list[Any]:
     """What tells each from what may stand in its place another day: name, size and time of its file, and where in it.
 
     Names begin below the folder that holds all files, so that it may lie elsewhere that day."""
-    files = {file: os.path.abspath(file) for file in map(place, pictures)}
-    shared = len(os.path.commonpath(files.values())) if files else 0
-    known = {file: [name[shared:], *_size_and_time(file)] for file, name in files.items()}
-    return [known[place(picture)] + ([] if isinstance(picture, Path) else list(picture[1:])) for picture in pictures]
+    ends = [choose((os.path.abspath(place(picture)) for picture in pictures), default="") for choose in (min, max)]
+    shared = len(os.path.commonpath(ends)) if pictures else 0
+    known: dict[Path, list[Any]] = {}  # of files that hold several
+    found = []
+    for picture in pictures:
+        if isinstance(picture, Path):
+            found.append(_stamp(picture, shared))
+            continue
+        if picture.file not in known:
+            known[picture.file] = _stamp(picture.file, shared)
+        found.append([*known[picture.file], *picture[1:]])
+    return found
 
 
-def _size_and_time(path: Path) -> tuple[int | None, int | None]:
-    """None if it is gone."""
+def _stamp(path: Path, shared: int) -> list[Any]:
+    """Its name from a place on, size and time: None if it is gone."""
     try:
         told = os.stat(path)
     except OSError:
-        return None, None
-    return told.st_size, told.st_mtime_ns
+        return [os.path.abspath(path)[shared:], None, None]
+    return [os.path.abspath(path)[shared:], told.st_size, told.st_mtime_ns]

@@ -62,6 +62,7 @@ def merge(
         return Store(output)
     with creating(output, KIND, overwrite=overwrite) as (folder, manifest):
         manifest |= link_rows(stores, folder, KIND, progress) | {"plan": plan}
+        manifest.pop("part", None)  # of one part that is all
     return Store(output, trusted=True)
 
 
@@ -119,6 +120,8 @@ def _difference(one: Holds, first: Holds) -> str:
     marks = [(each["encoder"] or {}).get("fingerprint") for each in (made, wanted)]
     if marks[0] != marks[1]:
         return "it is by another encoder; embed it again"
+    if made["part"]["settings"] != wanted["part"]["settings"]:
+        return f"--batch-size is {made['part']['settings']}, not {wanted['part']['settings']}; embed it again"
     if made.get("computed") != wanted.get("computed"):
         return "it was computed in another way (`store info` of both); embed it again"
     return (
