@@ -38,7 +38,7 @@ HOMES = {
     "jinja2": ["eval/report/page.py"],
     "umap": ["eval/report/layout.py"],
     "starlette": ["retrieval/web/app.py"],
-    "uvicorn": ["retrieval/cli/serve.py"],
+    "uvicorn": ["retrieval/web/running.py"],
 }
 STANDARD = sys.stdlib_module_names
 

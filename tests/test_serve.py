@@ -23,7 +23,6 @@ from PIL import Image
 from test_browser import CHROMIUM
 
 from retrieval.cli.output import as_line
-from retrieval.cli.serve import _listening
 from retrieval.errors import UserError
 from retrieval.index.bundle import open_index
 from retrieval.index.change import add, remove
@@ -31,6 +30,7 @@ from retrieval.neighbors import exact_neighbors
 from retrieval.store import Held, Kind, Rows, create, open_store
 from retrieval.web.app import LARGEST_BODY, is_local, make_app
 from retrieval.web.question import from_address, from_json
+from retrieval.web.running import listen
 from retrieval.web.served import Served
 from retrieval.web.together import Together
 
@@ -40,7 +40,7 @@ MINILM = "all-MiniLM-L6-v2"
 @contextmanager
 def running(folder, **options):
     """Serve an index in this process; yields its address."""
-    listening = _listening("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     served = Served(folder, **options)
     server = uvicorn.Server(uvicorn.Config(make_app(served, "127.0.0.1", as_line), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -423,7 +423,7 @@ def test_it_is_ended_quietly_while_a_request_is_answered(index, ignored, sent):
 
 
 def test_a_port_that_is_taken_is_said_at_once(index, run_cli):
-    with _listening("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         told = run_cli("serve", index, "--port", taken.getsockname()[1], code=2)
     assert "cannot listen there (Address already in use); choose another" in told.stderr
 

@@ -167,7 +167,7 @@ def test_as_many_clients_as_the_system_allows(index):
 
 
 def test_what_does_not_end_in_time_is_cut_off_without_a_traceback(index):
-    main = "import sys; from retrieval.cli import main; sys.modules['retrieval.cli.serve'].FINISHING = 1; main()"
+    main = "from retrieval.web import running; running.FINISHING = 1; from retrieval.cli import main; main()"
     with command(index, main) as process:
         address = json.loads(process.stdout.readline())["address"]
         with clients(address, 2) as callers:
