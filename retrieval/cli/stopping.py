@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from functools import wraps
 from typing import Any
 
 AGAIN = 0.05  # seconds
@@ -15,6 +16,7 @@ def stop_when_told() -> None:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     before = sys.unraisablehook
 
+    @wraps(before)  # the demo reads what Python's own says of itself
     def dropped(event: Any) -> None:
         if event.exc_type is KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, AGAIN)
