@@ -141,10 +141,8 @@ def new_index(factory: str, store: Store, device: str = "cpu") -> Any:
         )
     refuse_unsteerable(index, f"--factory {factory!r}")
     for part in layers(index):
-        if hasattr(
-            part, "do_polysemous_training"
-        ):  # nine tenths of training, for a kind of search that nobody asks for here
-            part.do_polysemous_training = False
+        if hasattr(part, "do_polysemous_training"):
+            part.do_polysemous_training = False  # nine tenths of training, for a kind of search that is not used here
     return index
 
 

@@ -44,9 +44,9 @@ def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
     return index
 
 
-def remove(folder: Path, ids: Ids) -> Index:
-    """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
-    delete(folder, ids, artifact=KIND)
+def remove(folder: Path, ids: Ids, *, missing_ok: bool = False) -> Index:
+    """Delete rows by id, as `store.delete` does."""
+    delete(folder, ids, artifact=KIND, missing_ok=missing_ok)
     return open_index(folder)
 
 
@@ -119,8 +119,8 @@ def merge(
             grown = _joined(indexes, linked, progress)
         stated = write_faiss(grown, folder / FIRST_FILE)
         about = indexes[0].about | {"file": FIRST_FILE, "covers": grown.ntotal, "merged": len(indexes)}
-        manifest |= rows | {"created": now(), "plan": plan, "index": about}
-        manifest["files"] = rows["files"] | {FIRST_FILE: stated}
+        files = rows["files"] | {FIRST_FILE: stated}
+        manifest |= rows | {"created": now(), "plan": plan, "index": about, "files": files}
     return open_index(output)
 
 

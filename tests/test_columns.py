@@ -270,3 +270,18 @@ def test_columns_named_of_a_file_without_commas(tmp_path):
     (tmp_path / "a.csv").write_text("Message;Reason\na;b\n")
     with pytest.raises(UserError, match="no such column .found: Message;Reason.; separate columns by commas"):
         read_texts(tmp_path / "a.csv", Asked(text="Message"))
+
+
+def test_lists_that_the_first_row_lacks_are_lists_all_the_same(tmp_path):
+    rows = [
+        {"anchor": "a", "positive": ["b"], "negative": None, "negative_scores": None},
+        {"anchor": "c", "positive": ["d", "e"], "negative": ["f", "g"], "negative_scores": [0.1, 0.2]},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_texts(tmp_path / "x.jsonl").columns
+    assert {name: list(column) for name, column in found.items()} == {
+        "anchor": ["a", "c", "c"],
+        "positive": ["b", "d", "e"],
+        "negative_1": ["", "f", "f"],
+        "negative_2": ["", "g", "g"],
+    }

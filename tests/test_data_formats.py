@@ -397,18 +397,3 @@ def test_an_encoder_without_a_limit_has_none_in_the_run():
     """Static embeddings say infinity, which no reader of JSON but Python's takes."""
     told = summarise(Texts({"text": ["a"]}), lambda texts: np.array([1]), float("inf"))
     assert told["tokens"]["limit"] is None and json.dumps(told, allow_nan=False) and told_summary(told)
-
-
-def test_lists_that_the_first_row_lacks_are_lists_all_the_same(tmp_path):
-    rows = [
-        {"anchor": "a", "positive": ["b"], "negative": None, "negative_scores": None},
-        {"anchor": "c", "positive": ["d", "e"], "negative": ["f", "g"], "negative_scores": [0.1, 0.2]},
-    ]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_texts(tmp_path / "x.jsonl").columns
-    assert {name: list(column) for name, column in found.items()} == {
-        "anchor": ["a", "c", "c"],
-        "positive": ["b", "d", "e"],
-        "negative_1": ["", "f", "f"],
-        "negative_2": ["", "g", "g"],
-    }

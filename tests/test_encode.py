@@ -101,23 +101,6 @@ def test_prompts_are_put_before(minilm, docs):
     assert np.abs(got - Encoding(model).encode(docs[:5])).max() > 1e-2
 
 
-@pytest.mark.parametrize("default", [None, "query"])
-@pytest.mark.parametrize(
-    "own", [{}, {"query": "query: "}, {"document": "d: "}, {"query": "q: ", "document": "d: ", "passage": "p: "}]
-)
-def test_queries_and_documents_have_the_prompts_for_them(minilm, docs, own, default):
-    """As sentence-transformers has them, which fills in empty ones."""
-    model = minilm.model
-    were = model.prompts, model.default_prompt_name
-    model.prompts, model.default_prompt_name = {"query": "", "document": ""} | own, default
-    try:
-        for role, how in (("query", model.encode_query), ("document", model.encode_document), (None, model.encode)):
-            found = Encoding(model, role=role).encode(docs[:2])
-            np.testing.assert_allclose(found, how(docs[:2], normalize_embeddings=True), atol=1e-5)
-    finally:
-        model.prompts, model.default_prompt_name = were
-
-
 def test_encoding_leaves_the_fingerprint(docs):
     from retrieval.encoder import fingerprint, load_encoder
 

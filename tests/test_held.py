@@ -7,8 +7,10 @@ import pytest
 
 from retrieval.cli.held import before_and_after, by_pairs, by_shown
 from retrieval.data import Texts
+from retrieval.errors import UserError
 from retrieval.eval.compare import compare, paired
 from retrieval.eval.pairs import pair_ranks
+from retrieval.eval.sweep import hold_out_groups
 from retrieval.images import Images, Pairs
 
 
@@ -73,3 +75,20 @@ def test_what_training_changed_is_told_over_pictures_where_they_repeat():
     assert told["interval"] == list(whole.interval) and told["verdict"] == "no difference shown"
     assert told["intervals"][0] == list(before.intervals_by_group()["i2t_r@1"])
     assert each.verdict() == "better" and each.interval[0] > 0  # as if each caption were a picture of its own
+
+
+def test_groups_are_held_out_whole():
+    groups = np.random.default_rng(0).integers(0, 30, 100)
+    train, held = hold_out_groups(groups, 0)
+    assert not set(groups[train]) & set(groups[held]) and 20 - np.bincount(groups).max() < len(held) <= 20
+    assert len(set(groups[held])) in (5, 6, 7) and sorted([*train, *held]) == list(range(100))
+    one_chain = np.minimum(np.arange(200), 40)  # 160 pairs hang together: never to be held out, however the lot falls
+    assert all(len(hold_out_groups(one_chain, seed)[1]) == 40 for seed in range(10))
+    mixed = np.concatenate(
+        [np.repeat(np.arange(4), 20), np.arange(4, 24)]
+    )  # the first that does not fit is not the last
+    assert all(len(hold_out_groups(mixed, seed)[1]) == 20 for seed in range(20))
+    assert len(hold_out_groups(np.arange(50), 0)[1]) == 10
+    for few in (np.arange(9), np.zeros(20, int)):
+        with pytest.raises(UserError, match="too few"):
+            hold_out_groups(few, 0)

@@ -24,7 +24,7 @@ from retrieval.cli.recommend import lines_of
 from retrieval.data import linked, read_texts
 from retrieval.encoder import MINILM
 from retrieval.errors import UserError
-from retrieval.eval.sweep import finalists, grid, hold_out, hold_out_groups, judge, propose
+from retrieval.eval.sweep import finalists, grid, hold_out, judge, propose
 from retrieval.eval.values import PerQuery, read_per_query
 
 AXES = {"kappa": (0.0, 16.0), "temperature": (0.03, 0.5)}
@@ -60,23 +60,6 @@ def test_pairs_that_share_a_text_are_linked(pairs):
         slow = [slow[a] if group == slow[p] else group for group in slow]
     expected = np.array([slow[a] for a, _ in pairs])
     assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
-
-
-def test_groups_are_held_out_whole():
-    groups = np.random.default_rng(0).integers(0, 30, 100)
-    train, held = hold_out_groups(groups, 0)
-    assert not set(groups[train]) & set(groups[held]) and 20 - np.bincount(groups).max() < len(held) <= 20
-    assert len(set(groups[held])) in (5, 6, 7) and sorted([*train, *held]) == list(range(100))
-    one_chain = np.minimum(np.arange(200), 40)  # 160 pairs hang together: never to be held out, however the lot falls
-    assert all(len(hold_out_groups(one_chain, seed)[1]) == 40 for seed in range(10))
-    mixed = np.concatenate(
-        [np.repeat(np.arange(4), 20), np.arange(4, 24)]
-    )  # the first that does not fit is not the last
-    assert all(len(hold_out_groups(mixed, seed)[1]) == 20 for seed in range(20))
-    assert len(hold_out_groups(np.arange(50), 0)[1]) == 10
-    for few in (np.arange(9), np.zeros(20, int)):
-        with pytest.raises(UserError, match="too few"):
-            hold_out_groups(few, 0)
 
 
 def test_a_grid_is_every_combination():

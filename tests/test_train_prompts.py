@@ -12,7 +12,7 @@ from tiny_training import PAIRS, SETTINGS, WORDS
 from retrieval.data import Texts
 from retrieval.data.texts import taken
 from retrieval.embed import embed
-from retrieval.encode import prompt_of, tokenise
+from retrieval.encode import Encoding, prompt_of, tokenise
 from retrieval.encoder import load_encoder
 from retrieval.train.batches import Drawing
 from retrieval.train.collate import Collator, Shares
@@ -157,3 +157,20 @@ def test_held_out_data_that_became_worse_are_said(run_cli, tmp_path):
     assert "Warning: worse on --eval-data than before training (map@r" in done.stderr
     done = run_cli(*words, "--lr", 1e-9, "--eval-data", tmp_path / "held.csv", "--output", tmp_path / "b", "--json")
     assert "worse on --eval-data" not in done.stderr
+
+
+@pytest.mark.parametrize("default", [None, "query"])
+@pytest.mark.parametrize(
+    "own", [{}, {"query": "query: "}, {"document": "d: "}, {"query": "q: ", "document": "d: ", "passage": "p: "}]
+)
+def test_queries_and_documents_have_the_prompts_for_them(minilm, docs, own, default):
+    """As sentence-transformers has them, which fills in empty ones."""
+    model = minilm.model
+    were = model.prompts, model.default_prompt_name
+    model.prompts, model.default_prompt_name = {"query": "", "document": ""} | own, default
+    try:
+        for role, how in (("query", model.encode_query), ("document", model.encode_document), (None, model.encode)):
+            found = Encoding(model, role=role).encode(docs[:2])
+            np.testing.assert_allclose(found, how(docs[:2], normalize_embeddings=True), atol=1e-5)
+    finally:
+        model.prompts, model.default_prompt_name = were

@@ -25,7 +25,7 @@ class Related:
     def among(self, anchors: Rows, texts: Rows) -> Rows:
         """(2, m) the pairs of the data whose anchor is one of these codes, and whose positive one of those."""
         asked = [np.unique(anchors), np.unique(texts)]
-        if not self._orders or not len(texts):
+        if not len(texts) or not self._orders:  # which takes a while to make
             return self.pairs[:, :0]  # beyond what stands in one row
         spans = []
         for side, order, codes in zip(self.pairs, self._orders, asked, strict=True):

@@ -93,10 +93,10 @@ def read_vectors(path: Path, metric: str | None, check: bool) -> "tuple[Rows, st
 
 def read_labels(path: Path) -> list[str]:
     """One a line, or an .npy of integers."""
-    from retrieval.formats import read_lines
+    from retrieval import formats
 
     if path.suffix != ".npy":
-        return [line.strip() for line in read_lines(path)]
+        return formats.read_labels(path)
     import numpy as np
 
     try:

@@ -55,17 +55,17 @@ def remove(
     Example:
       retrieval index remove index --id doc-17 --id doc-18
     """
-    from retrieval.index.bundle import KIND, open_index
+    from retrieval.index.bundle import KIND
     from retrieval.index.change import remove as remove_rows
     from retrieval.store import Store
-    from retrieval.store.ids import present, typed_ids
+    from retrieval.store.ids import typed_ids
 
     ids = read_ids(named, ids_path)
     with Store(folder, kind=KIND) as opened:
         before, typed = opened.count, typed_ids(opened, ids)
-        typed = present(opened, typed) if missing_ok else typed
-    made = remove_rows(folder, typed) if len(typed) else open_index(folder)
-    gone, missing = before - made.rows.count, len(ids) - len(typed)
+    made = remove_rows(folder, typed, missing_ok=missing_ok)
+    gone = before - made.rows.count
+    missing = len(ids) - gone if missing_ok else 0
     what = f"{plural(gone, 'row')} removed" if gone or missing else "these rows were removed already, nothing was done"
     what += f", {plural(missing, 'id')} not there" if missing else ""
     _say(folder, made, what, as_json, missing=missing)

@@ -48,7 +48,7 @@ def import_(
     Example:
       retrieval index import old.faiss --ids ids.txt --metric cosine --encoder run --output index
     """
-    from retrieval.formats import read_lines
+    from retrieval.formats import read_labels, read_lines
     from retrieval.index.exchange import import_faiss
 
     encoder = None
@@ -62,7 +62,7 @@ def import_(
         path,
         output,
         ids=read_lines(ids_path) if ids_path else None,
-        labels=[line.strip() for line in read_lines(labels_path)] if labels_path else None,
+        labels=read_labels(labels_path) if labels_path else None,
         metric=metric,
         encoder=encoder,
         goal=goal_of(recall, latency, use, k, None),

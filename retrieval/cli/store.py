@@ -101,14 +101,14 @@ def delete(
     """
     from retrieval.store import delete as delete_rows
     from retrieval.store import open_store
-    from retrieval.store.ids import present, typed_ids
+    from retrieval.store.ids import typed_ids
 
     ids = read_ids(named, ids_path)
     with open_store(folder) as opened:
         before, typed = opened.count, typed_ids(opened, ids)
-        typed = present(opened, typed) if missing_ok else typed
-    left = delete_rows(folder, typed) if len(typed) else open_store(folder)
-    gone, missing = before - left.count, len(ids) - len(typed)
+    left = delete_rows(folder, typed, missing_ok=missing_ok)
+    gone = before - left.count
+    missing = len(ids) - gone if missing_ok else 0
     result = {"store": str(folder), "deleted": gone, "count": left.count, "generation": left.manifest["generation"]}
     result["missing"] = missing
     what = f"{gone:,} deleted" if gone or missing else "these rows were deleted already"

@@ -96,7 +96,7 @@ def import_(
     Example:
       retrieval store import vectors.npy --metric cosine --normalize --ids ids.txt --output store
     """
-    from retrieval.formats import Imported, open_vectors, read_id_file, read_lines
+    from retrieval.formats import Imported, open_vectors, read_id_file, read_labels
     from retrieval.store import Job, Kind, append, create
     from retrieval.store.writer import write_in_turn
 
@@ -110,11 +110,7 @@ def import_(
     opened = open_vectors(path, part, vectors=vectors, id=id_column, label=label, payload=kept)
     metric = _metric(opened, metric, output if add or replace else None)
     ids = _one_a_row(ids_path, read_id_file(ids_path), opened.count) if ids_path else None
-    labels = (
-        _one_a_row(labels_path, [line.strip() for line in read_lines(labels_path)], opened.count)
-        if labels_path
-        else None
-    )
+    labels = _one_a_row(labels_path, read_labels(labels_path), opened.count) if labels_path else None
     source = Imported(opened, metric, normalize, ids, labels)
     kind = Kind(
         opened.dim, as_stored(dtype, output, add or replace), metric, normalized=normalize or metric == "cosine"

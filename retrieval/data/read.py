@@ -47,15 +47,10 @@ def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> 
 def _example(rows: Iterator[T], row_of: Callable[[T], dict[str, Any]]) -> tuple[dict[str, Any], Iterator[T]]:
     """The first row, with a list where it has nothing and one of the next has one; and all rows."""
     some = list(islice(rows, LOOKED_AT))
-    lists = ({name: cell for name, cell in row_of(each).items() if isinstance(cell, list)} for each in reversed(some))
     found = dict(row_of(some[0]))
-    for each in lists:
-        found |= {name: cell for name, cell in each.items() if name in found and not _has(found[name])}
+    for name in [name for name, cell in found.items() if cell is None]:
+        found[name] = next((cell for each in some if isinstance(cell := row_of(each).get(name), list)), None)
     return found, chain(some, rows)
-
-
-def _has(cell: Any) -> bool:
-    return cell is not None and not isinstance(cell, list)
 
 
 def _numbered(path: Path, split: str) -> Iterator[Numbered]:

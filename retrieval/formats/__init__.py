@@ -188,6 +188,11 @@ def export(
         write(file)
 
 
+def read_labels(path: Path) -> list[str]:
+    """Labels, one a line, without the white space at their ends, as in every format."""
+    return [line.strip() for line in read_lines(path)]
+
+
 def read_lines(path: Path) -> list[str]:
     """One string a line: ids or labels."""
     try:

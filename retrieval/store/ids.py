@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ def find(store: Store, blocks: Iterable[Ids]) -> dict[Any, Place]:
         for row in np.flatnonzero(among(hashes(held), wanted)).tolist():
             maybe[names[row]] = (number, row if live is None else int(live[row]))
     return {i: maybe[i] for block in blocks for i in listed(block) if i in maybe} if maybe else {}
-
-
-def present(store: Store, ids: Ids) -> Ids:
-    """Those of the ids that are in the store."""
-    known = find(store, [ids])
-    there = [i in known for i in listed(ids)]
-    return ids[np.array(there, bool)] if isinstance(ids, np.ndarray) else list(compress(ids, there))
 
 
 def among(values: Ints, ordered: Ints) -> Any:

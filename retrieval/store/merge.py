@@ -117,8 +117,7 @@ def _difference(one: Holds, first: Holds) -> str:
         if made["part"][name] != wanted["part"][name]:
             what = "parts" if name == "of" else "rows"
             return f"it is of {made['part'][name]:,} {what}, not {wanted['part'][name]:,}; embed it again"
-    marks = [(each["encoder"] or {}).get("fingerprint") for each in (made, wanted)]
-    if marks[0] != marks[1]:
+    if _encoder(one) != _encoder(first):
         return "it is by another encoder; embed it again"
     if made["part"]["settings"] != wanted["part"]["settings"]:
         return f"--batch-size is {made['part']['settings']}, not {wanted['part']['settings']}; embed it again"
@@ -129,6 +128,10 @@ def _difference(one: Holds, first: Holds) -> str:
     )
 
 
+def _encoder(one: Holds) -> str | None:
+    return (one.manifest["encoder"] or {}).get("fingerprint")
+
+
 def refuse_unlike(given: Sequence[Holds]) -> None:
     """Raise UserError where rows differ in kind or encoder."""
     first = given[0]
@@ -137,8 +140,7 @@ def refuse_unlike(given: Sequence[Holds]) -> None:
             found, wanted = other.manifest[name], first.manifest[name]
             if found != wanted:
                 raise UserError(f"{other.folder}: {name} is {found}, of {first.folder} {wanted}; they cannot be merged")
-        marks = [(one.manifest["encoder"] or {}).get("fingerprint") for one in (first, other)]
-        if marks[0] != marks[1]:
+        if _encoder(other) != _encoder(first):
             raise UserError(f"{other.folder}: is by another encoder than {first.folder}; embed one of them again")
 
 

@@ -7,7 +7,7 @@ and the same change called again goes on from there.
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -262,19 +262,24 @@ def append(
     return Store(folder, kind=artifact, trusted=True)
 
 
-def delete(folder: Path | str, ids: Ids, artifact: str = KIND) -> Store:
-    """Delete rows by id. Raises UserError, deleting nothing, if some are not there."""
+def delete(folder: Path | str, ids: Ids, artifact: str = KIND, *, missing_ok: bool = False) -> Store:
+    """Delete rows by id. If some are not there it raises UserError, deleting nothing, or with `missing_ok` passes over them."""
     folder = Path(folder)
-    plan = sha256_json(["delete", sorted(map(str, listed(ids)))])
+    plan = _plan_of_delete(listed(ids))
     with changing(folder, artifact) as (store, manifest):
         if manifest["plan"] != plan:
             known = find(store, [ids])
             missing = [i for i in listed(ids) if i not in known]
-            if missing:
+            if missing and not missing_ok:
                 raise UserError(f"{folder}: lacks {named(missing)} of these ids; nothing was deleted")
-            _bury(folder, manifest, list(known.values()))
-            manifest["plan"] = plan
+            if known:
+                _bury(folder, manifest, list(known.values()))
+                manifest["plan"] = _plan_of_delete(known) if missing else plan
     return Store(folder, kind=artifact, trusted=True)
+
+
+def _plan_of_delete(ids: Iterable[Any]) -> str:
+    return sha256_json(["delete", sorted(map(str, ids))])
 
 
 @contextmanager
