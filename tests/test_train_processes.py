@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import apart
 import pytest
 import torch
 from apart import begin, killed, together
@@ -49,9 +50,9 @@ def test_another_training_is_not_thrown_away_unasked(command, run_cli, tmp_path)
 
 
 def torchrun(*words):
-    """torchrun itself; what it tells its processes, `together` tells them too."""
+    """torchrun itself, in whose processes nothing is imported yet; what it tells them, `together` tells them too."""
     found = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    found += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "retrieval", *words]
+    found += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", apart.__file__, *words]
     return subprocess.run(found, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

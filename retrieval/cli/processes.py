@@ -1,6 +1,8 @@
 """Several processes that train together, as torchrun starts them: the first speaks and writes, the others only compute."""
 
+import gc
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -27,9 +29,11 @@ def join(device: str) -> str:
     if count() == 1:
         return device
     import torch
+    import torch.distributed.nn  # after the group it would keep that for good, as its functions' default
     from torch import distributed
 
     silence(not is_first())
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate, to torch
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
         if local >= torch.cuda.device_count():
@@ -52,9 +56,10 @@ def of_first(make: Callable[[], T]) -> T:
 
 
 def leave() -> None:
-    """Wait for the others, and part."""
+    """Wait for the others, and part: with its threads, one of which could ask for Python after its end and abort the process."""
     if count() > 1:
         from torch import distributed
 
         distributed.barrier()
         distributed.destroy_process_group()
+        gc.collect()  # the trainer that still holds the group
