@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retrieval.cli.held import before_and_after, by_pairs, by_shown
 from retrieval.data import Texts
 from retrieval.errors import UserError
 from retrieval.eval.compare import compare, paired
-from retrieval.eval.pairs import pair_ranks
+from retrieval.eval.pairs import pair_ranks, right_over_wrong
 from retrieval.eval.sweep import hold_out_groups
 from retrieval.images import Images, Pairs
 
@@ -28,6 +30,39 @@ def test_the_answer_of_another_question_is_not_right_however_they_hang_together(
     found = held.measure(vectors).values
     assert dict(zip(queries, found["r@1"], strict=True)) == {"q1": 0, "q2": 1, "q3": 0, "q9": 1}
     assert found["mrr"].tolist() == [{"q1": 1 / 4, "q2": 1, "q3": 1 / 3, "q9": 1}[query] for query in queries]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_ranks_are_those_of_a_sorted_list(data):
+    """With vectors of few values, so that many are equally near."""
+    q, m, d = (data.draw(st.integers(1, 6)) for _ in range(3))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    queries, documents = (rng.integers(-1, 2, (n, d)).astype(np.float32) for n in (q, m))
+    asked = np.concatenate([np.arange(q), rng.integers(0, q, 3)])
+    relevant = rng.integers(0, m, len(asked))
+    found = pair_ranks(queries, documents, asked, relevant)
+    for row in range(q):
+        own = set(relevant[asked == row].tolist())
+        scores = documents @ queries[row]
+        best = max(scores[list(own)])
+        ahead = [at for at in range(m) if at not in own and scores[at] >= best]
+        assert found[row] == 1 + len(ahead)
+
+
+def test_an_encoder_that_says_the_same_of_all_finds_nothing():
+    same = np.ones((9, 4), np.float32) / 2
+    rows = np.arange(9)
+    assert pair_ranks(same, same, rows, rows).tolist() == [9] * 9
+    assert right_over_wrong(same, same, same[:2], np.array([3, 3]))[3] == 0.5
+    assert np.isnan(right_over_wrong(same, same, same[:2], np.array([3, 3]))[4])
+
+
+def test_right_captions_win_by_their_share():
+    pictures = np.array([[1, 0], [0, 1]], np.float32)
+    right = np.array([[1, 0], [1, 0]], np.float32)
+    wrong = np.array([[0, 1], [0.6, 0.8], [0, 1]], np.float32)
+    assert right_over_wrong(pictures, right, wrong, np.array([0, 0, 1])).tolist() == [1.0, 0.0]
 
 
 def test_ranks_are_those_of_a_loop_over_pairs():

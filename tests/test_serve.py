@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -378,54 +375,6 @@ def test_pictures_are_asked_and_shown(tmp_path, serving, run_cli, monkeypatch):
         asked(f"{address}/api/picture?id={quote(i)}")[0] for i in map(str, open_store(tmp_path / "ps").load().ids)
     ]
     assert sorted(statuses) == [200, 200, 200, 404]
-
-
-@contextmanager
-def command(index, main="from retrieval.cli import main; main()", **options):
-    words = [sys.executable, "-c", main, "serve", str(index), "--port", "0", "--json"]  # fmt: skip
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ}
-    with subprocess.Popen(words, **pipes, **options) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def test_the_command_serves_until_it_is_ended(index):
-    with command(index) as process:
-        told = json.loads(process.stdout.readline())
-        assert told["count"] == 300 and asked(told["address"] + "health")[1]["status"] == "ok"
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and stderr.strip() == "ended"
-
-
-@pytest.mark.parametrize(
-    ("ignored", "sent"),
-    [
-        ((), [signal.SIGINT, signal.SIGINT]),
-        ((), [signal.SIGHUP, signal.SIGINT]),  # begins to end, as SIGTERM makes it
-        ((signal.SIGHUP,), [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]),  # nohup
-    ],
-)
-def test_it_is_ended_quietly_while_a_request_is_answered(index, ignored, sent):
-    with command(index, preexec_fn=lambda: [signal.signal(each, signal.SIG_IGN) for each in ignored]) as process:
-        address = json.loads(process.stdout.readline())["address"]
-        assert asked(address + "health")[0] == 200
-        with socket.create_connection(("127.0.0.1", int(address.strip("/").rsplit(":")[-1]))) as caller:
-            caller.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-            for number in sent:
-                time.sleep(0.5)
-                assert process.poll() is None
-                process.send_signal(number)
-            _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0 and stderr.strip() == "ended"
-
-
-def test_a_port_that_is_taken_is_said_at_once(index, run_cli):
-    with listen("127.0.0.1", 0) as taken:
-        told = run_cli("serve", index, "--port", taken.getsockname()[1], code=2)
-    assert "cannot listen there (Address already in use); choose another" in told.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="browser: there is no chromium here")

@@ -1,20 +1,24 @@
-"""What an operator found in `retrieval serve`: generations that cannot be opened at once, names that are no UTF-8, more clients
-than files may be open."""
+"""`retrieval serve` in operation: how it is ended, generations that cannot be opened at once, names that are no UTF-8, more clients than
+files may be open."""
 
 import json
+import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager
 
 import pytest
 from test_index import rows_for, store_of
-from test_serve import asked, command, running
+from test_serve import asked, running
 
 from retrieval.index.build import build
 from retrieval.index.change import remove
 from retrieval.web import served as serving
+from retrieval.web.running import listen
 from retrieval.web.served import Served
 
 
@@ -22,6 +26,54 @@ from retrieval.web.served import Served
 def index(tmp_path):
     build(store_of(tmp_path / "store", rows_for(300), encoder=None), tmp_path / "index")
     return tmp_path / "index"
+
+
+@contextmanager
+def command(index, main="from retrieval.cli import main; main()", **options):
+    words = [sys.executable, "-c", main, "serve", str(index), "--port", "0", "--json"]  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ}
+    with subprocess.Popen(words, **pipes, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_command_serves_until_it_is_ended(index):
+    with command(index) as process:
+        told = json.loads(process.stdout.readline())
+        assert told["count"] == 300 and asked(told["address"] + "health")[1]["status"] == "ok"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stderr.strip() == "ended"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "sent"),
+    [
+        ((), [signal.SIGINT, signal.SIGINT]),
+        ((), [signal.SIGHUP, signal.SIGINT]),  # begins to end, as SIGTERM makes it
+        ((signal.SIGHUP,), [signal.SIGHUP, signal.SIGTERM, signal.SIGINT]),  # nohup
+    ],
+)
+def test_it_is_ended_quietly_while_a_request_is_answered(index, ignored, sent):
+    with command(index, preexec_fn=lambda: [signal.signal(each, signal.SIG_IGN) for each in ignored]) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        assert asked(address + "health")[0] == 200
+        with socket.create_connection(("127.0.0.1", int(address.strip("/").rsplit(":")[-1]))) as caller:
+            caller.sendall(b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            for number in sent:
+                time.sleep(0.5)
+                assert process.poll() is None
+                process.send_signal(number)
+            _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0 and stderr.strip() == "ended"
+
+
+def test_a_port_that_is_taken_is_said_at_once(index, run_cli):
+    with listen("127.0.0.1", 0) as taken:
+        told = run_cli("serve", index, "--port", taken.getsockname()[1], code=2)
+    assert "cannot listen there (Address already in use); choose another" in told.stderr
 
 
 @pytest.fixture

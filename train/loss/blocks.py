@@ -214,7 +214,7 @@ def sum_blocks(
     gradient: bool,
     block_rows: int | None = None,
 ) -> Summed:
-    """The mean loss of a task's anchors and its gradients."""
+    """The mean loss of a task's anchors and its gradients; where anchors and candidates are one, the anchors' is of both."""
     anchors, candidates = task.anchors.detach(), task.candidates.detach()
     count, size, sharpness = len(anchors), len(candidates), 1 / setting.temperature
     floor = anchors.new_tensor(-sharpness)
@@ -223,7 +223,8 @@ def sum_blocks(
         step = -(-step // _views(task)) * _views(task)
     room = anchors.new_empty(min(step, count), size)
     to_anchors = torch.zeros_like(anchors) if gradient else None
-    to_candidates = torch.zeros_like(candidates) if gradient else None
+    one = task.candidates is task.anchors
+    to_candidates = to_anchors if one else torch.zeros_like(candidates) if gradient else None
     total, floors = anchors.new_zeros(()), anchors.new_zeros(())
     to_sharpness, to_bias = anchors.new_zeros(()), anchors.new_zeros(())
     for start in range(0, count, step):
@@ -247,7 +248,7 @@ def sum_blocks(
         to_cosines = to_z @ candidates
         if mixed is not None:
             to_cosines += torch.einsum("rk,rkd->rd", found.z_mix, mixed.vectors)
-        to_anchors[at] = to_cosines * sharpness
+        to_anchors[at].add_(to_cosines, alpha=sharpness)
         to_candidates.addmm_(to_z.T, anchors[at], alpha=sharpness)
         to_sharpness += (to_cosines * anchors[at]).sum() - found.floor
         if setting.follows:  # β falls as 1/t grows, and takes back what reached 1/t through the weights
@@ -256,7 +257,7 @@ def sum_blocks(
                 back = ((tilted.weights @ candidates) * anchors[at]).sum()
                 back -= (tilted.top * (found.lse + found.lse_weights)).sum() * setting.temperature
                 to_sharpness -= setting.beta * back
-    return Summed(total, to_anchors, to_candidates, to_sharpness, to_bias, floors / count)
+    return Summed(total, to_anchors, None if one else to_candidates, to_sharpness, to_bias, floors / count)
 
 
 def _views(task: Task) -> int:

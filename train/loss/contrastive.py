@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from retrieval.errors import UserError
 
@@ -21,6 +20,7 @@ from .names import named, with_settings
 from .observe import Diagnostics, observe, observed_logits
 from .schedule import Number, at, number
 from .tasks import UNKNOWN, Extra, Known, Task, tasks
+from .unit import unit
 from .weights import Exp, solve_beta
 
 
@@ -69,8 +69,8 @@ def contrastive_loss(
     _refuse_missing(config, labels, guide, negative is not None and guide_negative is None)
     with torch.autocast(anchor.device.type, enabled=False):
         given = torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]])
-        views = _unit(given)
-        here = Known(views, labels, _by_view(items, len(views)), None if guide is None else _unit(guide), _raw(given))
+        views = unit(given)
+        here = Known(views, labels, _by_view(items, len(views)), None if guide is None else unit(guide), _raw(given))
         everywhere, first, share = gather.everywhere(here)
         own = None if negative is None else _own_pairs(negative, negative_pairs, len(anchor), first, config)
         extra = _extra(negative, guide_negative, negative_items, own, past)
@@ -115,10 +115,6 @@ def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | N
         )
 
 
-def _unit(x: Tensor) -> Tensor:
-    return normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-
-
 def _raw(x: Tensor) -> Tensor | None:
     """Half-precision rows as they came, which a GPU multiplies fastest, and unrounded."""
     return x.detach() if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) else None
@@ -146,8 +142,8 @@ def _extra(
     """Explicit negatives of all processes, then embeddings of past batches."""
     if negative is None or own is None:
         return past
-    rows, pair = gather.rows(_unit(negative)), gather.rows(own)
-    known = None if guide is None else gather.rows(_unit(guide))
+    rows, pair = gather.rows(unit(negative)), gather.rows(own)
+    known = None if guide is None else gather.rows(unit(guide))
     named = None if items is None else gather.rows(items)
     if past is None:
         raw = _raw(negative)
@@ -232,7 +228,7 @@ class ContrastiveLoss(nn.Module):
             diagnose=self.diagnose,
         )
         if self.memory is not None:
-            self.memory.add(_unit(positive.detach()), labels, codes)
+            self.memory.add(unit(positive.detach()), labels, codes)
         return loss
 
     def extra_repr(self) -> str:

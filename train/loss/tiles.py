@@ -324,6 +324,7 @@ class Tiles:
             )
             _add_product(to_anchors[rows], to_z, unit_candidates[columns])
             _add_product(to_candidates[columns], to_z.T, unit_anchors[rows])
+            del to_z  # or the next would stand beside it
         return to_anchors, None if self.symmetric else to_candidates
 
 
