@@ -206,3 +206,9 @@ def test_captions_of_sugarcrepe(real_data):
         captions = [pair["caption"] for pair in pairs]
         able = len(captions) - coverage(captions, kinds)["none"]
         assert able / len(captions) >= floor, name
+
+
+def test_the_kinds_of_the_command_are_those_of_the_rules():
+    from retrieval.cli.train_pairs import KINDS as told
+
+    assert told == KINDS

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from test_train_pairs import joined
 
 from retrieval.data import Texts
 from retrieval.encoder import Encoder, fingerprint, load_encoder
@@ -198,3 +199,13 @@ def test_a_loss_that_is_no_number_stops_training():
     with pytest.raises(UserError, match="step 2: the loss is nan; lower --lr"):
         record(curve, torch.tensor(float("nan")), seen)
     assert len(curve) == 1
+
+
+def test_the_fingerprint_of_joined_encoders_knows_the_tokenizer_and_the_pixels(tiny):
+    one, other = joined(tiny), joined(tiny)
+    assert fingerprint(one) == fingerprint(other)
+    other[0].sub_modules["text"][0].max_seq_length = 7
+    assert fingerprint(one) != fingerprint(other)
+    other = joined(tiny)
+    other[0].sub_modules["image"][0].processor.image_mean = [0.4] * 3
+    assert fingerprint(one) != fingerprint(other)

@@ -104,16 +104,6 @@ def test_two_encoders_joined_are_a_plain_one(tiny, tmp_path):
     assert fingerprint(plain) != fingerprint(model)
 
 
-def test_the_fingerprint_of_joined_encoders_knows_the_tokenizer_and_the_pixels(tiny):
-    one, other = joined(tiny), joined(tiny)
-    assert fingerprint(one) == fingerprint(other)
-    other[0].sub_modules["text"][0].max_seq_length = 7
-    assert fingerprint(one) != fingerprint(other)
-    other = joined(tiny)
-    other[0].sub_modules["image"][0].processor.image_mean = [0.4] * 3
-    assert fingerprint(one) != fingerprint(other)
-
-
 def test_a_frozen_side_keeps_its_width(tiny):
     assert joined(tiny).get_embedding_dimension() == 32  # of the text side, the narrower
     assert joined(tiny, frozen="image").get_embedding_dimension() == 128
@@ -400,10 +390,3 @@ def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
 def test_mistakes_are_one_line(options, words, table, run_cli, tmp_path):
     error = run_cli(*COMMAND, "--data", table, *options, "--output", tmp_path / "run", code=2).stderr
     assert words in error and len(error.strip().splitlines()) <= 3
-
-
-def test_the_kinds_of_the_command_are_those_of_the_rules():
-    from retrieval.cli.train_pairs import KINDS as told
-    from retrieval.train.captions import KINDS
-
-    assert told == KINDS

@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import apart
 import pytest
 import torch
 from apart import begin, killed, together
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 pytestmark = pytest.mark.slow
+APART = Path(__file__).with_name("apart.py")
 
 
 def fingerprint(folder):
@@ -52,7 +53,7 @@ def test_another_training_is_not_thrown_away_unasked(command, run_cli, tmp_path)
 def torchrun(*words):
     """torchrun itself, in whose processes nothing is imported yet; what it tells them, `together` tells them too."""
     found = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    found += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", apart.__file__, *words]
+    found += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(APART), *words]
     return subprocess.run(found, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from .blocks import Leaves, Setting, Summed, log_negatives
 from .mix import Recipe
 from .tasks import Task
+from .unit import lengths
 from .weights import Exp, Uniform
 
 TILE_ROWS = 2**13  # anchors of a tile
@@ -207,7 +208,7 @@ class Tiles:
         nothing = task.partners
         if task.raw is not None:
             rows = tuple(x.contiguous() for x in task.raw)
-            norms = tuple(1 / x.float().norm(dim=1).clamp(min=1e-12) for x in rows)
+            norms = tuple(1 / lengths(x)[:, 0] for x in rows)
         else:
             rows = (task.anchors.detach().contiguous(), task.candidates.detach().contiguous())
             norms = tuple(torch.ones_like(x[:, 0]) for x in rows)
