@@ -155,6 +155,33 @@ def test_one_query_and_many_agree_to_the_bit():
         np.testing.assert_array_equal(alone.ids[0], together.ids[row])
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["clusters", "copies", "offset"])
+def test_few_queries_are_answered_at_once(metric, kind):
+    """The definition again, whatever comes before: exact neighbours, or nothing where a table of scores does not pay."""
+    base, queries = vectors(2000, 24, kind=kind), vectors(6, 24, seed=1, kind=kind)
+    queries[:2], queries[2] = base[[3, 1999]], 1e4 * queries[2]  # far away, where distances hardly differ
+    for count, k in ((1, 1), (1, 10), (1, 800), (6, 10), (6, 100)):
+        for start in range(0, 6, count):
+            some = queries[start : start + count]
+            found = Search(torch.from_numpy(some), Base(base, metric, keep=True), k, None).at_once()
+            if found is None:
+                assert kind != "clusters" or start <= 2 < start + count
+                continue
+            scores, rows = sorted_neighbors(some, base, k, metric)
+            np.testing.assert_array_equal(found.ids, rows)
+            np.testing.assert_allclose(found.scores, scores, rtol=2e-7, atol=1e-9)
+
+
+def test_few_queries_need_no_scores_in_float64_of_all_rows(monkeypatch):
+    """Not even for a k that is a large part of the base, for which the whole base would be converted for each query."""
+    monkeypatch.setattr(Search, "_decide", lambda *_: pytest.fail("all rows were scored in float64"))
+    base, queries = vectors(5000, 24), vectors(20, 24, seed=1)
+    for count, k in ((1, 10), (1, 1000), (20, 100)):
+        found = exact_neighbors(queries[:count], base, k)
+        np.testing.assert_array_equal(found.ids, sorted_neighbors(queries[:count], base, k)[1])
+
+
 def test_tiles_follow_each_other(monkeypatch):
     monkeypatch.setattr("retrieval.neighbors.exact.HELD", 100)
     base, queries = vectors(400, 6), vectors(37, 6, seed=1)

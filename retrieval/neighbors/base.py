@@ -139,6 +139,8 @@ def take(vectors: Vectors, rows: slice | Tensor) -> Tensor:
 
 
 def as_tensor(array: Floats) -> Tensor:
+    if array.flags.writeable:
+        return torch.from_numpy(np.ascontiguousarray(array))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
         return torch.from_numpy(np.ascontiguousarray(array))

@@ -17,6 +17,7 @@ from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 HELD = 2**22  # candidates of all queries held at a time: 50 MB, and several times that while they are merged
 WHOLE = 2**24  # scores held at a time where k is a large part of the base: 64 MB
 RESCORED = {"cpu": 2**20, "cuda": 2**26}  # numbers scored again at a time: 8 MiB, which stays in cache; 512 MiB
+AT_ONCE = 2**20  # scores, up to which one table of all is as fast as keeping the best of each block
 TINY = 1e-300
 NEAR = 1e-5  # of ‖q‖²: below, a squared distance is taken from the difference of the vectors
 
@@ -86,13 +87,13 @@ def neighbor_tiles(
     ready = base if isinstance(base, Base) else Base(base, metric, device)
     available = len(ready) - (self_rows is not None)
     assert 0 < k <= available, f"k = {k} of {available}"
-    tried = precisions or suited(ready, k)
+    tried = precisions or suited(ready, k, len(queries))
     step = max(1, HELD // (k + spare(k, tried[0])))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         itself = None if self_rows is None else torch.from_numpy(self_rows[rows]).to(ready.device)
         search = Search(take(queries, rows).to(ready.device), ready, k, itself)
-        yield search.run(tried)
+        yield (search.at_once() if precisions is None else None) or search.run(tried)
 
 
 def spare(k: int, precision: Precision) -> int:
@@ -104,8 +105,14 @@ def _is_wide(k: int, base: Base) -> bool:
     return 256 * k > len(base)
 
 
-def suited(base: Base, k: int) -> tuple[Precision, ...]:
-    if _is_wide(k, base):
+def _pays(count: int, kept: int, base: Base) -> bool:
+    """Whether the processor scores so many candidates of each query again in less time than all rows in float64."""
+    return base.device.type == "cpu" and 2 * count * kept <= len(base)
+
+
+def suited(base: Base, k: int, count: int) -> tuple[Precision, ...]:
+    """At which precisions so many queries are best answered."""
+    if _is_wide(k, base) and not _pays(count, k + spare(k, "float32"), base):
         return ("float64",)  # scoring that many candidates again would cost more than scoring everything
     return ("float32", "float64") if base.device.type == "cpu" else ("bfloat16", "float32", "float64")
 
@@ -128,6 +135,30 @@ class Search:
         self.rows = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
         if not torch.isfinite(self.norms).all():
             raise UserError("the queries hold NaN, infinite or huge values; find and remove them")
+
+    def at_once(self) -> Neighbors | None:
+        """The answer from one table of scores, where these are so few that the steps of `run` would cost more than what they compute;
+        None where they are not."""
+        count, rows = len(self.queries), len(self.base)
+        kept = min(self.k + spare(self.k, "float32"), rows)
+        small = self.queries.device.type == "cpu" and self.self_rows is None and count * rows <= AT_ONCE
+        if not (small and _pays(count, kept, self.base)):
+            return None
+        blocks = [block for _, block in self.base.blocks(count, self.queries.shape[1], "float32")]
+        tables = [block.scores(self.queries) for block in blocks]
+        rough = tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+        error = max(blocks, key=lambda block: block.longest).error(self.queries, self.norms)
+        best = rough.topk(kept)
+        least = self._least(best.values[:, self.k - 1].double() - error) - error
+        if kept < rows and bool((best.values[:, -1] >= least).any()):  # some that were left out could be among the k
+            kept = int((rough >= least[:, None]).sum(1).max())
+            if not _pays(count, kept, self.base):
+                return None
+            best = rough.topk(kept)
+        exact = score_rows(self.queries, self.base, best.indices).float().numpy() + np.float32(0)  # − 0 becomes 0
+        found = Neighbors(exact, best.indices.numpy())
+        found = found.ordered(np.lexsort((found.ids, -exact), axis=1)[:, : self.k])
+        return Neighbors(-found.scores, found.ids) if self.base.metric == "euclidean" else found
 
     def run(self, precisions: tuple[Precision, ...]) -> Neighbors:
         assert precisions[-1] == "float64"
@@ -221,6 +252,12 @@ class Search:
         if self.base.metric == "euclidean":
             return (self.norms[which].square() - scores.square() * (1 + 4 * ROUNDING)) / 2
         return scores * self.norms[which] if self.base.metric == "cosine" else scores
+
+    def _least(self, scores: Tensor) -> Tensor:
+        """What a product is at least, if its final score, once rounded, is that of a product (q,)."""
+        if self.base.metric == "euclidean":
+            return scores - (self.norms.square() - 2 * scores).clamp_min(0) * (4 * ROUNDING)
+        return scores
 
     def _final(self, products: Tensor, which: Tensor, start: int) -> Tensor:
         """Scores (q, n), larger is nearer, from products in float64 with rows start, start + 1, …"""
