@@ -112,7 +112,9 @@ def _without_map(index: Any) -> tuple[Any, Ints | None]:
     if not isinstance(index, f.IndexIDMap):
         return index, None
     ids = f.vector_to_array(index.id_map).astype(np.int64)
-    return f.clone_index(f.downcast_index(index.index)), ids
+    inner = f.downcast_index(index.index)
+    inner.referenced_objects = [index]  # which owns it; FAISS cannot copy some types
+    return inner, ids
 
 
 def _metric(path: Path, index: Any, asked: str | None) -> str:

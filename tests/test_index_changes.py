@@ -17,7 +17,7 @@ from retrieval.index.hnswlib_file import write_hnswlib
 from retrieval.index.plan import Goal
 from retrieval.index.search import hits, search
 from retrieval.neighbors import exact_neighbors
-from retrieval.store import Rows
+from retrieval.store import Rows, delete
 
 
 @pytest.fixture
@@ -323,3 +323,23 @@ def test_codes_of_unit_vectors_are_taken_for_cosines(tmp_path, key):
     index.add(unit(300))
     faiss.write_index(index, str(tmp_path / "coded.faiss"))
     assert import_faiss(tmp_path / "coded.faiss", tmp_path / "index", metric="cosine").metric == "cosine"
+
+
+def test_a_store_without_rows_adds_nothing(store, tmp_path):
+    """What is new since yesterday may be nothing; its ids are strings all the same."""
+    build(store, tmp_path / "index", factory="Flat").rows.close()
+    for emptied in (rows_for(0), rows_for(2)):
+        new = store_of(tmp_path / f"new-{len(emptied)}", emptied)
+        if len(emptied):
+            new = delete(new.folder, emptied.ids)
+        assert new.ids_between(0, 0) == []
+        assert add(tmp_path / "index", new).rows.count == 900
+
+
+def test_a_mapped_index_that_faiss_cannot_copy_is_imported(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    held = faiss.index_factory(8, "IDMap2,L2norm,Flat")
+    held.add_with_ids(vectors, np.arange(60) + 7)
+    faiss.write_index(held, str(tmp_path / "plain.faiss"))
+    index = import_faiss(tmp_path / "plain.faiss", tmp_path / "index")
+    assert index.rows.ids_between(0, 60).tolist() == list(range(7, 67))

@@ -267,9 +267,9 @@ class Store:
     def ids_between(self, start: int, stop: int) -> Ids:
         """The ids of rows start:stop."""
         parts = [self.ids(number)[where] for number, where in self._overlaps(start, stop)]
-        if not parts or isinstance(parts[0], np.ndarray):
-            return np.concatenate([np.empty(0, np.int64), *parts])
-        return [i for part in parts for i in part]
+        if self.manifest["ids"] == "string":
+            return [i for part in parts for i in part]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def _overlaps(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The shards that hold some of the rows start:stop, and which of their live rows those are."""
