@@ -9,7 +9,7 @@ import pytest
 from test_cli import read_json
 
 from retrieval.cli import cli
-from retrieval.cli.columns import as_words
+from retrieval.cli.columns import as_words, several_training_data
 from retrieval.cli.held import read_held
 from retrieval.data import Asked, read_texts
 from retrieval.encoder import MINILM
@@ -40,6 +40,28 @@ def odd_pictures(pictures, tmp_path):
     with open(path, "w", newline="") as out:
         csv.writer(out).writerows([("nr", "bild", "klasse", "text"), *rows])
     return path
+
+
+def test_of_several_data_sets_the_least_score_is_for_those_that_need_it(tmp_path):
+    graded, nli, pairs = (tmp_path / name for name in ("graded.csv", "nli.csv", "pairs.csv"))
+    graded.write_text("sentence1,sentence2,score\na,b,4.5\nc,d,1\n")
+    nli.write_text("premise,hypothesis,label\na,b,entailment\na,c,contradiction\na,d,neutral\n")
+    pairs.write_text("anchor,positive\na,b\nc,d\n")
+    flags = {"min_score": 4.0, "negatives": 7, "split": "train"}
+    read = several_training_data([nli, graded, pairs], flags)
+    assert [{name: list(column) for name, column in data.columns.items()} for data in read] == [
+        {"anchor": ["a"], "positive": ["b"], "negative_1": ["c"]},
+        {"anchor": ["a"], "positive": ["b"]},
+        {"anchor": ["a", "c"], "positive": ["b", "d"]},
+    ]
+    with pytest.raises(UserError, match="--min-score: no --data has pairs with other scores than 0 and 1"):
+        several_training_data([nli, pairs], flags)
+    with pytest.raises(UserError, match="graded.csv: pairs are scored from 1 to 4.5; say .* --min-score"):
+        several_training_data([nli, graded], flags | {"min_score": None})
+    with pytest.raises(UserError, match="the highest is 1$"):
+        several_training_data([nli], flags)
+    with pytest.raises(UserError, match="pairs.csv has no scored pairs"):
+        several_training_data([pairs], flags)
 
 
 TEXTS = ["--text", "wortlaut", "--label", "klasse"]

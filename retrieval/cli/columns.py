@@ -1,6 +1,6 @@
 """Which columns of a file are what: the options that name them, and the texts that are read with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ _pairs = (
 )
 _scores = (
     column("score", "Column of scores of pairs."),
-    click.option("--min-score", type=float, help="Pairs scored so are positives; the rest are left out."),
+    click.option("--min-score", type=float, help="Pairs scored so or more are positives; the rest are left out."),
     click.option(
         "--negatives",
         type=click.IntRange(min=0),
@@ -84,11 +84,31 @@ def as_words(flags: dict[str, Any]) -> list[str]:
 def training_data(path: Path, flags: dict[str, Any], *, split: str | None = None, optional: bool = False) -> "Texts":
     """The texts; of scored pairs those that count as positives. split: another than that of the training data. optional: named columns
     need not be there."""
-    from retrieval.data import pairs_by_score, read_texts
+    from retrieval.data import read_texts
 
     data = read_texts(path, asked_columns(flags, optional=optional), split or flags["split"])
-    if data.scores is not None:
-        return pairs_by_score(data, flags["min_score"], str(path), flags["negatives"])
-    if flags["min_score"] is not None and not optional:
+    if data.scores is None and flags["min_score"] is not None and not optional:
         raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
-    return data
+    return _positives(data, path, flags, flags["min_score"])
+
+
+def several_training_data(paths: Sequence[Path], flags: dict[str, Any]) -> "list[Texts]":
+    """`training_data` of each. Of several data sets --min-score is for those that cannot do without it. Raises UserError if none is
+    such."""
+    from retrieval.data import read_texts, says_positives
+
+    if len(paths) == 1:
+        return [training_data(paths[0], flags)]
+    read = [read_texts(path, asked_columns(flags), flags["split"]) for path in paths]
+    graded = [data.scores is not None and not says_positives(data.scores) for data in read]
+    if flags["min_score"] is not None and not any(graded):
+        raise UserError("--min-score: no --data has pairs with other scores than 0 and 1; leave it out")
+    least = [flags["min_score"] if needed else None for needed in graded]
+    return [_positives(data, path, flags, score) for data, path, score in zip(read, paths, least, strict=True)]
+
+
+def _positives(data: "Texts", path: Path, flags: dict[str, Any], least: float | None) -> "Texts":
+    """Of scored pairs those that count as positives."""
+    from retrieval.data import pairs_by_score
+
+    return data if data.scores is None else pairs_by_score(data, least, str(path), flags["negatives"])

@@ -10,7 +10,7 @@ from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from .amounts import Number
-from .columns import asked_columns, columns, training_data
+from .columns import asked_columns, columns, several_training_data
 from .commands import together
 from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
@@ -71,7 +71,8 @@ def text(**flags: Any) -> None:
     refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
     _refuse_flags(flags)
     quiet_libraries()
-    data = [without_singles(training_data(path, flags), str(path)) for path in flags["data"]]
+    read = several_training_data(flags["data"], flags)
+    data = [without_singles(each, str(path)) for each, path in zip(read, flags["data"], strict=True)]
     sets = _sets(flags)
     loss, device = loss_config(flags), device_of(flags)
     # What follows takes seconds to import; everything above is said before.

@@ -7,7 +7,7 @@ summary.py, what was understood, told before training
 from .columns import ID_COLUMNS, LABEL_COLUMNS, Asked
 from .read import read_texts, scan_texts
 from .rows import Lines, json_rows
-from .scores import pairs_by_score
+from .scores import pairs_by_score, says_positives
 from .summary import leaked, summarise, told_summary
 from .texts import TextFile, Texts, linked, shortened, text_codes
 
@@ -23,6 +23,7 @@ __all__ = [
     "linked",
     "pairs_by_score",
     "read_texts",
+    "says_positives",
     "scan_texts",
     "shortened",
     "summarise",

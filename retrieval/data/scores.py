@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.errors import UserError
 
@@ -18,8 +19,7 @@ def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NE
     """
     scores = data.scores
     assert scores is not None
-    binary = bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
-    if least is None and not binary:
+    if least is None and not says_positives(scores):
         raise UserError(
             f"{source}: pairs are scored from {scores.min():g} to {scores.max():g}; say from where on they are positives, by "
             f"--min-score"
@@ -28,7 +28,7 @@ def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NE
     if not len(good):
         if least is None:
             raise UserError(f"{source}: has no positives, which are scored 1 or are entailed; give some")
-        raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {scores.max():g}")
+        raise UserError(f"--min-score: no pair of {source} is scored so high; the highest is {np.nanmax(scores):g}")
     kept = data.take(good.tolist())
     columns: dict[str, Sequence[str]] = dict(kept.columns)
     said, left = f"{data.origin}; {len(good):,} of them positives", len(data) - len(good)
@@ -45,6 +45,11 @@ def pairs_by_score(data: Texts, least: float | None, source: str, most: int = NE
         left -= used
     said += f", {left:,} left out" if left else ""
     return Texts(columns, None, kept.ids, said)
+
+
+def says_positives(scores: NDArray[np.float64]) -> bool:
+    """Whether scores say by themselves which pairs are positives: 0 and 1 do, of which NaN is neither."""
+    return bool(np.isin(scores[~np.isnan(scores)], (0, 1)).all())
 
 
 def _negatives(bad: Texts, kept: Texts) -> dict[str, list[str]]:
