@@ -155,6 +155,16 @@ def test_accumulated_batches_are_their_mean(tiny):
     assert len(list(Shares(sources, TextConfig(**SETTINGS).total_steps([plan]) * 2))) == 12
 
 
+def test_steps_are_told_not_batches(command, run_cli, tmp_path):
+    output = tmp_path / "run"
+    told = run_cli(*command, "--accumulate", 3, "--output", output).stdout
+    assert f"{output}: trained 6 steps of 3 batches, loss" in told
+    assert "for 6 steps, starting" in (output / "README.md").read_text()
+    assert json.loads((output / "manifest.json").read_text())["steps"] == 6
+    assert len((output / "run" / "curve.csv").read_text().splitlines()) == 1 + 18
+    assert json.loads(run_cli(*command, "--accumulate", 2, "--output", tmp_path / "a", "--json").stdout)["steps"] == 6
+
+
 def test_bfloat16_keeps_float32_weights(tiny):
     encoder, half = trained(tiny, compute="bfloat16")
     _, plain = trained(tiny)

@@ -64,9 +64,14 @@ def write_run(
         "created": now(),
         "encoder": {"fingerprint": mark, "dim": encoder.dim},
         "config": config,
-        "steps": len(curve),
+        "steps": steps_of(curve, config),
     }
     return mark
+
+
+def steps_of(curve: Curve, config: dict[str, Any]) -> int:
+    """How many steps a training had, whose curve has every batch."""
+    return len(curve) // int(config.get("accumulate", 1))
 
 
 def read_run(folder: Path, *, check: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None, Curve]:
@@ -93,7 +98,7 @@ def _card(encoder: Encoder, curve: Curve, config: dict[str, Any], metrics: dict[
         "",
         f"# {' and '.join(taken).capitalize()} encoder, {encoder.dim} dimensions",
         "",
-        f"Trained by retrieval for {len(curve):,} steps, starting from {' and '.join(f'`{name}`' for name in begun) or 'another encoder'}, "
+        f"Trained by retrieval for {steps_of(curve, config):,} steps, starting from {' and '.join(f'`{name}`' for name in begun) or 'another encoder'}, "
         f"with the loss `{config.get('loss', 'hcl')}` (at the end κ = {curve[-1]['kappa']:.3g}, temperature {curve[-1]['temperature']:.3g}). All settings: `run/config.json`; the course of training: `run/curve.csv`.",
         "",
         "```python",

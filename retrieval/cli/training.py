@@ -289,7 +289,7 @@ def finish(
     """Write the run; what came out, for `tell`."""
     from retrieval.eval.report.artifacts import run_section
     from retrieval.train.curve import warnings
-    from retrieval.train.run import write_run
+    from retrieval.train.run import steps_of, write_run
 
     plots = {f"{f.name}.svg": f.svg().encode() for f in run_section("", config, None, curve).figures.values()}
     mark = write_run(folder, manifest, encoder, curve, config, metrics, plots)
@@ -321,7 +321,7 @@ def finish(
     return {
         "output": str(flags["output"]),
         "fingerprint": mark,
-        "steps": len(curve),
+        "steps": steps_of(curve, config),
         "last": curve[-1],
         "metrics": metrics or None,
         "warnings": notes,
@@ -335,8 +335,10 @@ def tell(result: dict[str, Any], curve: "Curve", as_json: bool) -> None:
     for note in result["warnings"]:
         say(f"Warning: {note}")
     first, last = ends(curve)
+    batches = len(curve) // result["steps"]
+    of = f" of {batches} batches" if batches > 1 else ""
     lines = [
-        f"{result['output']}: trained {len(curve):,} steps, loss {first:.3f} → {last:.3f} (their first and last tenth)"
+        f"{result['output']}: trained {result['steps']:,} steps{of}, loss {first:.3f} → {last:.3f} (their first and last tenth)"
     ]
     for name, found in (result["metrics"] or {}).items():
         lines += told_changes(name, found)
