@@ -188,6 +188,7 @@ def test_warnings_name_the_remedy():
     }
     found = warnings([step] * 10)
     assert len(found) == 2 and "--tau-plus" in found[0] and "--kappa" in found[1]
+    assert "lower --kappa (or --beta), or raise --ess or" in " ".join(found)
     assert not warnings([{**step, "ess": 100.0, "floor": 0.0}])
     assert "--batch-size" in warnings([{**step, "negatives": 5.0, "floor": 0.0}])[0]
 

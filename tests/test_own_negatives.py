@@ -106,6 +106,12 @@ def test_whose_negatives_they_are_must_be_known():
         named("h-scl(own_negatives=True, published_count=True)")
 
 
+def test_a_published_count_is_of_both_sides():
+    for name in ("hn-nce(published_count=True)", "infonce(entry='sigmoid', published_count=True)"):
+        with pytest.raises(UserError, match="published_count: N = 2B − 2"):
+            named(name)
+
+
 def test_names_read_back():
     for name in NAMES:
         assert named(own(name).name) == own(name) and "own_negatives=True" in own(name).name

@@ -142,7 +142,7 @@ def _refuse_drawing(drawing: Drawing, codes: Rows | None, by_class: bool) -> Non
         raise UserError("--per-class: is for labelled data with --batches classes or hard; leave it out")
     if drawing.tokens and (by_class or drawing.how == "distinct"):
         raise UserError(
-            "--batch-tokens: cuts rows drawn at random or with --batches hard of pairs; leave one of them out"
+            "--batch-tokens: cuts rows drawn at random or with --batches hard of pairs; give --batches random, or leave it out"
         )
 
 

@@ -59,7 +59,7 @@ def warnings(curve: Curve) -> list[str]:
     if 0 < ess < FEW:
         fewer = ess < negatives / 2
         found.append(
-            f"each anchor effectively sees {ess:.1f} of {negatives:.0f} negatives; lower --kappa (or --beta), or raise --temperature"
+            f"each anchor effectively sees {ess:.1f} of {negatives:.0f} negatives; lower --kappa (or --beta), or raise --ess or --temperature"
             if fewer
             else f"each anchor has only {negatives:.0f} negatives; raise --batch-size, or give more data"
         )

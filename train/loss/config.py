@@ -109,6 +109,10 @@ class LossConfig:
             raise UserError(
                 "own_negatives: published_count takes every candidate for a negative; leave one of them out"
             )
+        if self.published_count and not (self.within_side and self.entry != "sigmoid"):
+            raise UserError(
+                "published_count: N = 2B − 2 counts both sides of a mean; needs within_side, and no entry sigmoid"
+            )
         refuse_below("memory", self.memory, 0)
         if self.memory and self.guided:
             raise UserError(
