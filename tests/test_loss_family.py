@@ -357,15 +357,19 @@ def test_compositions_have_names_too():
     assert named(composed.name) == composed and "memory=7" in composed.name
     hard = LossConfig(weights=Exp(ess=30.0, detach=True), mix=Mix(pairs=2), entry="decoupled")
     assert named(hard.name) == hard
+    fine = named("hcl(kappa=linear(0.1234567, 4))")
+    assert fine.name == "hcl(kappa=linear(0.1234567, 4))" and named(fine.name) == fine
 
 
 @pytest.mark.parametrize(
-    "text", ["hlc", "hcl(kappa=2", "hcl(2)", "hcl(kappa=__import__('os'))", "hcl(kappa=linear(1))", ""]
-)
+    "text",
+    ["hlc", "hcl(kappa=2", "hcl(2)", "hcl(kappa=__import__('os'))", "hcl(kappa=linear(1))", "", "hcl(kappa=4, kappa=1)",
+     "hcl(mix=Mix(pairs=2, pairs=3))", "hcl(**{'kappa': 2})"],
+)  # fmt: skip
 def test_unreadable_names_are_one_line(text):
     with pytest.raises(UserError, match="--loss") as caught:
         named(text)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "setting None" not in str(caught.value)
 
 
 def test_what_a_loss_needs_is_asked_for():

@@ -81,7 +81,7 @@ def trains(loss: str = "hcl") -> Callable[[F], F]:
             "--loss",
             default=loss,
             show_default=True,
-            help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)".',
+            help='hcl, debiased, infonce, h-scl, supcon, … (docs/losses.md), also with settings: "adnce(mu=0.4)", "hcl(kappa=linear(4, 0))".',
         ),
         click.option(
             "--kappa",

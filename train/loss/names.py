@@ -114,11 +114,13 @@ def _settings(text: str, rest: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         assert isinstance(call, ast.Call) and not call.args
-        return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+        return _keywords(call)
     except UserError:  # which is a ValueError; a part says itself what is wrong with it
         raise
     except (SyntaxError, ValueError, AssertionError, TypeError):
-        raise UserError(f"--loss {text}: cannot be read; write it like hcl(kappa=2, temperature=0.1)") from None
+        raise UserError(
+            f"--loss {text}: cannot be read; write it like hcl(kappa=2, temperature=0.1) or hcl(kappa=linear(4, 0))"
+        ) from None
 
 
 def _value(node: ast.expr) -> Any:
@@ -128,8 +130,15 @@ def _value(node: ast.expr) -> Any:
             start, end = (float(ast.literal_eval(argument)) for argument in node.args)
             return Schedule(node.func.id, start, end)  # type: ignore[arg-type]
         assert node.func.id in CLASSES and not node.args
-        return CLASSES[node.func.id](**{str(keyword.arg): _value(keyword.value) for keyword in node.keywords})
+        return CLASSES[node.func.id](**_keywords(node))
     return ast.literal_eval(node)
+
+
+def _keywords(call: ast.Call) -> dict[str, Any]:
+    """What a call gives by name; nothing twice."""
+    given = {keyword.arg: _value(keyword.value) for keyword in call.keywords if keyword.arg is not None}
+    assert len(given) == len(call.keywords)
+    return given
 
 
 def describe(config: LossConfig) -> str:
@@ -163,7 +172,8 @@ def _changed(mine: Any, theirs: Any) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Schedule):
-        return f"{value.shape}({value.start:g}, {value.end:g})"
+        ends = (f"{x:g}" if float(f"{x:g}") == x else repr(x) for x in (value.start, value.end))
+        return f"{value.shape}({', '.join(ends)})"
     if type(value).__name__ in CLASSES:
         inside = ", ".join(f"{key}={_shown(x)}" for key, x in _changed(type(value)(), value).items())
         return f"{type(value).__name__}({inside})"
