@@ -13,6 +13,9 @@ from apart import begin, killed, together
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
+from retrieval.artifact import RUN_KIND
+from retrieval.locks import sole_writer
+
 pytestmark = pytest.mark.slow
 APART = Path(__file__).with_name("apart.py")
 
@@ -48,6 +51,21 @@ def test_another_training_is_not_thrown_away_unasked(command, run_cli, tmp_path)
     error = run_cli(*command, "--output", output, "--seed", 5, code=2).stderr
     assert "an interrupted training of other data or settings" in error
     run_cli(*command, "--output", output, "--seed", 5, "--overwrite")
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "pairs"])
+def test_the_first_process_alone_looks_who_writes(kind, run_cli, tmp_path, monkeypatch):
+    """While one of several processes looks whether the old run is being written to, another is not told that it is."""
+    output, data = tmp_path / "run", tmp_path / "data"
+    for folder in (output, data):
+        folder.mkdir()
+    (output / "manifest.json").write_text(json.dumps({"kind": RUN_KIND}))
+    words = ["train", kind, "--data", data, "--output", output, "--overwrite", "--patience", 2]
+    words += ["--image-model", "small", "--text-model", "x"] if kind == "pairs" else ["--model", "x"]
+    for rank, told in (("0", "another process is writing"), ("1", "--patience: there is nothing")):
+        monkeypatch.setenv("RANK", rank)
+        with sole_writer(output):
+            assert told in run_cli(*words, code=2).stderr
 
 
 def torchrun(*words):

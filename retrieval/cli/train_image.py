@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from . import columns
@@ -16,7 +15,7 @@ from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
-from .training import SETS, Course, carry_out, of_one, tell_other_kind, without_singles
+from .training import SETS, Course, carry_out, of_one, refuse_output, tell_other_kind, without_singles
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
       retrieval train image --data photos/ --model small --output run
     """
     refuse_missing(flags["data"])
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    refuse_output(flags)
     refuse_flags(flags)
     quiet_libraries()
     from retrieval.images import read_images

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import RUN_KIND, refuse_to_clobber, sha256_json
+from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 from .amounts import Number
@@ -16,7 +16,7 @@ from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
-from .training import SETS, Course, carry_out, of_one
+from .training import SETS, Course, carry_out, of_one, refuse_output
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, trains, what_learns
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def pairs(**flags: Any) -> None:
       retrieval train pairs --data captions.csv --image-model small --text-model all-MiniLM-L6-v2 --output run
     """
     refuse_missing(flags["data"])
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    refuse_output(flags)
     _refuse_flags(flags)
     quiet_libraries()
     from retrieval.images import read_pairs

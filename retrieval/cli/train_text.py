@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from .amounts import Number
@@ -16,7 +15,7 @@ from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
-from .training import Course, carry_out, tell_other_kind, without_singles
+from .training import Course, carry_out, refuse_output, tell_other_kind, without_singles
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def text(**flags: Any) -> None:
       retrieval train text --data train.csv --model all-MiniLM-L6-v2 --head --output run
     """
     refuse_missing(*flags["data"])
-    refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
+    refuse_output(flags)
     _refuse_flags(flags)
     quiet_libraries()
     read = several_training_data(flags["data"], flags)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from retrieval.artifact import RUN_KIND
+from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from .held import Held, before_and_after, told_changes
@@ -44,6 +44,13 @@ class Labelled(Protocol):
 T = TypeVar("T", bound=Labelled)
 SETS = {"held-out": "eval_data", "general": "general_data"}  # what is judged, by the flags that name it
 FORGOTTEN = 0.05  # of a metric on texts of another kind, beyond which a warning is due
+
+
+def refuse_output(flags: dict[str, Any]) -> None:
+    """Raises UserError if the run cannot stand at --output. The first process looks alone: two that look at once would each take
+    the other for a writer."""
+    if is_first():
+        refuse_to_clobber(flags["output"], RUN_KIND, flags["overwrite"])
 
 
 def show(advance: Advance, curve: "Curve", batches: int) -> None:
