@@ -138,6 +138,25 @@ def test_pixels_are_those_of_the_processor(tmp_path, made, size, shorter):
             assert (ours[name].float() - theirs[name].float()).abs().max() <= 1.001 / 255 / pixels.std.min() * 0.02
 
 
+@pytest.mark.parametrize(
+    "made,changed",
+    [
+        (lambda: convnext(112), {"crop_pct": 0.5}),
+        (siglip2, {"max_num_patches": 9}),
+        (dino, {"crop_size": {"height": 42, "width": 42}}),
+    ],
+    ids=["convnext", "siglip2", "dinov2"],
+)
+def test_a_fingerprint_knows_what_the_processor_does(tmp_path, made, changed):
+    """Also the settings that processors of one kind alone have."""
+    model = encoder_of(made, tmp_path / "m")
+    picture, mark = photo(300, 300), Encoder(model, "").fingerprint
+    before = model.encode([picture])
+    for name, value in changed.items():
+        setattr(reader(model, "image").processor, name, value)
+    assert not np.allclose(before, model.encode([picture])) and Encoder(model, "").fingerprint != mark
+
+
 def test_what_is_no_image_encoder_is_refused(minilm):
     with pytest.raises(UserError, match="takes no images"):
         pixels_of(minilm.model)
