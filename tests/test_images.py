@@ -36,6 +36,21 @@ def test_class_folders_and_flat_folders(tmp_path):
         read_images(tmp_path / "set")
 
 
+def test_a_folder_tells_what_is_not_read(tmp_path):
+    """A class that is all .heic, as phones write it, does not vanish without a word."""
+    for name in ("cat/1.png", "dog/1.jfif.jpg", ".thumbs/1.png"):
+        picture(tmp_path / "set" / name)
+    (tmp_path / "set" / "dog" / "1.jfif.jpg").rename(tmp_path / "set" / "dog" / "1.jfif")
+    for name in ("owl/1.HEIC", "owl/2.heic", "cat/1.txt", ".DS_Store", ".thumbs/1.db"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    images = read_images(tmp_path / "set")
+    assert images.labels == ["cat", "dog"] and images[1].size == (6, 4)
+    assert images.origin == "2 images, 2 classes; not read: 2 .heic, 1 .txt"
+    with pytest.raises(UserError, match="found 2 .heic"):
+        read_images(tmp_path / "set" / "owl")
+
+
 def test_a_csv_of_paths(tmp_path):
     picture(tmp_path / "pics" / "a.png")
     path = write(tmp_path / "a.csv", "path,label\npics/a.png,x\n")

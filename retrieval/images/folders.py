@@ -1,5 +1,6 @@
 """Folders of image files: one folder a class, or none."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -7,7 +8,7 @@ from retrieval.errors import UserError
 
 from .items import Images, described
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def is_picture_name(name: str) -> bool:
@@ -18,20 +19,36 @@ def is_picture_name(name: str) -> bool:
 
 def files_below(path: Path) -> list[Path]:
     """The pictures of a folder and the folders in it, sorted. Raises UserError where there are none."""
-    files = sorted(p for p in path.rglob("*") if is_picture_name(p.name) and p.is_file())
-    if not files:
-        raise UserError(
-            f"{path}: holds no images ({', '.join(ENDINGS)}); give one folder a class, or a folder of images"
-        )
-    return files
+    return _told_apart(path)[0]
 
 
 def read_folder(path: Path) -> Images:
     """Labelled by the first folder below `path`, if the pictures stand in folders."""
-    files = files_below(path)
+    files, others = _told_apart(path)
     ids = [p.relative_to(path).as_posix() for p in files]
     labels = labels_by_folder(path, ids)
-    return Images(list(files), labels, described(len(files), labels), ids=ids)
+    left = f"; not read: {others}" if others else ""  # such as a phone's .heic, perhaps all of a class
+    return Images(list(files), labels, described(len(files), labels) + left, ids=ids)
+
+
+def _told_apart(path: Path) -> tuple[list[Path], str]:
+    """The pictures below a folder, sorted, and how many other files of which endings there are. What is hidden counts as neither."""
+    pictures: list[Path] = []
+    others: Counter[str] = Counter()
+    for file in path.rglob("*"):
+        if any(part.startswith(".") for part in file.relative_to(path).parts) or not file.is_file():
+            continue
+        if is_picture_name(file.name):
+            pictures.append(file)
+        else:
+            others[file.suffix.lower() or file.name] += 1
+    found = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
+    if not pictures:
+        there = f"; found {found}" if found else ""
+        raise UserError(
+            f"{path}: holds no images ({', '.join(ENDINGS)}{there}); give one folder a class, or a folder of images"
+        )
+    return sorted(pictures), found
 
 
 def labels_by_folder(source: Path, names: Sequence[str]) -> list[str] | None:
