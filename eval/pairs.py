@@ -56,7 +56,7 @@ def right_over_wrong(pictures: Floats, right: Floats, wrong: Floats, pair: Rows)
 def meaning(metric: str) -> str:
     """What a metric of pairs says, for people; "" for any other."""
     if metric == "captions":
-        return "the right caption is nearer its picture than a wrong one; a guess has .5"
+        return "the right caption is nearer its picture than a wrong one; a guess has .5, and what has no wrong one counts so"
     way, _, what = metric.rpartition("_")
     if way not in WAYS:
         return ""

@@ -390,3 +390,16 @@ def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
 def test_mistakes_are_one_line(options, words, table, run_cli, tmp_path):
     error = run_cli(*COMMAND, "--data", table, *options, "--output", tmp_path / "run", code=2).stderr
     assert words in error and len(error.strip().splitlines()) <= 3
+
+
+def test_wrong_captions_are_also_told_by_those_who_have_one(clip, table, run_cli):
+    """What has no wrong caption counts as a guess, which says nothing of the encoder."""
+    some, all_ = table.parent / "some.csv", table.parent / "all.csv"
+    rows = [f"{row}.png,a {word},{'' if row > 2 else 'not a digit'}" for row, word in enumerate(WORDS)]
+    some.write_text("image,caption,negative\n" + "\n".join(rows))
+    all_.write_text("image,caption,negative\n" + "\n".join(rows[:3]))
+    words = ["eval", "pairs", "--encoder", clip, "--device", "cpu", "--json", "--data"]
+    mixed, alone = (json.loads(run_cli(*words, path).stdout) for path in (some, all_))
+    assert mixed["share_with_wrong_captions"] == 0.3 and "captions_alone" not in alone
+    assert mixed["captions_alone"] == pytest.approx(alone["metrics"]["captions"])
+    assert mixed["metrics"]["captions"] == pytest.approx(0.35 + 0.3 * alone["metrics"]["captions"])

@@ -1,7 +1,7 @@
 """`retrieval eval pairs`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from .evaluated import refuse_evaluation, rough, write_evaluation
 from .options import common, pick_device, quiet_libraries, uses_device
 from .output import emit, progress, say
 from .train_pairs import captions, pair_columns
+
+if TYPE_CHECKING:
+    from retrieval.images import Pairs
 
 
 @evaluate.command()
@@ -53,7 +56,7 @@ def pairs(as_json: bool, **flags: Any) -> None:
     # Captions are asked for pictures; of two pictures, the second asks.
     sides = ("queries", "documents") if held.parts[0].role == "query" else ("documents", "queries")
     sizes = {f"different_{side}": len(part.items) for side, part in zip(sides, held.parts[:2], strict=True)}
-    result = {
+    result: dict[str, Any] = {
         "metrics": found.means(),
         "intervals": intervals,
         "counts": {"pairs": len(found.ids), **sizes},
@@ -68,4 +71,16 @@ def pairs(as_json: bool, **flags: Any) -> None:
         way, _, what = name.rpartition("_")
         told = f"{WAYS[way]}, {what}" if way in WAYS else "right caption over wrong"
         lines.append(f"{told:<30}{value:>8.4f}   {low:.4f}–{high:.4f}")
+    if "captions" in found.values and (share := with_wrong(data) / len(data)) < 1:
+        alone = 0.5 + (found.means()["captions"] - 0.5) / share
+        result |= {"share_with_wrong_captions": share, "captions_alone": alone}
+        lines.append(
+            f"{share:.0%} of the pairs have a wrong caption, and {alone:.4f} by themselves; the others count as half"
+        )
     emit(result, as_json, [*lines, "", f"{len(found.ids):,} pairs", *rough(len(found.ids))])
+
+
+def with_wrong(data: "Pairs") -> int:
+    """How many pairs have a wrong caption."""
+    wrong = (column for name, column in data.columns.items() if name.startswith("negative"))
+    return sum(map(any, zip(*wrong, strict=True)))
