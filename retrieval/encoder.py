@@ -21,7 +21,7 @@ from retrieval.errors import UserError, first_line
 from retrieval.images import Picture
 from retrieval.openclip import CONFIG as OPEN_CLIP
 from retrieval.openclip import write_as_clip
-from retrieval.pixels import by_pillow
+from retrieval.pixels import by_pillow, settings_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -40,11 +40,6 @@ _NOT_THE_FUNCTION = {
     "architectures",
     "gradient_checkpointing",
 }
-# What any image processor does to the pixels.
-_PIXEL_SETTINGS = (
-    *("do_convert_rgb", "do_resize", "size", "resample", "default_to_square", "do_center_crop", "crop_size"),
-    *("do_pad", "pad_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
-)
 
 
 @dataclass(frozen=True)
@@ -270,17 +265,9 @@ def _module_settings(module: Any) -> dict[str, Any]:
         settings["tokenizer"] = _reads(module.tokenizer)
     image_processor = getattr(module.processor, "image_processor", module.processor)
     if hasattr(image_processor, "do_normalize"):
-        settings["pixels"] = {key: getattr(image_processor, key, None) for key in _pixel_settings(image_processor)}
+        settings["pixels"] = {key: getattr(image_processor, key, None) for key in settings_of(image_processor)}
         settings["processor"] = type(image_processor).__name__
     return settings
-
-
-def _pixel_settings(processor: Any) -> list[str]:
-    """What an image processor's pixels depend on: what all have, and what its kind alone has, as ConvNeXt's crop_pct."""
-    from transformers.processing_utils import ImagesKwargs
-
-    kind = getattr(processor, "valid_kwargs", ImagesKwargs)
-    return [*_PIXEL_SETTINGS, *sorted(set(kind.__annotations__) - set(ImagesKwargs.__annotations__))]
 
 
 def _reads(tokenizer: Any) -> dict[str, Any]:

@@ -17,6 +17,11 @@ from retrieval.routes import reader
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+# What any image processor does to the pixels.
+_SETTINGS = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "default_to_square", "do_center_crop", "crop_size"),
+    *("do_pad", "pad_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
 SIDE = 1000  # of the picture that is shown; the white square is a fifth of it, in the middle
 
 
@@ -65,6 +70,14 @@ def by_pillow(model: "SentenceTransformer") -> None:
         module.processor = made
     else:
         processor.image_processor = made
+
+
+def settings_of(processor: Any) -> list[str]:
+    """The settings that an image processor's pixels depend on: those of all, and those of its kind alone, as ConvNeXt's crop_pct."""
+    from transformers.processing_utils import ImagesKwargs
+
+    kind = getattr(processor, "valid_kwargs", ImagesKwargs)
+    return [*_SETTINGS, *sorted(set(kind.__annotations__) - set(ImagesKwargs.__annotations__))]
 
 
 def least_side(model: "SentenceTransformer") -> int | None:
