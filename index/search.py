@@ -63,7 +63,7 @@ def search(
     queries: (q, d) float32 vectors of the index's own encoder. where: (n,) which rows may be found. settings: search
     parameters instead of the tuned ones.
     """
-    queries = _fitting(index, queries)
+    queries, where = _fitting(index, queries), _mask(index, where)
     count = index.rows.count
     allowed = count if where is None else int(np.count_nonzero(where))
     k = min(k, allowed)
@@ -90,7 +90,7 @@ def within(index: Index, queries: Floats, radius: float, *, where: Mask | None =
 
     Rows are filled up with −1.
     """
-    queries = _fitting(index, queries)
+    queries, where = _fitting(index, queries), _mask(index, where)
     slack = UNIT_ROUNDING[index.rows.dtype] if index.metric == "cosine" else 0.0
     found = exact_within(queries, index.base, radius - slack)
     counts = np.diff(found.starts)
@@ -129,6 +129,13 @@ def _exactly(index: Index, queries: Floats, k: int, where: Mask | None) -> Found
         found = _among(index, queries, k, np.flatnonzero(where))
     compared = index.rows.count if where is None else int(np.count_nonzero(where))
     return Found(found.scores, found.ids, _how("exact", compared))
+
+
+def _mask(index: Index, where: Mask | None) -> Mask | None:
+    """Row numbers would be taken for a mask, silently."""
+    if where is not None and (np.shape(where) != (index.rows.count,) or np.asarray(where).dtype != bool):
+        raise UserError(f"where: give {index.rows.count:,} booleans, one a row (`filters.rows_of_ids` makes them)")
+    return None if where is None else np.asarray(where)
 
 
 def _fitting(index: Index, queries: Floats) -> Floats:

@@ -54,7 +54,13 @@ def first_repeated(blocks: Iterable[Ids]) -> Any:
 
 
 def hashes(ids: Ids) -> Ints:
-    return ids if isinstance(ids, np.ndarray) else np.fromiter(map(hash, ids), np.int64, len(ids))
+    if isinstance(ids, str):
+        raise UserError(f"id {ids!r}: give a list of ids, not one string")
+    return (
+        ids
+        if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu"
+        else np.fromiter(map(hash, ids), np.int64, len(ids))
+    )
 
 
 def listed(ids: Ids) -> list[Any]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from retrieval.errors import UserError
 
 from .reader import Store
@@ -40,6 +42,33 @@ class Source(Protocol):
     def columns(self) -> list[str]: ...
     def ids(self, start: int, stop: int) -> Ids | None: ...
     def rows(self, start: int, stop: int, ids: Ids) -> Rows: ...
+
+
+def plain(rows: Rows) -> Rows:
+    """Rows with columns as `Rows` has them, from whatever holds strings or whole numbers: lists, arrays, pandas. Raises
+    UserError for values of other types, and columns that differ in length."""
+    ids = _column(rows, "ids", rows.ids, numbers=True)
+    labels = None if rows.labels is None else _column(rows, "labels", rows.labels)
+    return Rows(rows.embeddings, ids, labels, {name: _column(rows, name, held) for name, held in rows.payload.items()})
+
+
+def _column(rows: Rows, name: str, held: Any, *, numbers: bool = False) -> Any:
+    if len(held) != len(rows):
+        raise UserError(f"{len(rows):,} vectors, {len(held):,} {name}; give one a row")
+    if numbers and isinstance(held, np.ndarray) and held.dtype.kind in "iu":
+        return held
+    values = held.tolist() if hasattr(held, "tolist") else list(held)
+    if numbers and values and all(type(value) is int for value in values):
+        return np.array(values, np.int64)
+    if (other := next((value for value in values if not isinstance(value, str)), None)) is not None or None in values:
+        raise UserError(f"{name}: {other!r} is no string; make strings of them")
+    return values
+
+
+def refuse_unfit(rows: Rows, kind: Kind) -> None:
+    """Raise UserError for vectors of other dimensions."""
+    if rows.embeddings.shape[1:] != (kind.dim,):
+        raise UserError(f"the vectors are {rows.embeddings.shape}, the store has {kind.dim} dimensions")
 
 
 def refuse_other_rows(store: Store, new: dict[str, Any]) -> None:

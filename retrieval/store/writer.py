@@ -22,7 +22,7 @@ from retrieval.locks import LOCK, nobody_reading, sole_writer
 
 from .ids import Place, find, first_repeated, listed, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
-from .kind import Kind, Source, refuse_other_rows
+from .kind import Kind, Source, plain, refuse_other_rows, refuse_unfit
 from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
 
@@ -34,6 +34,9 @@ class Held:
     """A source of rows that are in memory."""
 
     held: Rows
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held", plain(self.held))
 
     @property
     def count(self) -> int:
@@ -119,6 +122,7 @@ def write_in_turn(job: Job, progress: Callable[[int], None] = lambda rows: None)
 
 
 def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:
+    refuse_unfit(rows, kind)
     entry = write_shard(path, rows, kind.dtype, zero=not kind.normalized)
     last = int(rows.ids.max()) if isinstance(rows.ids, np.ndarray) and len(rows) else -1
     return {**entry, "last_id": last}
