@@ -54,7 +54,8 @@ def first_repeated(blocks: Iterable[Ids]) -> Any:
 
 
 def hashes(ids: Ids) -> Ints:
-    if isinstance(ids, str):
+    given: object = ids
+    if isinstance(given, str):
         raise UserError(f"id {ids!r}: give a list of ids, not one string")
     return (
         ids
