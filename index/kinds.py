@@ -14,6 +14,7 @@ from retrieval.errors import UserError
 from .backend import faiss
 
 Settings = dict[str, Any]  # whole numbers; a rerank may lie between two
+KNOBS = ("nprobe", "effort", "rerank")  # lists, candidates of a graph, candidates scored again over k
 LARGEST_EFFORT = 4096
 
 

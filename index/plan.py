@@ -13,14 +13,21 @@ MORE_LINKS_FROM = 0.97  # recall
 
 @dataclass(frozen=True)
 class Goal:
-    """What an index is for. recall: of the k nearest, on average. memory: bytes. latency: seconds a query may take.
-    single: queries come one at a time, and not in batches."""
+    """What an index is for. recall: of the k nearest, on average, 0 … 1. memory: bytes. latency: seconds a query may take.
+    single: queries come one at a time, and not in batches. Raises UserError for what cannot be."""
 
     recall: float = RECALL
     k: int = 10
     memory: int | None = None
     latency: float | None = None
     single: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall <= 1:
+            raise UserError(f"recall {self.recall}: must be above 0 and at most 1")
+        for name, value in (("k", self.k), ("memory", self.memory), ("latency", self.latency)):
+            if value is not None and value <= 0:
+                raise UserError(f"{name} {value}: must be above 0")
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from .backend import faiss
 from .bundle import Index, as_float32
 from .filters import Mask
 from .gpu import LARGEST_K, set_on_gpus
-from .kinds import Settings, parameters
+from .kinds import KNOBS, Settings, parameters
 
 # Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
 EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
 LATE_SCORED = 2**21  # products of queries with rows that FAISS does not cover, at once; beyond, exact search is as fast
+SQUARED_UNIT = 0.02  # how far from 1 a query's squared length may be; int8 rounds so
 # How far from 1 the product of a unit vector with itself may be, as it is stored.
 UNIT_ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1e-2}
 
@@ -60,10 +61,12 @@ def search(
 ) -> Found:
     """The k best items of each query; fewer where the index, or what may be found of it, holds fewer.
 
-    queries: (q, d) float32 vectors of the index's own encoder. where: (n,) which rows may be found. settings: search
-    parameters instead of the tuned ones.
+    queries: (q, d) float32 vectors of the index's own encoder, by cosines of length 1. where: (n,) which rows may be found. settings:
+    search parameters instead of the tuned ones. Raises UserError for what does not fit the index.
     """
     queries, where = _fitting(index, queries), _mask(index, where)
+    if settings and (unknown := settings.keys() - KNOBS):
+        raise UserError(f"settings: {min(unknown)} is none of {', '.join(KNOBS)}")
     count = index.rows.count
     allowed = count if where is None else int(np.count_nonzero(where))
     k = min(k, allowed)
@@ -139,10 +142,20 @@ def _mask(index: Index, where: Mask | None) -> Mask | None:
 
 
 def _fitting(index: Index, queries: Floats) -> Floats:
-    if queries.ndim != 2 or queries.shape[1] != index.rows.dim:
-        raise UserError(f"the queries are {queries.shape}, the index has {index.rows.dim} dimensions")
-    ready = queries.dtype == np.float32 and queries.flags.c_contiguous
-    return queries if ready else as_float32(queries)
+    if np.ndim(queries) != 2 or np.shape(queries)[1] != index.rows.dim:
+        raise UserError(
+            f"the queries are {np.shape(queries)}, the index has {index.rows.dim} dimensions; give (q, {index.rows.dim})"
+        )
+    if not (isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous):
+        queries = as_float32(np.asarray(queries))
+    if index.metric == "cosine" and len(queries):
+        off = np.abs(np.vecdot(queries, queries) - 1)
+        if not off.max() <= SQUARED_UNIT:  # not for NaN either
+            row = int(off.argmax())
+            raise UserError(
+                f"query {row} has length {np.linalg.norm(queries[row]):.4g}, which cosine needs to be 1; divide by it"
+            )
+    return queries
 
 
 def _how(way: str, compared: int) -> dict[str, Any]:

@@ -84,6 +84,8 @@ class Encoding:
     ) -> None:
         if backend == "openvino" and model.device.type != "cpu":
             raise UserError(f"--backend openvino: runs on the CPU, not on {model.device}; add --device cpu")
+        if role not in (None, *ROLES):
+            raise UserError(f"role {role!r}: unknown; known are {', '.join(ROLES)}")
         self.model = model.eval().to(COMPUTE[compute if backend == "torch" else "float32"])
         self.compute, self.backend, self.batch_size, self.role = compute, backend, batch_size, role
         self.tokens, self.enough = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS

@@ -70,7 +70,11 @@ class Encoder:
     def encode(
         self, items: Sequence[str] | Sequence[Image.Image] | Sequence[Picture], *, role: str | None = None
     ) -> NDArray[np.float32]:
-        """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`."""
+        """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`.
+
+        Raises UserError for items that the encoder does not take, and for one string, which would be encoded by the letter."""
+        if isinstance(items, str | Image.Image | Path):
+            raise UserError("items: give a list, also of one text or picture")
         if not len(items):
             return np.empty((0, self.dim), np.float32)
         self.require("text" if isinstance(items[0], str) else "image")

@@ -87,7 +87,7 @@ def test_rounding_is_to_nearest(vectors):
 @pytest.mark.parametrize("dtype", STORED_AS)
 def test_other_tools_read_a_shard(tmp_path, dtype):
     held = rows(20)
-    create(tmp_path / "s", Held(held), Kind(8, dtype))
+    create(tmp_path / "s", Held(held), Kind(8, dtype, normalized=False))
     with h5py.File(tmp_path / "s" / shard_name(0)) as file:
         assert file["embeddings"].attrs["dtype"] == dtype and file["embeddings"].chunks is None
         assert file["ids"].asstr()[3] == "id-3" and file["payload/text"].asstr()[3] == "text 3 é"
@@ -182,7 +182,7 @@ def test_files_go_when_their_last_reader_has_gone(tmp_path):
 
 
 def test_compacting_leaves_full_shards_alone_and_copies_the_rest_as_stored(tmp_path):
-    kind = Kind(8, "int8", shard_rows=16)
+    kind = Kind(8, "int8", normalized=False, shard_rows=16)
     create(tmp_path / "s", Held(rows(64)), kind)
     delete(tmp_path / "s", ["id-20"])
     for start in (64, 66, 68):

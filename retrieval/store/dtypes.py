@@ -17,6 +17,7 @@ LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "int8": 3.4e38
 NAMED = 3  # how many ids an error names
 LONGEST = 1e18  # of vectors
 UNIT = 1e-3  # how far from 1 a length may be: float16 rounds by half of that
+ROUNDED = {"bfloat16": 1e-2, "int8": 1e-2}  # and of what was stored so before
 
 
 class Encoded(NamedTuple):
@@ -68,12 +69,17 @@ def not_unit(vectors: Floats) -> tuple[int, float] | None:
 
 
 def refuse_bad_vectors(
-    vectors: Floats, ids: Sequence[Any] | NDArray[np.int64], dtype: str = "float32", zero: bool = False
+    vectors: Floats,
+    ids: Sequence[Any] | NDArray[np.int64],
+    dtype: str = "float32",
+    *,
+    zero: bool = False,
+    unit: bool = False,
 ) -> tuple[Encoded, Floats]:
     """The vectors as `dtype` stores them, and the norms (n,) float32 of what is stored.
 
-    Raises UserError, naming the first ids, where a row is not finite, is too large for `dtype`, is longer than LONGEST, or has
-    length zero unless `zero` allows it.
+    Raises UserError, naming the first ids, where a row is not finite, is too large for `dtype`, is longer than LONGEST, has
+    length zero unless `zero` allows it, or where `unit` asks for it another length than 1.
     """
     largest = LARGEST.get(dtype, np.inf)
     _refuse(
@@ -89,6 +95,12 @@ def refuse_bad_vectors(
     )
     if not zero:
         _refuse(norms == 0, ids, "are zero, so have no direction; look at these inputs, or the encoder")
+    if unit:
+        _refuse(
+            np.abs(norms - 1) > ROUNDED.get(dtype, UNIT),
+            ids,
+            "are not of length 1; divide by it, or store them as not normalized",
+        )
     return stored, np.asarray(norms, dtype=np.float32)
 
 

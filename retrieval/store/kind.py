@@ -6,7 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval.errors import UserError
+from retrieval.metrics import METRICS
 
+from .dtypes import STORED_AS
 from .reader import Store
 from .shard import Ids, Rows
 
@@ -15,8 +17,9 @@ SHARD_ROWS = 4096
 
 @dataclass(frozen=True)
 class Kind:
-    """What all rows of a store share. metric: one of `metrics.METRICS`. encoder: {"name", "fingerprint"}, None for foreign vectors.
-    shard_rows: how many are in a full shard."""
+    """What all rows of a store share. dtype: one of `STORED_AS`. metric: one of `metrics.METRICS`. normalized: whether all vectors have
+    length 1, which an index by cosines needs. encoder: {"name", "fingerprint"}, None for foreign vectors. shard_rows: how many are in a
+    full shard. Raises UserError for what no store has."""
 
     dim: int
     dtype: str = "float32"
@@ -25,6 +28,14 @@ class Kind:
     modality: str | None = None
     encoder: dict[str, Any] | None = None
     shard_rows: int = SHARD_ROWS
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("dtype", self.dtype, tuple(STORED_AS)), ("metric", self.metric, METRICS)):
+            if value not in known:
+                raise UserError(f"{name} {value!r}: unknown; known are {', '.join(known)}")
+        for name, number in (("dim", self.dim), ("shard_rows", self.shard_rows)):
+            if number < 1:
+                raise UserError(f"{name} {number}: must be at least 1")
 
 
 class Source(Protocol):

@@ -83,12 +83,12 @@ def shard_name(number: int) -> str:
     return f"part-{number:05d}.h5"
 
 
-def write_shard(path: Path, rows: Rows, dtype: str, *, zero: bool = False) -> dict[str, Any]:
+def write_shard(path: Path, rows: Rows, dtype: str, *, unit: bool = False) -> dict[str, Any]:
     """Write one shard durably; returns what a manifest says of it: rows, offset of the embeddings, bytes, sha256.
 
-    Raises UserError naming the ids of rows that cannot be stored as `dtype`; `zero` allows rows of length zero.
+    Raises UserError naming the ids of rows that cannot be stored as `dtype`; `unit`: and of other lengths than 1.
     """
-    stored, norms = refuse_bad_vectors(rows.embeddings, rows.ids, dtype, zero)
+    stored, norms = refuse_bad_vectors(rows.embeddings, rows.ids, dtype, zero=not unit, unit=unit)
     return write_columns(path, rows, stored, norms, dtype)
 
 

@@ -123,7 +123,7 @@ def write_in_turn(job: Job, progress: Callable[[int], None] = lambda rows: None)
 
 def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:
     refuse_unfit(rows, kind)
-    entry = write_shard(path, rows, kind.dtype, zero=not kind.normalized)
+    entry = write_shard(path, rows, kind.dtype, unit=kind.normalized)
     last = int(rows.ids.max()) if isinstance(rows.ids, np.ndarray) and len(rows) else -1
     return {**entry, "last_id": last}
 

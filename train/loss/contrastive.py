@@ -14,6 +14,7 @@ from . import gather
 from .blocks import Setting
 from .config import LossConfig
 from .fused import mean_loss
+from .inputs import refuse_unfit
 from .memory import Memory
 from .mix import Recipe
 from .names import named, with_settings
@@ -59,14 +60,12 @@ def contrastive_loss(
     past: embeddings of past batches. temperature, bias: () learned ones, instead of the config's.
     In several processes (torch.distributed) the candidates are those of all of them, with gradients, and the mean over
     processes of this loss's gradients is that of the whole batch in one. Half precision is raised to float32, float64 kept.
-    Raises UserError where the config needs labels, a guide or the negatives' pairs, and they are not given.
+    Raises UserError for other shapes, and where the config needs labels, a guide or the negatives' pairs, and they are not given.
     """
-    if anchor.shape != positive.shape[-2:]:
-        raise UserError(
-            f"anchor {tuple(anchor.shape)}, positive {tuple(positive.shape)}: give a positive for each anchor, (B, d) or (M, B, d)"
-        )
+    rest = {"labels": labels, "items": items, "negative_items": negative_items, "negative_pairs": negative_pairs}
+    guides = {"guide": guide, "guide_negative": guide_negative}
+    refuse_unfit(config, {"anchor": anchor, "positive": positive, "negative": negative} | rest | guides)
     guide = guide if config.guided else None
-    _refuse_missing(config, labels, guide, negative is not None and guide_negative is None)
     with torch.autocast(anchor.device.type, enabled=False):
         given = torch.cat([anchor[None], positive if positive.ndim == 3 else positive[None]])
         views = unit(given)
@@ -97,22 +96,6 @@ def _here(fixed: Number, learned: Tensor | None, like: Tensor) -> tuple[Tensor, 
     if learned is None:
         return like.new_full((), number(fixed)), number(fixed)
     return learned.to(like), float(learned.detach())
-
-
-def _refuse_missing(config: LossConfig, labels: Tensor | None, guide: Tensor | None, lacks: bool) -> None:
-    if config.needs_labels and labels is None:
-        raise UserError(
-            f"--loss {config.name}: needs labels, and there are none; give a column label, or use --loss hcl"
-        )
-    if config.guided and (guide is None or lacks):
-        of = "" if guide is None else " of the negatives too"
-        raise UserError(
-            f"--loss {config.name}: needs a guide encoder's embeddings{of}; use --loss positive-aware without one"
-        )
-    if labels is not None and config.label_mask and config.tau_plus:
-        raise UserError(
-            f"--tau-plus {config.tau_plus}: the label mask already removes same-class negatives; add --no-label-mask"
-        )
 
 
 def _raw(x: Tensor) -> Tensor | None:
@@ -185,6 +168,8 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self, config: LossConfig, *, diagnose: bool = True) -> None:
         super().__init__()
+        if not isinstance(config, LossConfig):
+            raise UserError(f"config {config!r}: is no LossConfig; `loss` makes the whole loss of a name")
         self.config = config
         self.diagnose = diagnose
         self.progress = 0.0

@@ -1,7 +1,7 @@
 """Embeddings of past batches as further negatives: cross-batch memory (XBM, Wang et al., CVPR 2020), MoCHi's queue."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import gather
 from .tasks import UNKNOWN, Extra
@@ -9,17 +9,22 @@ from .tasks import UNKNOWN, Extra
 PARTS = ("rows", "labels", "codes")
 
 
-class Memory:
+class Memory(nn.Module):
     """The last `size` positives' embeddings, without gradient, with their labels and codes where known.
 
-    A code names an item once and for all; which items have one identity differs from batch to batch.
+    A code names an item once and for all; which items have one identity differs from batch to batch. What is remembered is part of
+    `state_dict`, and moves with the loss.
     """
 
+    _rows: Tensor | None
+    _labels: Tensor | None
+    _codes: Tensor | None
+
     def __init__(self, size: int) -> None:
+        super().__init__()
         self.size = size
-        self._rows: Tensor | None = None
-        self._labels: Tensor | None = None
-        self._codes: Tensor | None = None
+        for name in PARTS:  # apart from state_dict's tensors, whose shapes must not change
+            self.register_buffer(f"_{name}", None, persistent=False)
 
     def __len__(self) -> int:
         return 0 if self._rows is None else len(self._rows)
@@ -55,6 +60,12 @@ class Memory:
         self._rows, self._labels, self._codes = (
             (n if o is None else torch.cat([o, n]))[-self.size :] for o, n in zip(old, new, strict=True)
         )
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return self.state()
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.restore(state)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint; empty while nothing is remembered."""

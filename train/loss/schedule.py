@@ -40,7 +40,9 @@ Number = float | Schedule
 
 
 def number(value: Number | None) -> float:
-    """A resolved number; schedules must have been replaced by `at`."""
+    """A resolved number. Raises UserError for a schedule that `at` has not replaced."""
+    if isinstance(value, Schedule):
+        raise UserError(f"{value}: changes over training; use `ContrastiveLoss`, or `at(config, progress)`")
     assert isinstance(value, float | int), value
     return float(value)
 
