@@ -27,11 +27,12 @@ FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given 
 FOLDED_SHARE = 0.1
 
 
-def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
+def add(folder: Path | str, store: Store, *, replace: bool = False) -> Index:
     """Add the rows of a store. Ids that are there already are refused, or with `replace` their old rows are deleted.
 
     The same call twice in a row adds nothing the second time. Types that do not grow compare late rows exactly, however many.
     """
+    folder = Path(folder)
     with Store(folder, kind=KIND) as rows:
         made = store.manifest
         kind = Kind(store.dim, rows.dtype, made["metric"], made["normalized"], made["modality"], made["encoder"])
@@ -44,14 +45,15 @@ def add(folder: Path, store: Store, *, replace: bool = False) -> Index:
     return index
 
 
-def remove(folder: Path, ids: Ids, *, missing_ok: bool = False) -> Index:
+def remove(folder: Path | str, ids: Ids, *, missing_ok: bool = False) -> Index:
     """Delete rows by id, as `store.delete` does."""
     delete(folder, ids, artifact=KIND, missing_ok=missing_ok)
     return open_index(folder)
 
 
-def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
+def fold(folder: Path | str, progress: Progress = lambda rows: None) -> Index:
     """Give FAISS the rows that it does not cover yet."""
+    folder = Path(folder)
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
         if index.about["covers"] < rows.written:
@@ -69,8 +71,9 @@ def fold(folder: Path, progress: Progress = lambda rows: None) -> Index:
     return open_index(folder)
 
 
-def compact(folder: Path, progress: Progress = lambda rows: None) -> Index:
+def compact(folder: Path | str, progress: Progress = lambda rows: None) -> Index:
     """Take deleted rows out, merge small shards, and build the FAISS index anew, as it was trained, over what is left."""
+    folder = Path(folder)
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
         packed = repack(folder, rows, manifest)
@@ -86,8 +89,9 @@ def compact(folder: Path, progress: Progress = lambda rows: None) -> Index:
     return open_index(folder)
 
 
-def retune(folder: Path, goal: Goal, queries: Floats | None = None, seed: int = 0) -> Index:
+def retune(folder: Path | str, goal: Goal, queries: Floats | None = None, seed: int = 0) -> Index:
     """Choose the search parameters anew, as a new generation; queries as in `build`."""
+    folder = Path(folder)
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
         if not rows.count:

@@ -90,7 +90,7 @@ def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
 def embed(
     encoder: Encoder,
     data: Data | Store,
-    output: Path,
+    output: Path | str,
     *,
     dtype: str = "float32",
     compute: str = "float32",

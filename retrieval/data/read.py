@@ -22,12 +22,12 @@ LOOKED_AT = 1000  # rows, to see whether cells are lists
 Numbered = tuple[int, dict[str, Any]]  # the number of a row's last line, or of the row, and its cells
 
 
-def read_texts(path: Path, asked: Asked | None = None, split: str = "train") -> Texts:
+def read_texts(path: Path | str, asked: Asked | None = None, split: str = "train") -> Texts:
     """Read texts of any kind. Raises UserError naming file, line and column for anything that cannot be used.
 
     asked: columns that the user named. split: of a folder or dataset that has several.
     """
-    asked = asked or Asked()
+    path, asked = Path(path), asked or Asked()
     if path.exists() and is_collection(path):
         asked.refuse_without_columns(path)
         return _collect_nested(path, collection(path, split), asked)
