@@ -1,5 +1,8 @@
 """The loss under sentence-transformers' contract: chunks of like lengths, cached gradients, nested dimensions; all equal the plain way."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch.nn.functional import normalize
 from retrieval.data import Texts
 from retrieval.train.batches import Pairs, Plan
 from retrieval.train.collate import Collator, Shares, Source
-from retrieval.train.loss import ContrastiveLoss, named
+from retrieval.train.loss import OWN_RATE, ContrastiveLoss, named
 from retrieval.train.matryoshka import nested
 from retrieval.train.sentence_loss import SentenceLoss
 from retrieval.train.text import TextConfig, columns_of, identities, train_text
@@ -158,3 +161,15 @@ def test_the_trainer_logs_what_the_loss_sees(monkeypatch):
     assert len(curve) == len(steps) == 3
     assert [entry["ess"] for entry in steps] == [step["ess"] for step in curve]
     assert {"loss", "floor", "attracted", "false_negatives", "negative_q99"} <= steps[0].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [False, True], ids=["whole", "head"])
+def test_what_the_loss_learns_has_a_rate_of_its_own(head, minilm):
+    """At the encoder's a temperature would stay what it is. Adam moves each number by its rate in its first step."""
+    loss = named("infonce(learn_temperature=True, label_mask=False, temperature=0.2)")
+    rates = {} if head else {"schedule": "constant", "warmup": 0}
+    config = TextConfig(head=head, steps=2, batch_size=3, lr=1e-5, **rates)
+    curve = train_text(copy.deepcopy(minilm.model), TRIPLETS, config, loss, source="x")
+    step = abs(math.log(curve[1]["temperature"] / curve[0]["temperature"]))
+    assert curve[0]["temperature"] == pytest.approx(0.2) and step == pytest.approx(OWN_RATE, rel=1e-3)

@@ -14,7 +14,7 @@ from retrieval.store import Floats
 
 from .batches import MISSING, Pairs, Plan, Rows
 from .curve import Curve, record
-from .loss import ContrastiveLoss, LossConfig
+from .loss import OWN_RATE, ContrastiveLoss, LossConfig
 from .matryoshka import nested
 from .related import Related, identities
 
@@ -107,7 +107,9 @@ def train_head(
         head.bias.zero_()
     related = None if len(columns) == 1 or labels is not None else Related(items[:2])
     loss_of = ContrastiveLoss(loss_config)
-    optimizer = torch.optim.Adam([*head.parameters(), *loss_of.parameters()], lr=lr)
+    optimizer = torch.optim.Adam(
+        [{"params": head.parameters(), "lr": lr}, {"params": loss_of.parameters(), "lr": OWN_RATE}]
+    )
     curve: Curve = []
     for _, pairs in zip(range(steps), batches, strict=False):
         a, p = pairs

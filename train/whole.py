@@ -28,6 +28,7 @@ from retrieval.encode import Features
 from .average import Average
 from .collate import Collator, Shares, loader
 from .curve import Curve
+from .loss import OWN_RATE
 from .loss.gather import world
 from .sentence_loss import SentenceLoss
 from .settings import Settings
@@ -89,7 +90,7 @@ def train_whole(
         per_device_train_batch_size=collator.sources[0].plan.pairs,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.rate,
-        learning_rate_mapping=settings.rates(model),
+        learning_rate_mapping=settings.rates(model) | ({r"^loss\.": OWN_RATE} if list(loss.loss.parameters()) else {}),
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         warmup_steps=round(settings.warmup * steps),
         bf16=settings.compute == "bfloat16",

@@ -18,7 +18,7 @@ the Lehmer mean of e^z of order 1+β, so the loss never falls as β grows.
 """
 
 from .config import FalseNegatives, LossConfig, Mix
-from .contrastive import ContrastiveLoss, LossOutput, contrastive_loss, loss
+from .contrastive import OWN_RATE, ContrastiveLoss, LossOutput, contrastive_loss, loss
 from .names import METHODS, named, open_settings, with_settings
 from .observe import Diagnostics
 from .schedule import Schedule
@@ -26,6 +26,7 @@ from .weights import Additive, Exp, Gaussian, Posterior, Uniform
 
 __all__ = [
     "METHODS",
+    "OWN_RATE",
     "Additive",
     "ContrastiveLoss",
     "Diagnostics",

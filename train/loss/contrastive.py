@@ -24,6 +24,10 @@ from .tasks import UNKNOWN, Extra, Known, Task, tasks
 from .unit import unit
 from .weights import Exp, solve_beta
 
+OWN_RATE = (
+    1e-2  # at which a temperature and a bias learn: Adam moves a number by its rate a step, and they may have far to go
+)
+
 
 class LossOutput(NamedTuple):
     """loss: () differentiable. diagnostics: None if not asked for."""
