@@ -1,8 +1,9 @@
 """`retrieval embed`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from retrieval.store import Store
 
 
+PASSED_ON = ("compute", "backend", "batch_size", "role", "part", "add", "replace", "overwrite")
 OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip-bad")
 
 
@@ -100,27 +102,7 @@ OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip
 @writes
 @uses_device
 @common
-def embed(
-    name: str,
-    path: Path,
-    dtype: str | None,
-    compute: str,
-    backend: str,
-    batch_size: int,
-    shard_rows: int | None,
-    part: tuple[int, int] | None,
-    role: str,
-    split: str,
-    add: bool,
-    replace: bool,
-    skip_bad: bool,
-    output: Path,
-    overwrite: bool,
-    device: str | None,
-    seed: int,
-    as_json: bool,
-    **named: str | None,
-) -> None:
+def embed(name: str, path: Path, output: Path, device: str | None, as_json: bool, **flags: Any) -> None:
     """Encode a corpus into an embedding store.
 
     Killed, interrupted or out of disk, the same command goes on where it stopped. Several devices (--device cuda:0,cuda:1)
@@ -131,61 +113,31 @@ def embed(
       retrieval embed --encoder run --data corpus.csv --output store
     """
     quiet_libraries()
-    from retrieval.artifact import refuse_to_clobber, stated_kind
-    from retrieval.store import KIND, SHARD_ROWS, open_store
-    from retrieval.store.writer import rows_of_part
-
-    refuse_two_ways(add, replace, overwrite)
-    if part and (add or replace):
-        raise UserError(
-            "--part: makes a store of its own; leave out --append and --replace, and `store merge` the parts"
-        )
-    if add or replace:
-        refuse_unused("the store to be changed has its shards' size already", "--shard-rows")
-        require_store(output)
-        with open_store(output) as store:
-            shard_rows = store.shard_rows
-    elif stated_kind(output) != KIND:  # of a store it is found out below whether this very command made it
-        refuse_to_clobber(output, KIND, overwrite)
-    shard_rows = shard_rows or SHARD_ROWS
-    data = _read(path, asked_columns(named), split, skip_bad, shard_rows)
-    rows = rows_of_part(len(data), shard_rows, part)
+    shard_rows = _shard_rows(output, flags)
+    data = _read(path, asked_columns(flags), flags["split"], flags["skip_bad"], shard_rows)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.cpus import usable_cpus
     from retrieval.embed import embed as embed_data
-    from retrieval.embed import forget_if_empty, left_behind
     from retrieval.encoder import load_encoder
+    from retrieval.store.writer import rows_of_part
 
+    rows = rows_of_part(len(data), shard_rows, flags["part"])
     devices = [pick_device(part) for part in device.split(",")] if device else [pick_device(None)]
     _use_cpus(usable_cpus())
     encoder = load_encoder(name, devices[0] if len(devices) == 1 else "cpu")
     resumed, ran = _told(output)
-    with progress("embed", len(rows)) as advance:
-        try:
-            store = embed_data(
-                encoder,
-                data,
-                output,
-                dtype=as_stored(dtype, output, add or replace),
-                compute=compute,
-                backend=backend,
-                batch_size=batch_size,
-                role=role,
-                shard_rows=shard_rows,
-                add=add,
-                replace=replace,
-                overwrite=overwrite,
-                devices=devices,
-                part=part,
-                resumed=resumed,
-                progress=advance,
-            )
-        except BaseException as error:
-            forget_if_empty(output)
-            kept = left_behind(output)
-            if kept or isinstance(error, KeyboardInterrupt):
-                say(f"{output}: {kept:,} rows are kept for the same command to go on from")
-            raise
+    with progress("embed", len(rows)) as advance, _telling_what_is_kept(output):
+        store = embed_data(
+            encoder,
+            data,
+            output,
+            dtype=as_stored(flags["dtype"], output, flags["add"] or flags["replace"]),
+            shard_rows=shard_rows,
+            devices=devices,
+            resumed=resumed,
+            progress=advance,
+            **{key: flags[key] for key in PASSED_ON},
+        )
     if not ran:
         say(f"{output}: is already what this command makes; nothing was encoded")
     skipped = store.manifest.get("skipped", [])
@@ -201,12 +153,33 @@ def embed(
         "encoder": store.manifest["encoder"],
     }
     lines = [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"]
-    if part:
+    if flags["part"]:
+        number, parts = flags["part"]
         result["part"] = store.manifest["part"]
-        lines.append(
-            f"  part {part[0]} of {part[1]} of {len(data):,} rows ({result['part']['whole'][:12]}, the same of all its parts)"
-        )
+        whole = result["part"]["whole"][:12]
+        lines.append(f"  part {number} of {parts} of {len(data):,} rows ({whole}, the same of all its parts)")
     emit(result, as_json, lines)
+
+
+def _shard_rows(output: Path, flags: dict[str, Any]) -> int:
+    """How many rows are in a shard. Raises UserError where these flags cannot fill a store at `output`."""
+    from retrieval.artifact import refuse_to_clobber, stated_kind
+    from retrieval.store import KIND, SHARD_ROWS, open_store
+
+    changes = flags["add"] or flags["replace"]
+    refuse_two_ways(flags["add"], flags["replace"], flags["overwrite"])
+    if flags["part"] and changes:
+        raise UserError(
+            "--part: makes a store of its own; leave out --append and --replace, and `store merge` the parts"
+        )
+    if changes:
+        refuse_unused("the store to be changed has its shards' size already", "--shard-rows")
+        require_store(output)
+        with open_store(output) as store:
+            return store.shard_rows
+    if stated_kind(output) != KIND:  # of a store it is found out later whether this very command made it
+        refuse_to_clobber(output, KIND, flags["overwrite"])
+    return flags["shard_rows"] or SHARD_ROWS
 
 
 def _read(
@@ -250,6 +223,21 @@ def _told(output: Path) -> tuple[Callable[[int], None], list[int]]:
             say(f"{output}: an interrupted run left {left:,} rows of another encoder or other data; they are made anew")
 
     return resumed, ran
+
+
+@contextmanager
+def _telling_what_is_kept(output: Path) -> Iterator[None]:
+    """Where it fails, says how many rows the same command will go on from."""
+    from retrieval.embed import forget_if_empty, left_behind
+
+    try:
+        yield
+    except BaseException as error:
+        forget_if_empty(output)
+        kept = left_behind(output)
+        if kept or isinstance(error, KeyboardInterrupt):
+            say(f"{output}: {kept:,} rows are kept for the same command to go on from")
+        raise
 
 
 def _use_cpus(count: int) -> None:

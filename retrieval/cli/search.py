@@ -82,15 +82,7 @@ def search(
       retrieval search index --encoder run --query "card not working" -k 5
       retrieval search index --store query-store -k 100 --output results.run
     """
-    if sum(map(bool, (queries, pictures, store))) != 1:
-        raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
-    if any(not query.strip() for query in queries):
-        raise UserError("--query: is empty; give a text to search for")
-    for query in queries:
-        try:
-            query.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"--query {query!r}: has bytes that are not UTF-8; convert it, or mend LANG") from None
+    _refuse_queries(queries, pictures, store)
     if store:
         refuse_unused("--store holds vectors already", "--encoder", "--device")
     _refuse_output(output, overwrite, radius)
@@ -128,13 +120,28 @@ def search(
     }
     if explain:
         result["how"] = found.how
+    emit(result, as_json, _shown(opened, names, results) + (_explained(opened, found) if explain else []))
+
+
+def _shown(opened: "Index", names: list[str], results: "list[list[Hit]]") -> list[str]:
+    """The hits of each query, a line each."""
     lines, form = [], ".3f" if opened.metric == "cosine" else ".4g"
     for query, best in zip(names, results, strict=True):
         lines += [f"{query}"] if len(names) > 1 else []
         lines += [f"{rank:>3}  {hit.score:{form}}  {_described(hit)}" for rank, hit in enumerate(best, 1)]
-    if not any(results):
-        lines.append("nothing found")
-    emit(result, as_json, lines + (_explained(opened, found) if explain else []))
+    return lines if any(results) else [*lines, "nothing found"]
+
+
+def _refuse_queries(texts: tuple[str, ...], pictures: tuple[Path, ...], store: Path | None) -> None:
+    if sum(map(bool, (texts, pictures, store))) != 1:
+        raise UserError("give one kind of query: --query TEXT, --image FILE, or --store STORE")
+    if any(not text.strip() for text in texts):
+        raise UserError("--query: is empty; give a text to search for")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--query {text!r}: has bytes that are not UTF-8; convert it, or mend LANG") from None
 
 
 def _where(opened: "Index", labels: tuple[str, ...], among: Path | None) -> "Mask | None":
