@@ -15,7 +15,7 @@ queries that have a relevant document: one without results counts as 0 (trec_eva
 results of a query that was not judged, are left out and counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,14 @@ from retrieval.intervals import Doubles
 from .values import PerQuery
 
 KS = (1, 10, 100)
+MEANINGS = {
+    "ndcg": "gains of the first k, each over log₂ (1 + rank), as a share of what the best order has",
+    "map": "precision at each relevant one of the first k, added up over how many are relevant in all",
+    "mrr": "one over the rank of the first relevant one, 0 where it is not among the first k",
+    "recall": "share of the relevant ones that is among the first k",
+    "p": "share of the first k that is relevant",
+    "success": "whether a relevant one is among the first k",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,12 @@ def _measured(grades: dict[str, int], documents: list[str], ks: tuple[int, ...],
         values[f"p@{k}"] = hits[k - 1] / k
         values[f"success@{k}"] = float(hits[k - 1] > 0)
     return values
+
+
+def meanings(metrics: Iterable[str]) -> dict[str, str]:
+    """What metrics such as "ndcg@10" say, for people: each measure once, at its first k."""
+    first = {name.partition("@")[0]: name for name in reversed(list(metrics))}
+    return {name: MEANINGS[measure] for measure, name in first.items() if measure in MEANINGS}
 
 
 def _some(names: dict[str, dict[str, float]] | Qrels) -> str:

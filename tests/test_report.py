@@ -16,6 +16,7 @@ from test_figures import blobs
 from retrieval.errors import UserError
 from retrieval.eval.clusters import evaluate_clusters
 from retrieval.eval.compare import compare
+from retrieval.eval.relevance import Run, evaluate_relevance, meanings
 from retrieval.eval.report.figures import Figure
 from retrieval.eval.report.items import Items, items_section
 from retrieval.eval.report.page import Section, number, render, signed, write_figures
@@ -286,7 +287,13 @@ def test_runs_of_others_and_items_of_several_labels(artifacts, clusters, run_cli
     words = ["eval", "clusters", "v.npy", "--labels", "l.txt", "--metric", "cosine", "--separator", "|"]
     run_cli(*words, "--output", "several")
     run_cli("report", "ranked", "several", "--output", "r.html")
-    assert "no class" not in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "no class" not in page
+    assert (
+        page.count("share of the first k that is relevant") == 1 and "Means over queries" in page
+    )  # what its metrics mean
+    measured = evaluate_relevance({"q": {"d": 1}}, Run({"q": {"d": 1.0}}, 0)).queries.values
+    assert {name for name in measured if name.endswith("@1")} == set(meanings(measured))
     store = artifacts[0] / "store"
     assert (
         "nothing here is without labels"

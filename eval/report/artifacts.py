@@ -11,6 +11,7 @@ from retrieval.errors import UserError
 from retrieval.images import decode, picture_at
 
 from ..pairs import meaning
+from ..relevance import meanings
 from ..values import PerQuery
 from .figures import Figure, forest, hardness, lines, recall_speed, spectrum
 from .items import DESCRIBED, GEOMETRY
@@ -35,7 +36,7 @@ def clusters_section(title: str, evaluation: Plain) -> Section:
 
 
 def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Section:
-    """Of `eval relevance --output`: figures with intervals, and the queries that did least well."""
+    """Of `eval relevance --output`: figures with intervals and what they mean, and the queries that did least well."""
     metric = next((name for name in TOLD if name in queries.values), next(iter(queries.values)))
     scores = queries.values[metric]
     worst = [(queries.ids[at], float(scores[at])) for at in np.argsort(scores, kind="stable")[:WORST].tolist()]
@@ -47,12 +48,19 @@ def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Secti
         axes.set(xlabel=metric, ylabel="share of queries", xlim=(0, 1))
 
     figure = Figure("queries", f"How {metric} is spread over queries, mean {scores.mean():.2f}", draw)
-    shown = {"metric": metric, "worst": worst, "pairs": {}, "described": {}, "counts": evaluation.get("counts", {})}
+    shown = {
+        "of": "queries",
+        "metric": metric,
+        "worst": worst,
+        "pairs": {},
+        "described": meanings(evaluation["metrics"]),
+        "counts": evaluation.get("counts", {}),
+    }
     return Section("relevance", title, dict(evaluation), {"queries": figure}, shown)
 
 
 def pairs_section(title: str, evaluation: Plain, queries: PerQuery, told: Mapping[str, Sequence[str]]) -> Section:
-    """Of `eval pairs --output`: the same, and what its metrics mean. told: anchor and positive of each query, if they are known."""
+    """Of `eval pairs --output`: the same of pairs. told: anchor and positive of each query, if they are known."""
     section = relevance_section(title, evaluation, queries)
     one, other = ("pictures", "captions") if "t2i_mrr" in queries.values else ("first pictures", "second pictures")
     names = {"different_documents": f"different {one}", "different_queries": f"different {other}"}
@@ -60,6 +68,7 @@ def pairs_section(title: str, evaluation: Plain, queries: PerQuery, told: Mappin
         section,
         shown=section.shown
         | {
+            "of": "pairs",
             "pairs": {query: [_shown(item) for item in told.get(query, ())] for query, _ in section.shown["worst"]},
             "described": {name: meaning(name) for name in evaluation["metrics"]},
             "counts": {names.get(name, name): count for name, count in evaluation["counts"].items()},
