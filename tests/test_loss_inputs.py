@@ -70,3 +70,14 @@ def test_what_is_remembered_is_in_the_state(tmp_path):
     value = module(ANCHOR, POSITIVE)
     assert torch.equal(other(ANCHOR, POSITIVE), value) and not torch.equal(fresh(ANCHOR, POSITIVE), value)
     assert not loss("hcl").state_dict()
+
+
+@pytest.mark.parametrize("start,least", [(0.07, 0.01), (0.005, 0.005)])
+def test_a_learned_temperature_does_not_sink_for_ever(start, least):
+    module = loss("clip", learn_temperature=True, temperature=start)
+    with torch.no_grad():
+        module.log_temperature.fill_(-20.0)
+    value = module(ANCHOR, POSITIVE)
+    assert value.item() == pytest.approx(loss("clip", temperature=least)(ANCHOR, POSITIVE).item(), rel=1e-4)
+    value.backward()
+    assert module.log_temperature.grad.isfinite() and module.log_temperature.exp().item() == pytest.approx(least)

@@ -24,9 +24,10 @@ from .tasks import UNKNOWN, Extra, Known, Task, tasks
 from .unit import unit
 from .weights import Exp, solve_beta
 
-OWN_RATE = (
-    1e-2  # at which a temperature and a bias learn: Adam moves a number by its rate a step, and they may have far to go
-)
+# Of a learned temperature: CLIP's code scales logits by 100 at most (Radford et al., ICML 2021, section 2.5).
+LEAST = 0.01
+# At which a temperature and a bias learn: Adam moves a number by its rate a step, and they may have far to go.
+OWN_RATE = 0.01
 
 
 class LossOutput(NamedTuple):
@@ -167,6 +168,7 @@ class ContrastiveLoss(nn.Module):
     """`contrastive_loss` with what outlives a batch: schedules, a learned temperature, the memory, the last diagnostics.
 
     Set `progress` (0 … 1) as training goes on; schedules follow it. Shapes as in `contrastive_loss`; returns the loss.
+    A learned temperature stays at LEAST or above, unless it began below.
     codes: likewise of each embedding, what the memory knows it by where `items` hold for this batch alone; `items` if not given.
     """
 
@@ -179,7 +181,7 @@ class ContrastiveLoss(nn.Module):
         self.progress = 0.0
         self.diagnostics: Diagnostics | None = None
         start = number(at(config, 0.0).temperature)
-        learned = config.learn_temperature
+        learned, self._least = config.learn_temperature, math.log(min(LEAST, start))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if learned else None
         self.bias = nn.Parameter(torch.tensor(number(config.bias))) if learned and config.entry == "sigmoid" else None
         self.memory = Memory(config.memory) if config.memory else None
@@ -199,6 +201,9 @@ class ContrastiveLoss(nn.Module):
         negative_pairs: Tensor | None = None,
     ) -> Tensor:
         codes = items if codes is None else codes
+        if self.log_temperature is not None:
+            with torch.no_grad():  # on data that fall apart entirely it would sink for ever
+                self.log_temperature.clamp_(min=self._least)
         past = self.memory.past(labels, items, codes) if self.memory is not None else None
         loss, self.diagnostics = contrastive_loss(
             anchor,
