@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.errors import UserError
+from retrieval.given import listed
 from retrieval.neighbors import Base, Floats, Ints, Neighbors
 
 from .geometry import Geometry, geometry, item_values
@@ -102,7 +103,10 @@ def evaluate_clusters(
     Raises UserError where there is nothing to measure: rows and labels that differ in number, vectors that are not finite or
     have no direction, one class, no query with anything relevant to find, a k beyond the base.
     """
-    base_vectors, base_labels = reference or (vectors, labels)
+    vectors, labels = np.asarray(vectors, np.float32), _named(labels)
+    base_vectors, base_labels = (
+        (vectors, labels) if reference is None else (np.asarray(reference[0], np.float32), _named(reference[1]))
+    )
     itself = reference is None
     refuse_unusable(vectors, labels, settings.metric)
     if not itself:
@@ -236,6 +240,14 @@ def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
             Mixed(relevance.names[a], relevance.names[b], float(shares[at]), (row, neighbor), float(scores[example]))
         )
     return mixed
+
+
+def _named(labels: Sequence[Any]) -> list[str]:
+    """Labels by position, whatever holds them. Raises UserError for items that have none: they would be taken for a class."""
+    found = listed("labels", labels)
+    if (row := next((row for row, label in enumerate(found) if label is None or label != label), None)) is not None:
+        raise UserError(f"labels: {found[row]!r} in row {row} is no class; leave such items out")
+    return [str(label) for label in found]
 
 
 def refuse_unusable(vectors: Floats, labels: Sequence[str] | None, metric: str) -> None:

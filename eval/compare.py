@@ -79,6 +79,8 @@ def compare(
     first: Sequence[PerQuery], second: Sequence[PerQuery], metric: str, *, unit: Unit = "query", seed: int = 0
 ) -> Compared:
     """Of runs that are `paired`. unit: what might have been another: queries, or whole classes with all their queries."""
+    if any(run.ids != first[0].ids for run in (*first, *second)):
+        raise UserError("the evaluations are not of the same queries in one order; `paired` puts them so")
     one, other = (np.stack([run.values[metric] for run in runs]) for runs in (first, second))
     difference = other.mean(0) - one.mean(0)
     groups = first[0].group_codes[1] if unit == "class" else None

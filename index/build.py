@@ -22,7 +22,7 @@ from retrieval.artifact import (
 )
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
-from retrieval.store import Store
+from retrieval.store import Store, open_store
 from retrieval.store.merge import link_rows
 
 from .backend import faiss, faiss_metric
@@ -53,7 +53,7 @@ Progress = Callable[[int], None]
 
 
 def build(
-    store: Store,
+    store: Store | Path | str,
     output: Path | str,
     *,
     factory: str | None = None,
@@ -75,7 +75,7 @@ def build(
 
     Raises UserError for a factory that FAISS cannot make or build, and for what fits no memory.
     """
-    output = Path(output)
+    output, store = Path(output), store if isinstance(store, Store) else open_store(store)
     refuse_unsuited(store)
     if device != "cpu":
         gpus(device)

@@ -11,7 +11,7 @@ from typing import Any
 from retrieval.artifact import Manifest, creating, now, seal
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
-from retrieval.store import Ids, Kind, Store, StoreRows, append, delete
+from retrieval.store import Ids, Kind, Store, StoreRows, append, delete, open_store
 from retrieval.store.compact import repack
 from retrieval.store.merge import in_order, link_rows, plan_of_merge, refuse_unlike
 from retrieval.store.writer import changing, made_by
@@ -27,12 +27,12 @@ FOLDED_FROM = 10_000  # late rows, or a tenth of all if that is more, are given 
 FOLDED_SHARE = 0.1
 
 
-def add(folder: Path | str, store: Store, *, replace: bool = False) -> Index:
+def add(folder: Path | str, store: Store | Path | str, *, replace: bool = False) -> Index:
     """Add the rows of a store. Ids that are there already are refused, or with `replace` their old rows are deleted.
 
     The same call twice in a row adds nothing the second time. Types that do not grow compare late rows exactly, however many.
     """
-    folder = Path(folder)
+    folder, store = Path(folder), store if isinstance(store, Store) else open_store(store)
     with Store(folder, kind=KIND) as rows:
         made = store.manifest
         kind = Kind(store.dim, rows.dtype, made["metric"], made["normalized"], made["modality"], made["encoder"])

@@ -26,6 +26,8 @@ def allowed(index: Index, labels: Collection[str] = (), ids: list[str] | None = 
 
 def rows_of_labels(index: Index, labels: Collection[str]) -> Mask:
     """(n,) which rows have one of the labels. Raises UserError for a label that none has."""
+    if isinstance(labels, str):
+        raise UserError(f"labels {labels!r}: give a list, also of one")
     known, codes = index.labels
     missing = set(labels) - known.keys()
     if missing:

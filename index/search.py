@@ -65,6 +65,8 @@ def search(
     search parameters instead of the tuned ones. Raises UserError for what does not fit the index.
     """
     queries, where = _fitting(index, queries), _mask(index, where)
+    if k < 0:
+        raise UserError(f"k {k}: must not be below 0")
     if settings and (unknown := settings.keys() - KNOBS):
         raise UserError(f"settings: {min(unknown)} is none of {', '.join(KNOBS)}")
     count = index.rows.count

@@ -5,7 +5,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from PIL import Image
 from retrieval.artifact import MANIFEST, RUN_KIND, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
+from retrieval.given import listed
 from retrieval.images import Picture
 from retrieval.openclip import CONFIG as OPEN_CLIP
 from retrieval.openclip import write_as_clip
@@ -46,7 +47,7 @@ _NOT_THE_FUNCTION = {
 class Encoder:
     """A loaded encoder. `name` is how the user called it; the fingerprint does not depend on it."""
 
-    model: "SentenceTransformer"
+    model: "SentenceTransformer" = field(repr=False)
     name: str
 
     @property
@@ -73,11 +74,13 @@ class Encoder:
         """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`.
 
         Raises UserError for items that the encoder does not take, and for one string, which would be encoded by the letter."""
-        if isinstance(items, str | Image.Image | Path):
-            raise UserError("items: give a list, also of one text or picture")
-        if not len(items):
+        items = listed("items", items)
+        if not items:
             return np.empty((0, self.dim), np.float32)
-        self.require("text" if isinstance(items[0], str) else "image")
+        texts = [isinstance(item, str) for item in items]
+        if any(texts) and not all(texts):
+            raise UserError(f"items: {items[texts.index(False)]!r} is no text, as others are; leave it out")
+        self.require("text" if texts[0] else "image")
         return Encoding(self.model, role=role).encode(items)
 
     def require(self, modality: str) -> None:
@@ -89,12 +92,13 @@ class Encoder:
             )
 
 
-def load_encoder(name: str, device: str | None = None) -> Encoder:
+def load_encoder(name: str | Path, device: str | None = None) -> Encoder:
     """Load a folder (a run of ours, or any sentence-transformers, transformers or open_clip folder) or a hub name, from
     safetensors only.
 
     Raises UserError if it cannot be loaded, and if a folder of ours does not match its manifest.
     """
+    name = str(name)
     source = resolve(name)
     if is_open_clip(Path(source)):
         with tempfile.TemporaryDirectory() as folder:  # sentence-transformers reads a folder only

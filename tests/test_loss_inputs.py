@@ -81,3 +81,17 @@ def test_a_learned_temperature_does_not_sink_for_ever(start, least):
     assert value.item() == pytest.approx(loss("clip", temperature=least)(ANCHOR, POSITIVE).item(), rel=1e-4)
     value.backward()
     assert module.log_temperature.grad.isfinite() and module.log_temperature.exp().item() == pytest.approx(least)
+
+
+def test_what_is_judged_is_not_remembered():
+    module = loss("xbm", memory=20)
+    module(ANCHOR, POSITIVE)
+    module.eval()
+    assert torch.equal(module(-ANCHOR, POSITIVE), module(-ANCHOR, POSITIVE)) and len(module.memory) == 8
+    module.train()(ANCHOR, POSITIVE)
+    assert len(module.memory) == 16
+
+
+def test_a_config_is_no_name():
+    with pytest.raises(UserError, match="give a name, such as 'hcl'"):
+        loss(named("hcl"))

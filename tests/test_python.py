@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from retrieval.data import Texts
 from retrieval.errors import UserError
+from retrieval.eval.clusters import Settings as ClusterSettings
+from retrieval.eval.clusters import evaluate_clusters
+from retrieval.eval.compare import compare, paired
+from retrieval.eval.values import PerQuery
 from retrieval.index.build import build
-from retrieval.index.filters import row_numbers
+from retrieval.index.change import add
+from retrieval.index.filters import row_numbers, rows_of_labels
 from retrieval.index.plan import Goal
 from retrieval.index.search import search, within
 from retrieval.store import STORED_AS, Held, Kind, Rows, create, delete
+from retrieval.train.loss import loss, named
+from retrieval.train.text import TextConfig, train_text
 
 VECTORS = np.eye(6, 8, dtype=np.float32)
 IDS = list("abcdef")
@@ -47,7 +55,7 @@ def test_columns_may_be_arrays_and_have_one_value_a_row(tmp_path):
     ).load()
     assert rows.ids == rows.labels == rows.payload["text"] == IDS
     assert create(tmp_path / "numbered", Held(Rows(VECTORS, range(6))), Kind(dim=8)).load().ids.tolist() == [*range(6)]
-    with pytest.raises(UserError, match="6 vectors, 9 labels"):
+    with pytest.raises(UserError, match="6 rows, 9 labels"):
         Held(Rows(VECTORS, IDS, ["x"] * 9))
     with pytest.raises(UserError, match="labels: None is no string"):
         Held(Rows(VECTORS, IDS, ["x", None] * 3))
@@ -119,3 +127,107 @@ def test_one_text_is_no_list_of_texts(minilm):
             minilm.encode(wrong)
     with pytest.raises(UserError, match="role 'qury': unknown; known are query, document"):
         minilm.encode(["hello"], role="qury")
+
+
+class Column:
+    """A column of pandas, which is asked by name where one asks it by number."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, row):
+        return self.values[-1 - row]
+
+    def tolist(self):
+        return list(self.values)
+
+
+def test_columns_of_pandas_go_by_position(tmp_path):
+    texts = Texts({"positive": Column(["p", "q"]), "anchor": Column(["a", "b"])}, ids=np.array(["1", "2"]))
+    assert texts.take([1]).columns == texts.part(1, 2).columns == {"anchor": ["b"], "positive": ["q"]}
+    assert texts.texts == ["a", "b"] and texts.ids == ["1", "2"]
+    stored = create(
+        tmp_path / "store", Rows(VECTORS[:2].tolist(), [np.int64(7), 9], Column(["x", "y"])), Kind(dim=np.int64(8))
+    )
+    assert stored.load().labels == ["x", "y"] and stored.load().ids.tolist() == [7, 9]
+    assert repr(stored).endswith("store': 2 × 8 float32, cosine)")
+
+
+@pytest.mark.parametrize(
+    "columns,rest,words",
+    [
+        ({"text": ["a", "b"]}, {"labels": ["x"]}, "2 rows, 1 labels"),
+        ({"text": ["a", "b"]}, {"ids": ["x"] * 3}, "2 rows, 3 ids"),
+        ({"text": ["a", "b"]}, {"scores": np.ones(3)}, "2 rows, 3 scores"),
+        ({"anchor": ["a", "b"], "positive": ["a"]}, {}, "2 rows, 1 positive"),
+        ({"text": ["a", None]}, {}, "text: None is no string"),
+        ({"text": ["a", "b"]}, {"labels": [1, 2]}, "labels: 1 is no string"),
+        ({"text": "ab"}, {}, "text: is of type str; give a list"),
+        ({"text": {"a", "b"}}, {}, "text: is of type set; give a list"),
+    ],
+)
+def test_texts_have_strings_in_columns_of_one_length(columns, rest, words):
+    with pytest.raises(UserError, match=words):
+        Texts(columns, **rest)
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"model": "the encoder"}, "model: is of type Encoder; give a SentenceTransformer"),
+        ({"loss_config": "hcl"}, "config 'hcl': is no LossConfig"),
+        ({"loss_config": loss("hcl")}, "is no LossConfig"),
+        ({"data": Texts({"text": []})}, "mine: has no rows"),
+        ({"data": Texts({"anchor": ["a", "b"]})}, "mine: has anchors and no positives"),
+        ({"data": Texts({"query": ["a"], "positive": ["b"]})}, "mine: has columns query, positive; call one text"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_before(change, words, minilm):
+    given = {
+        "model": minilm.model,
+        "data": Texts({"anchor": ["a", "b"], "positive": ["c", "d"]}),
+        "loss_config": named("hcl"),
+    }
+    given |= {"model": minilm} if "model" in change else change
+    with pytest.raises(UserError, match=words):
+        train_text(given["model"], given["data"], TextConfig(head=True, steps=1), given["loss_config"], source="mine")
+
+
+def test_settings_of_training_are_numbers_that_can_be():
+    for settings, words in (({"steps": 0}, "steps 0"), ({"lr": 0.0}, "lr 0"), ({"epochs": -1.0}, "epochs -1")):
+        with pytest.raises(UserError, match=words):
+            TextConfig(**settings)
+
+
+def test_items_without_a_class_are_none_of_a_class():
+    labels = ["a", "a", "b", "b", None, None]
+    for missing in (None, float("nan")):
+        with pytest.raises(UserError, match=f"labels: {missing} in row 4 is no class"):
+            evaluate_clusters(VECTORS, [*labels[:4], missing, missing])
+    numbered = evaluate_clusters(VECTORS.tolist(), Column([0, 0, 1, 1, 2, 2]), ClusterSettings(seeds=0))
+    assert numbered.queries.groups == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_what_is_compared_is_paired():
+    one, other = (PerQuery(ids, None, {"m": np.arange(3.0)}) for ids in (["a", "b", "c"], ["c", "b", "a"]))
+    with pytest.raises(UserError, match="`paired` puts them so"):
+        compare([one], [other], "m")
+    assert compare(*paired([[one], [other]])[0], "m").difference == 0
+
+
+def test_folders_stand_for_what_is_in_them(tmp_path, minilm):
+    create(tmp_path / "store", Rows(VECTORS[:3], IDS[:3], ["x", "y", "y"]), Kind(dim=8))
+    create(tmp_path / "more", Rows(VECTORS[3:], IDS[3:], ["x", "y", "y"]), Kind(dim=8))
+    build(str(tmp_path / "store"), tmp_path / "index")
+    index = add(str(tmp_path / "index"), tmp_path / "more")
+    assert index.rows.count == 6 and rows_of_labels(index, {"x"}).sum() == 2
+    with pytest.raises(UserError, match="labels 'x': give a list"):
+        rows_of_labels(index, "x")
+    with pytest.raises(UserError, match="k -1"):
+        search(index, VECTORS, -1)
+    with pytest.raises(UserError, match="items: None is no text, as others are"):
+        minilm.encode(["a", None])
+    assert np.array_equal(minilm.encode(Column(["a", "b"])), minilm.encode(["a", "b"]))

@@ -13,6 +13,8 @@ from .batches import Drawing, Plan, Rows, plan
 from .head import learning_rate
 from .loss import LossConfig
 from .loss.gather import world
+from .loss.inputs import refuse_other_config
+from .loss.schedule import refuse_below
 
 LORA_RATE = 2e-4
 
@@ -48,6 +50,12 @@ class Settings(ABC):
     compiled: bool = False
     average: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("mini_batch_size", 1), ("accumulate", 1)):
+            refuse_below(name, getattr(self, name), least)
+        for name in ("epochs", "lr"):
+            refuse_below(name, getattr(self, name), 0, strictly=True)
 
     @property
     @abstractmethod
@@ -89,6 +97,7 @@ class Settings(ABC):
         near: Callable[[], Rows] | None = None,
     ) -> Plan:
         """`batches.plan` as these settings have it. Raises UserError for batches of which not every process has a pair."""
+        refuse_other_config(loss_config)
         _, processes = world()
         found = plan(
             count,
@@ -140,3 +149,11 @@ class Settings(ABC):
             if getattr(self, name) != getattr(plain, name):
                 flag = {"compiled": "compile", "average": "ema"}.get(name, name.replace("_", "-"))
                 raise UserError(f"--{flag}: is for training the encoder itself; leave it out, or leave --head out")
+
+
+def refuse_other_model(model: object) -> None:
+    """Raise UserError for an `Encoder`, whose model is meant, and the like."""
+    if not isinstance(model, SentenceTransformer):
+        raise UserError(
+            f"model: is of type {type(model).__name__}; give a SentenceTransformer, such as an encoder's .model"
+        )

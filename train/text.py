@@ -19,9 +19,10 @@ from .curve import Curve
 from .fit import Running, fit, fit_head
 from .head import Frozen, freeze
 from .loss import LossConfig
+from .loss.inputs import refuse_other_config
 from .matryoshka import check_dims
 from .near import near_rows
-from .settings import Settings
+from .settings import Settings, refuse_other_model
 
 TOKENISED = 8192  # texts at a time
 Progress = Callable[[int], None]
@@ -64,6 +65,8 @@ def train_text(
     the vectors that it makes of all texts are held in memory. running: as in `fit` and `fit_head`.
     """
     several = [data] if isinstance(data, Texts) else list(data)
+    refuse_other_model(model)
+    refuse_other_config(loss_config)
     if loss_config.guided != (guide is not None):
         raise UserError(
             f"--loss {loss_config.name}: judges by another encoder; give --guide"
@@ -129,6 +132,12 @@ def plan_batches(
 
 
 def _refuse_settings(data: Texts, config: TextConfig, source: str) -> None:
+    if not len(data):
+        raise UserError(f"{source}: has no rows; give some")
+    if not {"text", "anchor"} & data.columns.keys():
+        raise UserError(f"{source}: has columns {', '.join(data.columns)}; call one text, or two anchor and positive")
+    if data.is_pairs and "positive" not in data.columns:
+        raise UserError(f"{source}: has anchors and no positives; name the column of those by --positive")
     if config.head and not data.is_pairs and data.labels is None:
         raise UserError(
             f"{source}: has neither labels nor pairs, and a frozen encoder makes two views of a text equal; name the column of classes "

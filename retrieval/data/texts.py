@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from retrieval.errors import UserError
+from retrieval.given import strings
 
 if TYPE_CHECKING:
     from .rows import Place
@@ -111,6 +112,20 @@ class Texts:
     origin: str = ""
     scores: NDArray[np.float64] | None = None
 
+    def __post_init__(self) -> None:
+        """Columns may be arrays and pandas. Raises UserError for other values than strings, and for columns that differ in length."""
+        count = len(next(iter(self.columns.values())))
+        order = sorted(self.columns, key=lambda name: name != "anchor")  # which stands for its row
+        columns = {name: _column(name, self.columns[name], count) for name in order}
+        labels, ids = (
+            None if column is None else _column(name, column, count)
+            for name, column in (("labels", self.labels), ("ids", self.ids))
+        )
+        if self.scores is not None and len(self.scores) != count:
+            raise UserError(f"{count:,} rows, {len(self.scores):,} scores; give one a row")
+        for name, value in (("columns", columns), ("labels", labels), ("ids", ids)):
+            object.__setattr__(self, name, value)
+
     @property
     def is_pairs(self) -> bool:
         return "anchor" in self.columns
@@ -166,6 +181,10 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def _column(name: str, values: Any, count: int) -> Sequence[str]:
+    return values if isinstance(values, Mapped) and len(values) == count else strings(name, values, count)
 
 
 @dataclass(frozen=True)

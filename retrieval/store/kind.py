@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval.errors import UserError
+from retrieval.given import listed, strings
 from retrieval.metrics import METRICS
 
 from .dtypes import STORED_AS
@@ -34,8 +35,9 @@ class Kind:
             if value not in known:
                 raise UserError(f"{name} {value!r}: unknown; known are {', '.join(known)}")
         for name, number in (("dim", self.dim), ("shard_rows", self.shard_rows)):
-            if number < 1:
-                raise UserError(f"{name} {number}: must be at least 1")
+            if not isinstance(number, int | np.integer) or number < 1:
+                raise UserError(f"{name} {number}: must be a whole number of at least 1")
+            object.__setattr__(self, name, int(number))
 
 
 class Source(Protocol):
@@ -56,24 +58,25 @@ class Source(Protocol):
 
 
 def plain(rows: Rows) -> Rows:
-    """Rows with columns as `Rows` has them, from whatever holds strings or whole numbers: lists, arrays, pandas. Raises
-    UserError for values of other types, and columns that differ in length."""
-    ids = _column(rows, "ids", rows.ids, numbers=True)
-    labels = None if rows.labels is None else _column(rows, "labels", rows.labels)
-    return Rows(rows.embeddings, ids, labels, {name: _column(rows, name, held) for name, held in rows.payload.items()})
+    """Rows with columns as `Rows` has them, from whatever holds numbers or strings: lists, arrays, pandas. Raises UserError for
+    values of other types, and columns that differ in length."""
+    vectors = np.asarray(rows.embeddings)
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise UserError(f"vectors {vectors.shape} of {vectors.dtype}: give numbers, (n, d)")
+    count = len(vectors)
+    ids = _ids(rows.ids, count)
+    labels = None if rows.labels is None else strings("labels", rows.labels, count)
+    payload = {name: strings(name, held, count) for name, held in rows.payload.items()}
+    return Rows(vectors, ids, labels, payload)
 
 
-def _column(rows: Rows, name: str, held: Any, *, numbers: bool = False) -> Any:
-    if len(held) != len(rows):
-        raise UserError(f"{len(rows):,} vectors, {len(held):,} {name}; give one a row")
-    if numbers and isinstance(held, np.ndarray) and held.dtype.kind in "iu":
+def _ids(held: Any, count: int) -> Ids:
+    if isinstance(held, np.ndarray) and held.dtype.kind in "iu" and len(held) == count:
         return held
-    values = held.tolist() if hasattr(held, "tolist") else list(held)
-    if numbers and values and all(type(value) is int for value in values):
+    values = listed("ids", held, count)
+    if values and all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
         return np.array(values, np.int64)
-    if (other := next((value for value in values if not isinstance(value, str)), None)) is not None or None in values:
-        raise UserError(f"{name}: {other!r} is no string; make strings of them")
-    return values
+    return strings("ids", values)
 
 
 def refuse_unfit(rows: Rows, kind: Kind) -> None:

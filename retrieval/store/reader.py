@@ -53,6 +53,9 @@ class Store:
             self._finalizer()  # another was put in its place meanwhile, and the manifest is that one's
         self._live: dict[int, Ints | None] = {}
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r}: {self.count:,} × {self.dim} {self.dtype}, {self.manifest['metric']})"
+
     def close(self) -> None:
         """Let go of the generation; arrays already read stay valid."""
         self._finalizer()

@@ -58,6 +58,10 @@ class Held:
         return self.held[start:stop]
 
 
+def _source(given: Source | Rows) -> Source:
+    return Held(given) if isinstance(given, Rows) else given
+
+
 @dataclass(frozen=True)
 class StoreRows:
     """A source of rows that are those of another store, or of an index."""
@@ -173,7 +177,7 @@ def _id_type(source: Source, kind: Kind) -> str:
 
 def create(
     output: Path | str,
-    source: Source,
+    source: Source | Rows,
     kind: Kind,
     *,
     settings: Any = None,
@@ -187,7 +191,7 @@ def create(
     It stands under `output` only when it is whole. A killed call is taken up by the same call, which leaves what it made.
     part: (i, n), only the i-th of n parts of the rows, for as many machines; `merge` makes one store of all.
     """
-    output = Path(output)
+    output, source = Path(output), _source(source)
     asked = rows_of_part(source.count, kind.shard_rows, part)
     whole = plan = plan_of("create", source, kind, settings)
     if part is not None:
@@ -220,7 +224,7 @@ def create(
 
 def append(
     folder: Path | str,
-    source: Source,
+    source: Source | Rows,
     kind: Kind,
     *,
     settings: Any = None,
@@ -234,7 +238,7 @@ def append(
 
     The same call twice in a row adds nothing the second time.
     """
-    folder = Path(folder)
+    folder, source = Path(folder), _source(source)
     with changing(folder, artifact) as (store, manifest):
         plan = plan_of("replace" if replace else "append", source, kind, settings)
         if manifest["plan"] != plan:

@@ -14,7 +14,7 @@ from . import gather
 from .blocks import Setting
 from .config import LossConfig
 from .fused import mean_loss
-from .inputs import refuse_unfit
+from .inputs import refuse_other_config, refuse_unfit
 from .memory import Memory
 from .mix import Recipe
 from .names import named, with_settings
@@ -168,14 +168,13 @@ class ContrastiveLoss(nn.Module):
     """`contrastive_loss` with what outlives a batch: schedules, a learned temperature, the memory, the last diagnostics.
 
     Set `progress` (0 … 1) as training goes on; schedules follow it. Shapes as in `contrastive_loss`; returns the loss.
-    A learned temperature stays at LEAST or above, unless it began below.
+    In `eval()` it looks at what is remembered and adds nothing. A learned temperature stays at LEAST or above, unless it began below.
     codes: likewise of each embedding, what the memory knows it by where `items` hold for this batch alone; `items` if not given.
     """
 
     def __init__(self, config: LossConfig, *, diagnose: bool = True) -> None:
         super().__init__()
-        if not isinstance(config, LossConfig):
-            raise UserError(f"config {config!r}: is no LossConfig; `loss` makes the whole loss of a name")
+        refuse_other_config(config)
         self.config = config
         self.diagnose = diagnose
         self.progress = 0.0
@@ -221,7 +220,7 @@ class ContrastiveLoss(nn.Module):
             bias=None if self.bias is None else gather.shared(self.bias),
             diagnose=self.diagnose,
         )
-        if self.memory is not None:
+        if self.memory is not None and self.training:
             self.memory.add(unit(positive.detach()), labels, codes)
         return loss
 

@@ -11,14 +11,18 @@ def refuse_unfit(config: LossConfig, given: dict[str, Tensor | None]) -> None:
     """Raises UserError for what is no tensor, has another shape than `contrastive_loss` says, or is missing.
 
     given: the call's tensors by name; "anchor" and "positive" are always there."""
-    if not isinstance(config, LossConfig):
-        raise UserError(f"config {config!r}: is no LossConfig; `named` makes one of a name, `loss` the whole loss")
+    refuse_other_config(config)
     there = {name: x for name, x in given.items() if x is not None}
     for name, x in there.items():
         if not isinstance(x, Tensor):
             raise UserError(f"{name}: is of type {type(x).__name__}; give a tensor")
     _refuse_shapes(there)
     _refuse_missing(config, there)
+
+
+def refuse_other_config(config: object) -> None:
+    if not isinstance(config, LossConfig):
+        raise UserError(f"config {config!r}: is no LossConfig; `named` makes one of a name, `loss` the whole loss")
 
 
 def _refuse_shapes(given: dict[str, Tensor]) -> None:

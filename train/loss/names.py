@@ -64,6 +64,8 @@ def named(text: str) -> LossConfig:
 
     Settings are fields of LossConfig or of its parts (weights, false_negatives, mix). Raises UserError for anything unknown.
     """
+    if not isinstance(text, str):
+        raise UserError(f"loss {text!r}: give a name, such as 'hcl'; ContrastiveLoss makes the loss of a config")
     name, _, rest = text.strip().partition("(")
     if name not in METHODS:
         near = get_close_matches(name, METHODS, 1)

@@ -1,0 +1,26 @@
+"""What callers from Python give where lists are asked for: lists, arrays, columns of pandas."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from retrieval.errors import UserError
+
+
+def listed(name: str, values: Any, count: int | None = None) -> list[Any]:
+    """By position, whatever a column of pandas is indexed by. Raises UserError for one string, for what has no order, and for another
+    number than `count`."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise UserError(f"{name}: is of type {type(values).__name__}; give a list")
+    if count is not None and len(values) != count:
+        raise UserError(f"{count:,} rows, {len(values):,} {name}; give one a row")
+    return values if type(values) is list else list(values)
+
+
+def strings(name: str, values: Any, count: int | None = None) -> list[str]:
+    """The same of strings alone."""
+    found = listed(name, values, count)
+    if set(map(type, found)) - {str} and not all(isinstance(value, str) for value in found):
+        other = next(value for value in found if not isinstance(value, str))
+        raise UserError(f"{name}: {other!r} is no string; make strings of them")
+    return found
