@@ -211,3 +211,14 @@ def test_what_cannot_be_measured_is_refused(clusters):
     broken[3] = np.nan
     with pytest.raises(UserError, match="1 of 120 vectors are not finite"):
         cluster_metrics(broken, labels)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int64])
+def test_vectors_of_other_numbers_are_judged_as_float32(kind, metric):
+    vectors = np.round(np.random.default_rng(0).normal(0, 9, (60, 5))).astype(kind)
+    labels, settings = [str(row % 3) for row in range(60)], Settings(metric=metric)
+    same = evaluate_clusters(vectors.astype(np.float32), labels, settings).means()
+    assert evaluate_clusters(vectors, labels, settings).means() == same
+    reference = (vectors, labels)
+    assert evaluate_clusters(vectors, labels, settings, reference=reference).means().keys() <= same.keys()

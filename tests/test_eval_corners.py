@@ -102,6 +102,17 @@ def test_a_level_is_judged_by_the_classes_of_what_is_searched(judged, tmp_path, 
     assert [level["level"] for level in read_json(told)["levels"]] == depths
 
 
+def test_a_hierarchy_whose_leaves_have_one_item_each_is_judged_above_them(judged, tmp_path, run_cli):
+    (tmp_path / "leaves").write_text("".join(f"{'ab'[row % 2]}/{row}\n" for row in range(120)))
+    (tmp_path / "tops").write_text("".join(f"{'ab'[row % 2]}\n" for row in range(120)))
+    words = ("eval", "clusters", "x.npy", "--metric", "cosine", "--json", "--labels")
+    told = run_cli(*words, "leaves", "--hierarchy", "/")
+    assert "Level 2 has no item that shares its class" in told.stderr and "judged by level 1" in told.stderr
+    above, leaves = read_json(run_cli(*words, "tops")), read_json(told)
+    assert leaves["metrics"] == above["metrics"] == leaves["levels"][0]["metrics"] and len(leaves["levels"]) == 1
+    assert "none of the 120 items shares its class" in run_cli(*words, "leaves", code=2).stderr
+
+
 def test_recall_of_as_many_as_there_are(judged, tmp_path, run_cli):
     run_cli("store", "import", "x.npy", "--metric", "cosine", "--output", "s")
     run_cli("index", "build", "s", "--output", "i")

@@ -102,10 +102,20 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
     if flags["like"]:
         _like(flags["like"], side, as_json)
         return
-    found = _judge(side, other, flags, side.labels, None if other is None else other.labels)
+    judged_by = (side.labels, None if other is None else other.labels)
+    levels = _levels(side, other, flags) if flags["hierarchy"] is not None else {}
+    if levels and _unanswerable(*judged_by):
+        deepest = max(levels)
+        say(f"Note: no item shares its whole label with another; judged by level {deepest}")
+        judged_by = levels[deepest]
+    found = _judge(side, other, flags, *judged_by)
     result = {"vectors": str(vectors), "metric": side.metric, **_as_json(found, side, other, flags["seed"])}
     if flags["hierarchy"] is not None:
-        result["levels"] = _levels(side, other, flags, found)
+        result["levels"] = [
+            {"level": depth, "classes": each.counts["classes"], "metrics": each.means()}
+            for depth, labels in levels.items()
+            for each in [found if labels == judged_by else _judge(side, other, flags, *labels)]
+        ]
     if flags["probe"]:
         result["metrics"] |= _probe(side, flags["seed"])
     write_evaluation(flags, "clusters", result, {"": found.queries})
@@ -158,9 +168,9 @@ def _like(name: str, side: "Side", as_json: bool) -> None:
     emit({"like": name, "metrics": values}, as_json, [f"{metric:<28} {value:.4f}" for metric, value in values.items()])
 
 
-def _levels(side: "Side", other: "Side | None", flags: dict[str, Any], whole: "Clusters") -> list[dict[str, Any]]:
-    """The metrics by the first part of each label, by the first two and so on; the last level is the labels themselves, by
-    which everything is judged already unless they were written in different ways."""
+def _levels(side: "Side", other: "Side | None", flags: dict[str, Any]) -> dict[int, tuple[list[str], list[str] | None]]:
+    """By level the labels of both sides, cut after so many parts, where there is something to judge; the last level is the
+    labels themselves unless they were written in different ways."""
     from retrieval.eval.labels import levels
 
     own = levels(side.labels, flags["hierarchy"])
@@ -169,15 +179,20 @@ def _levels(side: "Side", other: "Side | None", flags: dict[str, Any], whole: "C
         of_reference = levels(other.labels, flags["hierarchy"])
     if len(of_reference) != len(own):
         raise UserError(f"--hierarchy: the labels have {len(own)} levels, those of the reference {len(of_reference)}")
-    found = []
+    found = {}
     for depth, labels in enumerate(zip(own, of_reference, strict=True), 1):
         if len(set(labels[1] or labels[0])) < 2:  # the classes of what is searched
             say(f"Level {depth} has one class only, and is left out")
-            continue
-        same = labels == (side.labels, None if other is None else other.labels)
-        judged = whole if same else _judge(side, other, flags, *labels)
-        found.append({"level": depth, "classes": judged.counts["classes"], "metrics": judged.means()})
+        elif _unanswerable(*labels):
+            say(f"Level {depth} has no item that shares its class with another, and is left out")
+        else:
+            found[depth] = labels
     return found
+
+
+def _unanswerable(own: list[str], of_reference: list[str] | None) -> bool:
+    """Whether no item has another of its class to find."""
+    return len(set(own)) == len(own) if of_reference is None else set(own).isdisjoint(of_reference)
 
 
 def _probe(side: "Side", seed: int) -> dict[str, float]:
