@@ -122,6 +122,9 @@ def test_on_the_command_line(evaluations, run_cli):
     words = ["eval", "compare", folder / "a", f"noisy={runs}", "--unit", "class", "--value", "map@r", "--json"]
     (found,) = read_json(run_cli(*words))["comparisons"]
     assert (found["runs"], found["units"], found["verdict"]) == ([1, 3], 6, "worse")
+    assert "of one run it is not known how another would do" in run_cli(*words).stderr
+    words = ["eval", "compare", folder / "a", folder / "b0"]
+    assert "of one run" not in run_cli(*words).stderr
     live = ["eval", "compare", folder / "a", folder / "a.npy", "--labels", folder / "labels.txt", "--metric", "cosine"]
     assert "no difference shown" in run_cli(*live).stdout
     csv = run_cli("eval", "compare", folder / "a" / "queries.csv", folder / "b0", "--value", "r@10")

@@ -83,6 +83,10 @@ def compare(
             f"Note: the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
             f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
         )
+    several = [len(each) > 1 for each in runs]
+    if any(several) and not all(several):
+        alone = ", ".join(name for name, more in zip(names, several, strict=True) if not more)
+        say(f"Note: {alone}: of one run it is not known how another would do; intervals and p are for it as it is")
     write_evaluation(flags, "compare", result, {})
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
