@@ -104,6 +104,8 @@ FIGURES = [
     heat("heat", ["a", "a class with a very long name indeed"], np.array([[0.9, 0.1], [0.0, 1.0]])),
     hardness("hardness", POINTS, "map@r"),
     hardness("temperature", [p | {"setting": {"temperature": p["setting"]["temperature"]}} for p in POINTS], "map@r"),
+    spectrum("flat", {"a": [1.0, 0.7, 0.4]}),
+    hardness("adaptive", [POINTS[0] | {"setting": {"kappa": k / 2}} for k in range(20)], "map@r"),
     forest("forest", [("b, map@r", 0.1, (0.05, 0.15)), ("c, map@r", -0.01, (-0.05, 0.02))]),
     lines("lines", "alt", {"loss": [3.0, 2.0]}, "step", "loss"),
 ]
@@ -115,6 +117,7 @@ def test_figures_are_svg_and_png(figure):
     inline = figure.svg(themed=True)
     assert ET.fromstring(inline).attrib["aria-hidden"] == "true" and "var(--ink)" in inline
     assert not re.search(r' id="[a-z]+\d*_\d+"', inline)
+    assert "$" not in inline  # of formulas, which are not parsed
     assert Image.open(io.BytesIO(figure.png())).size[0] > 300
     assert figure.svg() == figure.svg() and figure.alt
 

@@ -289,6 +289,7 @@ def test_runs_of_others_and_items_of_several_labels(artifacts, clusters, run_cli
     run_cli("report", "ranked", "several", "--output", "r.html")
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "no class" not in page
+    assert page.count("share of the first k that is of the same class") == 1
     assert (
         page.count("share of the first k that is relevant") == 1 and "Means over queries" in page
     )  # what its metrics mean

@@ -1,5 +1,6 @@
 """What other commands wrote, as sections: evaluations of three kinds, comparisons, runs of training, sweeps."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,20 @@ from .pictures import thumbnail
 
 WORST = 20
 TOLD = ("ndcg@10", "t2i_mrr", "i2i_mrr")  # the metric by which queries are told apart, the first that is there
+MEASURES = {  # of clusters, by what they are called without their k; the others are DESCRIBED
+    "r": "one of the first k is of the same class",
+    "p": "share of the first k that is of the same class",
+    "map": "precision at each of these among the first k, added up over how many there are in all",
+    "map/min": "the same over how many of them can be among the first k",
+    "mrr": "one over the rank of the first item of the same class",
+    "knn/.1": "a vote of the two hundred nearest gives the right class",
+    "knn/.5": "the same with weights that differ less",
+    "homogeneity": "each cluster of k-means is of one class",
+    "completeness": "each class is in one cluster",
+    "linear-probe": "a linear classifier gives the right class to items that it was not fitted to",
+    "nc3": "how far its weights are from the class means; 0 when collapsed",
+    "nc4": "how often it and the nearest class mean decide differently; 0 when collapsed",
+}
 Plain = Mapping[str, Any]
 
 
@@ -28,11 +43,18 @@ def clusters_section(title: str, evaluation: Plain) -> Section:
     metrics = evaluation["metrics"]
     figures = {"spectrum": spectrum("spectrum", {title: evaluation["spectrum"]})} if "spectrum" in evaluation else {}
     shown = {
-        "described": {name: DESCRIBED.get(name, "") for name in evaluation["metrics"] if name not in GEOMETRY},
+        "described": _described([name for name in metrics if name not in GEOMETRY]),
         "geometry_of": {name: told for name, told in GEOMETRY.items() if name in metrics},
         "worst": sorted(evaluation.get("per_class", ()), key=lambda row: (row.get("map@r", 0), row["class"])),
     }
     return Section("clusters", title, dict(evaluation), figures, shown)
+
+
+def _described(metrics: Sequence[str]) -> dict[str, str]:
+    """What each says; what several say at their own k is told once."""
+    first = {re.sub(r"@\d+", "", name): name for name in reversed(metrics) if name not in DESCRIBED}
+    told = {name: MEASURES.get(measure, "") for measure, name in first.items()}
+    return {name: DESCRIBED.get(name) or told.get(name, "") for name in metrics}
 
 
 def relevance_section(title: str, evaluation: Plain, queries: PerQuery) -> Section:

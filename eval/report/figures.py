@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -117,6 +118,7 @@ def spectrum(name: str, of: Mapping[str, Values]) -> Figure:
             largest = max(max(values), 1e-12)
             axes.plot(range(1, len(values) + 1), [max(value / largest, 1e-6) for value in values], label=label)
         axes.set(xlabel="rank", ylabel="singular value / largest", yscale="log")
+        _plain(axes.yaxis)
         if len(of) > 1:
             axes.legend()
 
@@ -152,8 +154,7 @@ def recall_speed(name: str, points: Sequence[Mapping[str, Any]]) -> Figure:
             tuned = [f for f in found if f[2]]
             axes.plot([f[0] for f in tuned], [f[1] for f in tuned], "*", ms=11, color=line.get_color())
         axes.set(xlabel="recall", ylabel="queries a second", yscale="log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] in "125" else ""))
+        _plain(axes.yaxis, ",.0f")
         axes.set_xlim(right=1.005)
         axes.legend(title="★ as tuned")
 
@@ -195,8 +196,10 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             axes.plot([stars[id(best)]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
         if across == "temperature":
             axes.set_xscale("log")
+            _plain(axes.xaxis)
         elif across != "tau_plus":
             axes.set_xscale("symlog", linthresh=0.5)
+            _plain(axes.xaxis)
             axes.xaxis.set_minor_formatter(NullFormatter())
             ticks = sorted({s[across] for s in settings if across in s})
             if len(ticks) <= 12:
@@ -206,6 +209,12 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
     return Figure(name, f"{metric} against {titles[across]}, with intervals", draw, (6.4, 3.6))
+
+
+def _plain(axis: Axis, form: str = "g") -> None:
+    """The numbers of a logarithmic axis as they are: matplotlib's powers of ten are formulas, which are not parsed here."""
+    for which in (axis.set_major_formatter, axis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:{form}}" if f"{value:e}"[0] in "0125" else ""))
 
 
 def _beside(axis: str, value: float, aside: float) -> float:
