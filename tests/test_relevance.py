@@ -102,6 +102,7 @@ def test_judgments_in_every_form(tmp_path, content):
         (read_qrels, "", "has no judgments"),
         (read_qrels, "q d\n", "line 1 has 2 fields"),
         (read_qrels, "q 0 d 1\nq 0 d x\n", "line 2: the grade 'x' is no integer"),
+        (read_qrels, "q 0 c high\nq 0 d 1\n", "line 1: the grade 'high' is no integer"),
         (read_qrels, "q 0 d 1\nq 0 d 2\n", "line 2 judges 'd' of query 'q' again"),
         (read_run, "", "has no results"),
         (read_run, "q Q0 d 1 0.5\n", "line 1 has 5 fields"),

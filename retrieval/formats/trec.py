@@ -41,6 +41,7 @@ class Beir(NamedTuple):
 def read_qrels(path: Path) -> Qrels:
     """Raises UserError for a line that is no judgment, or two judgments of one document that differ."""
     found: Qrels = {}
+    header = ("", "")  # query and grade of a first line whose grade is no integer
     for number, fields in _fields(path):
         if len(fields) == 4:
             query, _, document, said = fields
@@ -52,10 +53,13 @@ def read_qrels(path: Path) -> Qrels:
             grade = int(said)
         except ValueError:
             if number == 1:
-                continue  # a header
+                header = query, said
+                continue
             raise UserError(f"{path}: line {number}: the grade {said!r} is no integer") from None
         if found.setdefault(query, {}).setdefault(document, grade) != grade:
             raise UserError(f"{path}: line {number} judges {document!r} of query {query!r} again, and differently")
+    if header[0] in found:
+        raise UserError(f"{path}: line 1: the grade {header[1]!r} is no integer")
     if not found:
         raise UserError(f"{path}: has no judgments; give lines of query, document and grade")
     return found
