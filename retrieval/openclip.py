@@ -14,7 +14,7 @@ from retrieval.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import CLIPConfig
+    from transformers import CLIPConfig, PreTrainedModel
 
 CONFIG, WEIGHTS, PICKLE = "open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 TOKENIZERS = ("tokenizer.json", "vocab.json")
@@ -67,11 +67,20 @@ def write_as_clip(source: Path, target: Path) -> None:
             f"{wanted.get(odd[0], 'there')}); copy both files again"
         )
     model.load_state_dict(weights)
-    model.save_pretrained(target)
+    write_weights(model, target)
     tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     pixels = CLIPImageProcessorPil(**_pixels(source, told.get("preprocess_cfg") or {}, config.vision_config.image_size))
     CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(target)  # type: ignore[no-untyped-call]
+
+
+def write_weights(model: "PreTrainedModel", folder: Path | str) -> None:
+    """A model's weights and configuration, as its `save_pretrained` has them, which of several processes writes in the first alone."""
+    from safetensors.torch import save_model
+
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_model(model, str(Path(folder) / "model.safetensors"), {"format": "pt"})
 
 
 def _refuse_incomplete(source: Path) -> None:

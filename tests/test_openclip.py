@@ -154,6 +154,14 @@ def test_it_is_known_by_what_it_computes_and_saved_as_a_plain_encoder(tmp_path):
     assert np.allclose(again.encode(pictures), one.encode(pictures))
 
 
+def test_every_process_has_its_weights(tmp_path, monkeypatch):
+    """transformers' own writing does nothing in all but the first of several processes."""
+    folder = written(tmp_path / "clip", checkpoint())
+    known = load_encoder(folder, "cpu").fingerprint
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", lambda *_, **__: None)
+    assert load_encoder(folder, "cpu").fingerprint == known
+
+
 def test_a_long_text_is_cut_at_its_own_length(tmp_path):
     encoder = load_encoder(written(tmp_path / "m", checkpoint()), "cpu")
     long, cut = encoder.encode(["a" * 50, "a" * (LENGTH - 2)])

@@ -294,9 +294,10 @@ def test_a_killed_training_goes_on_to_the_same_weights(command, step, where, opt
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_network_together(command, run_cli, tmp_path):
+@pytest.mark.parametrize("scratch", [[], ["--model", "small"]], ids=["vit", "small"])
+def test_two_processes_train_a_network_together(scratch, command, run_cli, tmp_path):
     """Their batch is one: negatives of both. What each draws at random differs from one process, so weights do too."""
-    done = together(2, *command, "--output", tmp_path / "run")
+    done = together(2, *command, *scratch, "--output", tmp_path / "run")
     assert [each.returncode for each in done] == [0, 0], done
     assert load_file(tmp_path / "run" / "model.safetensors")
     curve = (tmp_path / "run" / "run" / "curve.csv").read_text().splitlines()

@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from retrieval.encoder import Encoder, load_encoder
 from retrieval.images import Images
+from retrieval.openclip import write_weights
 
 from .pictures import longest_side
 
@@ -52,7 +53,7 @@ def network(name: str, side: int, device: str | None, seed: int) -> SentenceTran
         image_std=[0.5] * 3,
     )
     with tempfile.TemporaryDirectory() as folder:  # Transformer reads a folder only
-        backbone.save_pretrained(folder)
+        write_weights(backbone, folder)
         processor.save_pretrained(folder)
         transformer = Transformer(folder)
     width = WIDTHS[name]
