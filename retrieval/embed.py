@@ -56,6 +56,7 @@ class Corpus:
     def columns(self) -> list[str]:
         if isinstance(self.data, Images):
             payload = ["payload/path"] if isinstance(self.data.source, list) else []
+            payload += ["payload/caption"] if self.data.captions is not None else []
         else:
             payload = ["payload/text"]
         return [*(["labels"] if self.data.has_labels else []), *payload]
@@ -84,6 +85,7 @@ def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
         payload = {"text": list(block.texts)}
     else:
         payload = {"path": [str(path) for path in block.source]} if isinstance(block.source, list) else {}
+        payload |= {} if block.captions is None else {"caption": block.captions}
     return Rows(vectors, ids, None if block.labels is None else list(block.labels), payload)
 
 

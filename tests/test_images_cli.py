@@ -38,6 +38,34 @@ def test_train_embed_search_and_report_from_tars(run_cli, shards, tmp_path):
     assert "none.png: no such file" in missing.output
 
 
+def test_captions_of_a_table_are_shown(run_cli, pictures, tmp_path):
+    from retrieval.store import open_store
+
+    files = sorted(pictures.rglob("*.png"))[::20]
+    rows = [{"image": str(file), "captions": [f"a {file.parent.name}", "", "on paper"]} for file in files]
+    rows[3]["captions"] = None
+    table, store, index, page = (tmp_path / name for name in ("a.jsonl", "store", "index", "page.html"))
+    table.write_text("\n".join(map(json.dumps, rows)))
+    run, quick = tmp_path / "run", ["--device", "cpu"]
+    run_cli("train", "image", "--data", pictures, "--model", "small", "--steps", 1, "--output", run, *quick)
+    words = ["embed", "--encoder", run, "--data", table, "--output", store, *quick]
+    assert "columns image, captions" in run_cli(*words).stderr
+    with open_store(store) as opened:
+        held = opened.load()
+    assert held.payload["caption"][:2] == ["a 0; on paper", "a 1; on paper"] and held.payload["caption"][3] == ""
+    assert "is already what this command makes" in run_cli(*words).stderr
+    run_cli("index", "build", store, "--output", index)
+    words = ["search", index, "--encoder", run, "--image", files[1], "-k", 1, *quick]
+    assert "a 1; on paper" in run_cli(*words).stdout
+    assert json.loads(run_cli(*words, "--json").stdout)["results"][0]["hits"][0]["caption"] == "a 1; on paper"
+    run_cli("report", store, "--output", page, "--map", "pca")
+    assert "a 1; on paper" in page.read_text("utf-8") and "data:image/jpeg;base64" in page.read_text("utf-8")
+    table.write_text("\n".join(map(json.dumps, rows)).replace("on paper", "in ink"))
+    run_cli("embed", "--encoder", run, "--data", table, "--output", store, "--overwrite", *quick)
+    with open_store(store) as opened:
+        assert opened.load().payload["caption"][1] == "a 1; in ink"
+
+
 def test_train_and_embed_from_a_data_set(run_cli, pictures, tmp_path):
     import datasets
 

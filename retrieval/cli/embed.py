@@ -202,7 +202,7 @@ def _read(
         raise UserError(f"{path}: is a collection; embed its corpus.jsonl, or its queries.jsonl --as query")
     data: TextFile | Texts | Images
     if is_image_data(path, split, asked):
-        data = read_images(path, skip_bad=skip_bad, split=split, asked=asked)
+        data = read_images(path, skip_bad=skip_bad, split=split, asked=asked, captions=True)
     else:
         data = scan_texts(path, shard_rows, split, asked)
     say(f"{path}: {data.origin}" + ("" if data.has_ids else "; no ids (column id), so rows are numbered"))

@@ -144,7 +144,7 @@ def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
     pictures = _pictures(path, rows, flags["images"])
     if metric != "cosine":
         say(f"Note: {path} is compared by {metric}; the map and the histograms are of directions all the same")
-    ids, texts = [str(i) for i in rows.ids], rows.payload.get("text")
+    ids, texts = [str(i) for i in rows.ids], rows.payload.get("text") or rows.payload.get("caption")
     return Items(name, rows.embeddings, labels, ids, metric, texts, pictures, note=_recall(name, path))
 
 

@@ -267,6 +267,6 @@ def _picture(path: Path) -> "Picture":
 def _described(hit: "Hit") -> str:
     from retrieval.data import shortened
 
-    shown = shortened(hit.payload.get("text", ""), 100)
+    shown = shortened(hit.payload.get("text") or hit.payload.get("caption", ""), 100)
     name = hit.id if isinstance(hit.id, str) or not shown else ""  # numbers are mostly those of rows
     return "  ".join(str(part) for part in (name, hit.label and f"[{hit.label}]", shown) if part or part == 0)

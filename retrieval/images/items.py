@@ -22,7 +22,7 @@ class Images:
 
     source: uint8 (n, height, width) grey or (n, height, width, 3) colour, or a list of n `Picture`s. ids: of those, what the
     folder, table or tar calls each, wherever that lies; None for arrays, which are numbered by row. at_least: the shorter
-    side in pixels that whoever asks has a use for, as `decode` takes it.
+    side in pixels that whoever asks has a use for, as `decode` takes it. captions: what is shown beside them.
     """
 
     source: Bytes | list[Picture]
@@ -31,6 +31,7 @@ class Images:
     skipped: tuple[Picture, ...] = ()
     ids: list[str] | None = None
     at_least: int | None = None
+    captions: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,21 +58,23 @@ class Images:
     def fingerprint(self) -> str:
         """Names what is embedded and stored: files by name, size and time, parts of files also by place, arrays by content."""
         if isinstance(self.source, list):
-            return sha256_json([self.ids, stamps(self.source), self.labels])
+            told = [] if self.captions is None else [self.captions]
+            return sha256_json([self.ids, stamps(self.source), self.labels, *told])
         content = hashlib.sha256(np.ascontiguousarray(self.source).data).hexdigest()
         return sha256_json([self.source.shape, content, self.labels])
 
     def part(self, start: int, stop: int) -> "Images":
         """Rows start:stop."""
-        labels, ids = (column and column[start:stop] for column in (self.labels, self.ids))
-        return replace(self, source=self.source[start:stop], labels=labels, ids=ids, skipped=())
+        labels, ids, captions = (column and column[start:stop] for column in (self.labels, self.ids, self.captions))
+        return replace(self, source=self.source[start:stop], labels=labels, ids=ids, captions=captions, skipped=())
 
     def take(self, rows: Iterable[int]) -> "Images":
         """Any rows, in the order asked for."""
         chosen = list(rows)
         source = [self.source[row] for row in chosen] if isinstance(self.source, list) else self.source[chosen]
-        labels, ids = (column and [column[row] for row in chosen] for column in (self.labels, self.ids))
-        return replace(self, source=source, labels=labels, ids=ids, skipped=())
+        columns = (self.labels, self.ids, self.captions)
+        labels, ids, captions = (column and [column[row] for row in chosen] for column in columns)
+        return replace(self, source=source, labels=labels, ids=ids, captions=captions, skipped=())
 
 
 def described(count: int, labels: list[str] | None) -> str:

@@ -19,6 +19,7 @@ from .items import Images
 from .picture import Picture
 from .shards import CAPTIONS, Sample, fields_of, is_shards, names_of, read_samples, sidecar
 from .tables import (
+    CAPTION_COLUMNS,
     PATH_COLUMNS,
     Row,
     Table,
@@ -31,7 +32,6 @@ from .tables import (
     text_of,
 )
 
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "sentences")
 PICTURE_PAIRS = (("image1", "image2"), ("image_1", "image_2"), ("anchor", "positive"))
 Column = Images | list[str]
 

@@ -39,17 +39,22 @@ def is_image_data(path: Path, split: str = "train", asked: Asked | None = None) 
 
 
 def read_images(
-    path: Path | str, *, skip_bad: bool = False, split: str = "train", asked: Asked | None = None
+    path: Path | str,
+    *,
+    skip_bad: bool = False,
+    split: str = "train",
+    asked: Asked | None = None,
+    captions: bool = False,
 ) -> Images:
     """Read a folder of class folders, an unlabelled folder, a table of path and label (CSV, TSV, JSONL, Parquet), a Hugging
     Face data set (a folder that `save_to_disk` wrote, or owner/name[:config]), tar shards, an `.npz` or an IDX file.
 
     split: of data sets that have several. asked: columns that the user names. With skip_bad every file is decoded once, and those that fail are left out and
-    counted in `skipped`.
+    counted in `skipped`. captions: whether a table's are kept.
     """
     path, asked = Path(path), asked or Asked()
     if is_rows(path):
-        images = read_table(open_table(path, split), asked, missing=skip_bad)
+        images = read_table(open_table(path, split), asked, missing=skip_bad, captions=captions)
         images = replace(images, origin=images.origin + told_split(path, split))
     else:
         asked.refuse_without_columns(path)

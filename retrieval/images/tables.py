@@ -18,6 +18,7 @@ from .picture import Cell, Picture
 
 LINES = (".csv", ".tsv", ".jsonl", ".ndjson")
 PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path", "img")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "sentences")
 Row = tuple[int, dict[str, Any]]  # the number of its line, or of the row, and its cells
 
 
@@ -84,8 +85,38 @@ def picture_column(table: Table) -> str | None:
     return named
 
 
-def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
-    """Rows of a picture and perhaps a label and an id. missing: also of pictures that are not there."""
+def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = False) -> Images:
+    """Rows of a picture and perhaps a label and an id, and with `captions` a caption. missing: also of pictures that are not there."""
+    column, label, name = _columns(table, asked)
+    caption = table.find(CAPTION_COLUMNS) if captions else None
+    if caption in (column, label, name, *table.holding):
+        caption = None
+    taken = [each for each in (column, label, name, caption) if each]
+    source: list[Picture] = []
+    labels: list[tuple[int, Any]] = []
+    ids: list[str] = []
+    told: list[str] = []
+    for number, row in table.rows(taken):
+        source.append(picture_of(table, number, column, row[column], missing=missing))
+        if label:
+            labels.append((number, row[label]))
+        if name:
+            ids.append(as_written(table, number, name, row[name]))
+        elif column not in table.holding:
+            ids.append(row[column])
+        if caption:
+            told.append(_caption(row[caption]))
+    if not source:
+        raise UserError(f"{table.path}: is empty; give a row an image")
+    classes = _labels(table, label, labels) if label else None
+    origin = f"{described(len(source), classes)}; columns {', '.join(taken)}"
+    if others := [each for each in table.names if each not in taken]:
+        origin += f"; not used: {', '.join(others)}"
+    return Images(source, classes, origin, ids=ids or None, captions=told or None)
+
+
+def _columns(table: Table, asked: Asked) -> tuple[str, str | None, str | None]:
+    """Those of the pictures, the labels and the ids."""
     path, said, asked = table.path, asked, asked.of(table.names)
     if not table.names:
         raise UserError(f"{path}: is empty; give a header path,label and a row an image")
@@ -102,25 +133,12 @@ def read_table(table: Table, asked: Asked, *, missing: bool) -> Images:
     for flag, other in (("label", label), ("id", name)):
         if other == column:
             raise UserError(f"--{flag} {other}: is the column of the pictures; name another")
-    source: list[Picture] = []
-    labels: list[tuple[int, Any]] = []
-    ids: list[str] = []
-    for number, row in table.rows([each for each in (column, label, name) if each]):
-        source.append(picture_of(table, number, column, row[column], missing=missing))
-        if label:
-            labels.append((number, row[label]))
-        if name:
-            ids.append(as_written(table, number, name, row[name]))
-        elif column not in table.holding:
-            ids.append(row[column])
-    if not source:
-        raise UserError(f"{path}: is empty; give a row an image")
-    told = _labels(table, label, labels) if label else None
-    taken = [each for each in (column, label, name) if each]
-    origin = f"{described(len(source), told)}; columns {', '.join(taken)}"
-    if others := [each for each in table.names if each not in taken]:
-        origin += f"; not used: {', '.join(others)}"
-    return Images(source, told, origin, ids=ids or None)
+    return column, label, name
+
+
+def _caption(value: Any) -> str:
+    """A cell's caption, or captions, which are shown and not searched: it may be empty."""
+    return "; ".join(filter(None, (as_text(each).strip() for each in (value if isinstance(value, list) else [value]))))
 
 
 def _labels(table: Table, column: str, values: list[tuple[int, Any]]) -> list[str] | None:
