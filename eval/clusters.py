@@ -101,7 +101,8 @@ def evaluate_clusters(
     """Judge (n, d) vectors by n labels, each item a query among the others, or among the reference's vectors and labels.
 
     Vectors of other numbers are taken as float32, in which all is computed. Raises UserError where there is nothing to measure: rows
-    and labels that differ in number, items without a label, vectors that are not finite or have no direction, one class, no query with anything relevant to find, a k beyond the base.
+    and labels that differ in number, items without a label, vectors that are not finite or have no direction, one class, no query
+    with anything relevant to find, a k beyond the base.
     """
     vectors, labels = np.asarray(vectors, np.float32), _named(labels)
     base_vectors, base_labels = (

@@ -167,16 +167,18 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 settings = SentenceTransformerTrainingArguments("st", max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True)
 pairs = Dataset.from_dict({"anchor": texts[:8], "positive": texts[8:16]})
-loss = HardnessLoss(trained.model)
-done = SentenceTransformerTrainer(trained.model, settings, train_dataset=pairs, loss=loss).train()
-print(f"trained with {loss.loss} from {config.steps} to {done.global_step} steps, {after > 0.5}")
+pairs = pairs.add_column("negative_1", texts[16:24]).add_column("negative_2", texts[24:32])
+mine = HardnessLoss(trained.model, "hcl(kappa=linear(4, 0))")
+told = Progress(mine.loss)
+done = SentenceTransformerTrainer(trained.model, settings, train_dataset=pairs, loss=mine, callbacks=[told]).train()
+print(f"trained with {mine.loss} from {config.steps} to {done.global_step} steps, {told.loss.progress}, {after.means()['map@r'] > 0.5}")
 """
     code = "\n".join([*blocks("python", page), trained])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("384 (2, 384)") and len([line for line in lines if "doc-" in line]) == 3
-    assert lines[-1] == "trained with ContrastiveLoss(hcl) from 50 to 2 steps, True"
+    assert lines[-1] == "trained with ContrastiveLoss(hcl(kappa=linear(4, 0))) from 50 to 2 steps, 0.5, True"
 
 
 def test_the_recipe_for_qdrant_runs(tmp_path):
