@@ -38,7 +38,7 @@ from .bundle import (
     write_faiss,
 )
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
-from .kinds import layers, lists_of, refuse_unsteerable
+from .kinds import layers, least_rows, lists_of, refuse_unsteerable
 from .plan import Candidate, Goal, candidates
 from .tune import tune, worth
 
@@ -172,6 +172,10 @@ def grow(
             if isinstance(part, faiss().IndexHNSW):  # the levels that it had drawn, which the file does not tell
                 for _ in range(part.ntotal):
                     part.hnsw.random_level()
+    if index is not None and store.count < (least := least_rows(index)):
+        raise UserError(
+            f"--factory {one.factory!r}: needs {least} vectors at least, and {store.folder} has {store.count:,}; take Flat"
+        )
     try:
         if index is None:
             index = cagra(store.embeddings(), faiss_metric(store.manifest["metric"]), one.factory, device)

@@ -16,7 +16,7 @@ from retrieval.store.merge import link_rows
 from .backend import faiss
 from .build import settle
 from .bundle import DECODED, FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import abilities, layers, lists_of, refuse_unsteerable
+from .kinds import layers, lists_of, refuse_unsteerable
 from .plan import Goal
 
 ROUGHLY = 0.5  # how far from 1 the length of a vector may be that was coded: few bits make it shorter, or longer
@@ -64,7 +64,7 @@ def import_faiss(
         raise UserError(f"--ids: {path} has ids of its own; leave --ids out")
     if metric == "cosine":
         _refuse_other_lengths(path, index, vectors)
-        if abilities(index).coded:  # which gives lengths back roughly
+        if not _keeps_vectors(index):  # codes give lengths back roughly
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     named: Ids = ids if ids is not None else own if own is not None else np.arange(len(vectors))
     if (twice := first_repeated([named])) is not None:
@@ -130,7 +130,7 @@ def _refuse_other_lengths(path: Path, index: Any, vectors: Floats) -> None:
     """Raise UserError unless vectors are of length 1; of codes, which give them back roughly, unless half of them nearly are."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     off = np.abs(lengths - 1)
-    if np.median(off) > ROUGHLY if abilities(index).coded else off.max() > UNIT:
+    if off.max() > UNIT if _keeps_vectors(index) else np.median(off) > ROUGHLY:
         worst = int(off.argmax())
         raise UserError(
             f"{path}: vector {worst} has length {lengths[worst]:.4g}, which cosine needs to be 1; leave --metric out"

@@ -16,6 +16,7 @@ from .backend import faiss
 Settings = dict[str, Any]  # whole numbers; a rerank may lie between two
 KNOBS = ("nprobe", "effort", "rerank")  # lists, candidates of a graph, candidates scored again over k
 LARGEST_EFFORT = 4096
+LEAST_OF_NSG = 200  # rows: FAISS refuses up to 100, and ended the process with some of up to 150
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def layers(index: Any) -> Iterator[Any]:
 def built_at_once(index: Any) -> bool:
     """Whether it is a CAGRA graph, which has one level and takes no more rows."""
     return any(getattr(part, "base_level_only", False) for part in layers(index))
+
+
+def least_rows(index: Any) -> int:
+    """How few rows FAISS can build a type of."""
+    return LEAST_OF_NSG if any(isinstance(part, faiss().IndexNSG) for part in layers(index)) else 0
 
 
 def lists_of(index: Any) -> Any:

@@ -44,6 +44,23 @@ def test_a_type_that_does_not_grow_keeps_many_late_rows(store, later, tmp_path, 
     assert compact(tmp_path / "index").about["covers"] == 1000
 
 
+@pytest.mark.parametrize("factory", ["NSG16", "NSG16,SQ8"])
+def test_a_graph_that_is_left_with_too_few_rows_for_its_type(store, later, tmp_path, run_cli, factory):
+    """FAISS refuses to build an NSG of 100 rows, and ends the process with some of 101."""
+    built = build(store, tmp_path / "index", factory=factory)
+    remove(built.folder, [f"id-{i}" for i in range(120, 900)])
+    told = run_cli("index", "compact", built.folder).stdout
+    assert "compacted, 120 × 24 in all" in told and "120 rows compared exactly, too few for a graph" in told
+    index = open_index(built.folder)
+    assert (index.about["covers"], index.rows.written) == (0, 120)
+    assert best(index, store.embeddings()[[0, 119]]) == [["id-0"], ["id-119"]]
+    assert "there was nothing to compact" in run_cli("index", "compact", built.folder).stdout
+    add(built.folder, later)
+    assert compact(built.folder).about["covers"] == 270
+    with pytest.raises(UserError, match=f"'{factory}': needs 200 vectors at least, and .*later has 150; take Flat"):
+        build(later, tmp_path / "few", factory=factory)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "inner_product", "euclidean"])
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_late_rows_of_few_queries_are_found_as_those_of_many(tmp_path, monkeypatch, metric, dtype):
@@ -323,6 +340,15 @@ def test_codes_of_unit_vectors_are_taken_for_cosines(tmp_path, key):
     index.add(unit(300))
     faiss.write_index(index, str(tmp_path / "coded.faiss"))
     assert import_faiss(tmp_path / "coded.faiss", tmp_path / "index", metric="cosine").metric == "cosine"
+
+
+@pytest.mark.parametrize("factory", ["Flat", "PQ4x4,RFlat"])
+def test_rounded_vectors_come_back_as_they_were_exported(tmp_path, factory):
+    """Their lengths are no longer quite 1, and they are not made so: no codes gave them back."""
+    store = store_of(tmp_path / "store", rows_for(900), dtype="float16")
+    export_faiss(build(store, tmp_path / "index", factory=factory), tmp_path / "plain.faiss")
+    back = import_faiss(tmp_path / "plain.faiss", tmp_path / "back", metric="cosine")
+    assert np.array_equal(back.rows.embeddings(), store.embeddings())
 
 
 def test_a_store_without_rows_adds_nothing(store, tmp_path):

@@ -214,9 +214,13 @@ def findings(made: "Index") -> list[str]:
 
 def late_rows(opened: "Index") -> list[str]:
     """Said however few they are: a single query of a graph takes half as long again with one, three times as long with 9,000."""
+    from retrieval.index.kinds import least_rows
+
     late = opened.rows.count - opened.covered
     if not late or opened.exact:
         return []
+    if not opened.covered and late < least_rows(opened.faiss):
+        return [f"  {plural(late, 'row')} compared exactly, too few for a graph of this type"]
     return [f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS"]
 
 
