@@ -166,6 +166,35 @@ def bad_parquet(path, **columns):
     pq.write_table(pa.table(columns), path)
 
 
+def twice_a_column(path):
+    pq.write_table(
+        pa.Table.from_arrays([pa.array([[1.0]]), pa.array([1]), pa.array([1])], names=["emb", "a", "a"]), path
+    )
+
+
+def bad_hdf5(path, vectors):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("train", data=vectors, compression="gzip" if vectors.size > 99 else None)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[half : half + 99] = b"x" * 99
+    path.write_bytes(content)
+
+
+def damaged_hdf5(path):
+    bad_hdf5(path, np.random.default_rng(0).normal(size=(999, 9)))
+    damage(path)
+
+
+def damaged_parquet(path):
+    vectors = np.round(np.random.default_rng(0).normal(size=(999, 9)), 1)
+    pq.write_table(pa.table({"emb": list(vectors)}), path, compression="gzip")
+    damage(path)
+
+
 def records(path):
     path.write_bytes(np.array([2, 0, 0, 3, 0, 0], "<i4").tobytes())
 
@@ -189,7 +218,16 @@ def records(path):
         ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], None]), "row 1 of 'emb'"),
         ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], [None]]), "row 1 of 'emb'"),
         ("x.parquet", lambda p: bad_parquet(p, emb=[[1.0], [1.0]], id=["a", None]), "row 1 has no 'id'"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[2**24 + 1]]), "row 0 has integers that float32"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=[[1e300]]), "not finite"),
+        ("x.parquet", lambda p: bad_parquet(p, emb=pa.array([], pa.list_(pa.float32()))), "has no rows, and"),
+        ("x.parquet", twice_a_column, "two columns are called 'a'"),
+        ("x.parquet", damaged_parquet, "cannot be read .*; fetch it again"),
         ("x.hdf5", lambda p: p.write_bytes(b"nonsense"), "not an HDF5 file"),
+        ("x.hdf5", lambda p: bad_hdf5(p, np.full((2, 3), 2**24 + 1)), "row 0 has integers that float32"),
+        ("x.hdf5", lambda p: bad_hdf5(p, np.full((2, 3), 1e300)), "not finite"),
+        ("x.hdf5", lambda p: bad_hdf5(p, np.zeros((2, 0))), "no vectors in 'train'"),
+        ("x.hdf5", damaged_hdf5, "cannot be read .*; fetch it again"),
         ("x.hdf5", lambda p: h5py.File(p, "w").close(), "no vectors in 'train' .found: nothing"),
         ("x.csv", lambda p: p.write_text("a"), "cannot tell the format"),
     ],
@@ -347,6 +385,38 @@ def test_ids_that_are_integers_come_from_npy(run_cli, tmp_path):
     for bad in (np.eye(4), np.array([0.5] * 4), np.array([2**63] * 4, np.uint64)):
         np.save(tmp_path / "bad.npy", bad)
         assert "is no list of integers" in run_cli(*words, tmp_path / "t", "--ids", tmp_path / "bad.npy", code=2).stderr
+
+
+def test_ids_that_are_integers_go_to_npy_and_come_back(run_cli, tmp_path):
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    np.save(tmp_path / "ids.npy", np.array([7, -8, 9, 2**40]))
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\n")
+    words = ("store", "import", tmp_path / "x.npy", "--metric", "cosine", "--output")
+    run_cli(*words, tmp_path / "s", "--ids", tmp_path / "ids.npy")
+    run_cli(*words, tmp_path / "strings", "--ids", tmp_path / "ids.txt")
+    run_cli("index", "build", tmp_path / "s", "--output", tmp_path / "i")
+    for number, (kind, folder, ending) in enumerate([("store", "s", ".fbin"), ("index", "i", ".fbin"), ("index", "i", ".FAISS")]):  # fmt: skip
+        ids = tmp_path / f"{number}.npy"
+        told = run_cli(kind, "export", tmp_path / folder, "--output", tmp_path / f"{number}{ending}", "--ids", ids)
+        assert np.load(ids).tolist() == [7, -8, 9, 2**40] and "Note" not in told.stderr
+    out = ("export", tmp_path / "strings", "--output", tmp_path / "y.npy", "--ids", tmp_path / "y-ids.npy")
+    assert (
+        "y-ids.npy: .npy is for ids that are integers, and these are strings" in run_cli("store", *out, code=2).stderr
+    )
+    assert not list(tmp_path.glob("y*"))
+    told = run_cli("index", "export", tmp_path / "i", "--output", tmp_path / "y.npy").stderr
+    assert "Note: .npy holds vectors alone, not ids; .parquet has all" in told
+
+
+def test_what_a_file_says_or_has_no_use_for_is_not_advised(run_cli, tmp_path):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        file["train"], file.attrs["distance"] = 2 * np.eye(4), "angular"
+    np.save(tmp_path / "x.npy", 2 * np.eye(4))
+    words = ("--output", tmp_path / "s")
+    assert run_cli("store", "import", tmp_path / "x.hdf5", *words, code=2).stderr.endswith("; add --normalize\n")
+    words = ("store", "import", tmp_path / "x.npy", *words, "--metric", "cosine")
+    assert "add --normalize, or say --metric" in run_cli(*words, code=2).stderr
+    assert "--part: " in (said := run_cli(*words, "--part", "test", code=2).stderr) and "no file of ann-bench" in said
 
 
 def test_an_id_may_hold_what_else_ends_lines(tmp_path):

@@ -1,5 +1,6 @@
 """`retrieval index import | export`: other tools' files."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from .commands import refuse_unused
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
 from .options import checks, common, existing, quiet_libraries, refuse_existing, writes
 from .output import emit, say
+from .store_files import say_left_out
 
 
 @index.command("import")
@@ -81,7 +83,10 @@ def import_(
     help="File to write: .faiss, .hnswlib, or a file of vectors as `store export` writes them.",
 )
 @click.option(
-    "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
+    "--ids",
+    "ids_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the ids, one a line, or to an .npy integers.",
 )
 @click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5 of ann-benchmarks.")
 @click.option("--overwrite", is_flag=True, help="Replace the files.")
@@ -105,7 +110,7 @@ def export(
       retrieval index export index --output vectors.hdf5 --queries query-store
     """
     from retrieval.artifact import writing_atomically
-    from retrieval.formats import ENDINGS, write_lines
+    from retrieval.formats import ENDINGS, write_ids
     from retrieval.formats import export as export_vectors
     from retrieval.index.bundle import open_index
     from retrieval.index.exchange import export_faiss
@@ -115,22 +120,24 @@ def export(
     if ids_path is not None and ids_path.resolve() == output.resolve():
         raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
     refuse_existing(overwrite, output, ids_path)
-    if output.suffix.lower() not in (endings := (".faiss", ".hnswlib", *ENDINGS)):
+    if (ending := output.suffix.lower()) not in (endings := (".faiss", ".hnswlib", *ENDINGS)):
         raise UserError(f"{output}: cannot tell the format by its ending; use one of {', '.join(endings)}")
-    if output.suffix in (".faiss", ".hnswlib"):
-        refuse_unused(f"{output.suffix} holds no queries", "--queries")
-    opened = open_index(folder, check=check)
-    if output.suffix == ".faiss":
-        export_faiss(opened, output)
-    elif output.suffix == ".hnswlib":
-        with writing_atomically(output) as file:
-            write_hnswlib(opened, file)
+    if ending in ENDINGS:
+        opened = open_index(folder, check=check)
+        export_vectors(opened.rows, output, ids=ids_path, queries=open_store(queries, check=check) if queries else None)
+        say_left_out(opened.rows, output, ids_path)
     else:
-        export_vectors(opened.rows, output, queries=open_store(queries, check=check) if queries else None)
-    if ids_path is not None:
-        with writing_atomically(ids_path) as file:
-            write_lines(file, opened.rows.ids_between(0, opened.rows.count))
-    elif opened.manifest["ids"] == "string" and output.suffix.lower() != ".parquet":
-        say(f"Note: {output.suffix} holds no strings; --ids FILE writes which row has which id")
+        refuse_unused(f"{ending} holds no queries", "--queries")
+        opened = open_index(folder, check=check)
+        with writing_atomically(ids_path) if ids_path else nullcontext() as lines:
+            if lines is not None and ids_path is not None:
+                write_ids(lines, ids_path, opened.rows.ids_between(0, opened.rows.count))
+            if ending == ".faiss":
+                export_faiss(opened, output)
+            else:
+                with writing_atomically(output) as file:
+                    write_hnswlib(opened, file)
+        if ids_path is None and opened.manifest["ids"] == "string":
+            say(f"Note: {ending} holds no strings; --ids FILE writes which row has which id")
     result = {"output": str(output), "count": opened.rows.count, "dim": opened.rows.dim}
     emit(result, as_json, [f"{output}: {opened.rows.count:,} × {opened.rows.dim}"])

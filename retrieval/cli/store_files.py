@@ -96,7 +96,7 @@ def import_(
     Example:
       retrieval store import vectors.npy --metric cosine --normalize --ids ids.txt --output store
     """
-    from retrieval.formats import Imported, open_vectors, read_id_file, read_labels
+    from retrieval.formats import HDF5, Imported, open_vectors, read_id_file, read_labels
     from retrieval.store import Job, Kind, append, create
     from retrieval.store.writer import write_in_turn
 
@@ -104,6 +104,8 @@ def import_(
     for flag, file, named in (("id", ids_path, id_column), ("label", labels_path, label)):
         if file and named:
             raise UserError(f"--{flag}s {file}: --{flag} {named} names them in {path}; give one of the two")
+    if path.suffix.lower() not in HDF5:
+        refuse_unused(f"{path} is no file of ann-benchmarks", "--part")
     if add or replace:
         require_store(output)
     kept = tuple(filter(None, payload)) if payload else None
@@ -159,7 +161,10 @@ def _one_a_row(path: Path, lines: T, count: int) -> T:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @click.option(
-    "--ids", "ids_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the ids, one a line."
+    "--ids",
+    "ids_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the ids, one a line, or to an .npy integers.",
 )
 @click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5.")
 @click.option(
@@ -207,17 +212,17 @@ def export(
             k=k,
             device=device,
         )
-        left_out = _left_out(opened, ids_path)
-        if output.suffix.lower() != ".parquet" and left_out:
-            say(f"Note: {output.suffix} holds vectors alone, not {', '.join(left_out)}; .parquet has all")
+        say_left_out(opened, output, ids_path)
         result = {"output": str(output), "count": opened.count, "dim": opened.dim}
     emit(result, as_json, [f"{output}: {result['count']:,} × {result['dim']}"])
 
 
-def _left_out(opened: "Store", ids_path: Path | None) -> list[str]:
-    """What a file of bare vectors does not have; ids that are row numbers are no loss."""
+def say_left_out(opened: "Store", output: Path, ids_path: Path | None) -> None:
+    """Name what a file of bare vectors does not have; ids that are row numbers are no loss."""
     import numpy as np
 
     ids = opened.ids_between(0, opened.count)
     told = ids_path is not None or (isinstance(ids, np.ndarray) and np.array_equal(ids, np.arange(len(ids))))
-    return [*([] if told else ["ids"]), *opened.manifest["columns"]]
+    lost = [*([] if told else ["ids"]), *opened.manifest["columns"]]
+    if output.suffix.lower() != ".parquet" and lost:
+        say(f"Note: {output.suffix} holds vectors alone, not {', '.join(lost)}; .parquet has all")

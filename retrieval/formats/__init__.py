@@ -123,7 +123,7 @@ class Imported:
         if self.normalize or self.metric == "cosine":
             yield lambda lengths: lengths == 0, "zero, so have no direction", mend
         if self.metric == "cosine" and not self.normalize:
-            remedy = "add --normalize, or say --metric inner_product or euclidean"
+            remedy = "add --normalize" + ("" if self.opened.metric else ", or say --metric inner_product or euclidean")
             yield lambda lengths: np.abs(lengths - 1) > UNIT, "not of length 1, which cosine needs", remedy
 
     def _refusal(self, bad: Fault, what: str, remedy: str) -> UserError:
@@ -159,7 +159,7 @@ def export(
     k: int | None = None,
     device: str = "cpu",
 ) -> None:
-    """Write a store to a foreign file, by its ending, atomically; `ids` to another, one a line. `queries` and `k` (100, or all
+    """Write a store to a foreign file, by its ending, atomically; `ids` to another, as `read_id_file` reads it. `queries` and `k` (100, or all
     rows where there are fewer) are for ann-benchmarks' files."""
     ending = _ending(path)
     if (queries is not None) != (ending in HDF5):
@@ -184,7 +184,7 @@ def export(
             write(file)
         return
     with writing_atomically(ids) as lines, writing_atomically(path) as file:
-        write_lines(lines, [i for number in range(len(store.shards)) for i in store.ids(number)])
+        write_ids(lines, ids, store.ids_between(0, store.count))
         write(file)
 
 
@@ -222,8 +222,13 @@ def read_id_file(path: Path) -> Ids:
     return integers
 
 
-def write_lines(file: BinaryIO, ids: Ids) -> None:
-    """The reverse. Raises UserError for a string that is no line of its own."""
+def write_ids(file: BinaryIO, path: Path, ids: Ids) -> None:
+    """The reverse, `file` being that of `path`. Raises UserError for strings that it does not hold."""
+    if path.suffix.lower() == ".npy":
+        if isinstance(ids, list):
+            raise UserError(f"{path}: .npy is for ids that are integers, and these are strings; name a text file")
+        np.save(file, ids)
+        return
     lines = [str(i) for i in ids]
     bad = next((line for line in lines if not line.strip() or "\n" in line or "\r" in line), None)
     if bad is not None:

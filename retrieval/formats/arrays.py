@@ -42,14 +42,18 @@ class ArrayFile:
         return None
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows start:stop, numbered from start. Raises UserError for integers that float32 does not hold."""
-        block = self.block(start, stop)
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which the store refuses by id
-            vectors = block.astype(np.float32)
-        if block.dtype.kind in "iu" and (vectors.astype(np.float64) != block).any():
-            row = start + int((vectors.astype(np.float64) != block).any(axis=1).argmax())
-            raise UserError(f"{self.path}: row {row} has integers that float32 cannot hold; scale them down")
-        return Rows(vectors, np.arange(start, stop))
+        """Rows start:stop, numbered from start."""
+        return Rows(as_floats(self.block(start, stop), self.path, start), np.arange(start, stop))
+
+
+def as_floats(block: NDArray[Any], path: Path, start: int) -> Floats:
+    """Rows (k, d) of a file, from row `start` on. Raises UserError for integers that float32 does not hold."""
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is refused by row
+        vectors: Floats = block.astype(np.float32)
+    if block.dtype.kind in "iu" and (vectors.astype(np.float64) != block).any():
+        row = start + int((vectors.astype(np.float64) != block).any(axis=1).argmax())
+        raise UserError(f"{path}: row {row} has integers that float32 cannot hold; scale them down")
+    return vectors
 
 
 def open_array(path: Path) -> ArrayFile:

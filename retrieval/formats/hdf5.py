@@ -15,6 +15,8 @@ from retrieval.errors import UserError, first_line
 from retrieval.neighbors import Floats, Ints, exact_neighbors
 from retrieval.store import Rows, Store
 
+from .arrays import as_floats
+
 METRIC_OF = {"angular": "cosine", "euclidean": "euclidean"}
 DISTANCE_OF = {metric: distance for distance, metric in METRIC_OF.items()}
 
@@ -41,7 +43,11 @@ class AnnBenchmarks:
         return None
 
     def rows(self, start: int, stop: int) -> Rows:
-        return Rows(self.data[start:stop].astype(np.float32), np.arange(start, stop))
+        try:
+            block = self.data[start:stop]
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({first_line(error)}); fetch it again") from None
+        return Rows(as_floats(block, self.path, start), np.arange(start, stop))
 
 
 def open_ann_benchmarks(path: Path, part: str) -> AnnBenchmarks:
@@ -51,7 +57,7 @@ def open_ann_benchmarks(path: Path, part: str) -> AnnBenchmarks:
     except OSError as error:
         raise UserError(f"{path}: not an HDF5 file that can be read ({first_line(error)})") from None
     data = file.get(part)
-    if not isinstance(data, h5py.Dataset) or data.ndim != 2 or data.dtype.kind not in "fiu":
+    if not isinstance(data, h5py.Dataset) or data.ndim != 2 or data.dtype.kind not in "fiu" or data.shape[1] == 0:
         found = ", ".join(file) or "nothing"
         raise UserError(
             f"{path}: has no vectors in {part!r} (found: {found}); ann-benchmarks files have train and test"

@@ -14,6 +14,8 @@ from retrieval.data.columns import as_text, named_column
 from retrieval.errors import UserError, first_line
 from retrieval.store import Ids, Rows, Store
 
+from .arrays import as_floats
+
 VECTOR_COLUMNS = ("embedding", "embeddings", "vector", "vectors", "emb")
 TAKEN = {*VECTOR_COLUMNS, *ID_COLUMNS, *LABEL_COLUMNS}  # names of columns that an import takes for more than a payload
 SMALL = 1024  # rows read at a time
@@ -76,7 +78,7 @@ class ParquetFile:
             raise UserError(
                 f"{self.path}: row {row} of {self.vectors!r} is not a vector of {self.dim} numbers; mend it"
             )
-        return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), self.dim)
+        return as_floats(values.to_numpy(zero_copy_only=False).reshape(len(column), self.dim), self.path, start)
 
     def _ids(self, table: Any, start: int) -> Ids:
         column = table[self.id]
@@ -113,7 +115,7 @@ class ParquetFile:
         parts = []
         while at < stop:
             if rest is None:
-                rest = pa.Table.from_batches([next(batches)])
+                rest = pa.Table.from_batches([self._next(batches)])
             skip = max(0, min(start - at, len(rest)))
             take = rest.slice(skip, stop - max(at, start))
             parts.append(take)
@@ -123,6 +125,12 @@ class ParquetFile:
         schema = pa.schema([self.file.schema_arrow.field(name) for name in columns])
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
+    def _next(self, batches: Iterator[Any]) -> Any:
+        try:
+            return next(batches)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.path}: cannot be read ({first_line(error)}); fetch it again") from None
+
 
 def open_parquet(path: Path, asked: Columns) -> ParquetFile:
     """Open a table with a column of vectors. Raises UserError naming what was found."""
@@ -131,6 +139,8 @@ def open_parquet(path: Path, asked: Columns) -> ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)})") from None
     names = file.schema_arrow.names
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise UserError(f"{path}: two columns are called {twice!r}; rename one")
     for flag, chosen in (("vectors", asked.vectors), ("id", asked.id), ("label", asked.label), *(("payload", name) for name in asked.payload or ())):  # fmt: skip
         named_column(path, names, flag, chosen)
     vectors = _vector_column(path, file.schema_arrow, asked.vectors)
@@ -176,8 +186,10 @@ def _is_vector(kind: Any) -> bool:
 def _dimension(opened: ParquetFile, kind: Any) -> int:
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    first = opened._read((opened.vectors,), 0, min(1, opened.count))[opened.vectors].to_pylist()
-    if not first or not first[0]:
+    if not opened.count:
+        raise UserError(f"{opened.path}: has no rows, and does not say of how many dimensions they would be")
+    first = opened._read((opened.vectors,), 0, 1)[opened.vectors].to_pylist()
+    if not first[0]:
         raise UserError(f"{opened.path}: its first row has no vector in {opened.vectors!r}; give every row one")
     return len(first[0])
 
