@@ -201,6 +201,34 @@ def test_what_is_not_finite_is_refused(where, value, k):
         exact_neighbors(data.queries, data.base, k)
 
 
+ROWS = np.eye(6, 4, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: exact_neighbors(ROWS, ROWS, 0), "^k 0: give a whole number of at least 1, and at most the 6 rows$"),
+        (lambda: exact_neighbors(ROWS, ROWS, 7), "^k 7: .* at most the 6 rows$"),
+        (lambda: exact_neighbors(ROWS, ROWS, 2.0), "^k 2.0: give a whole number"),
+        (lambda: exact_neighbors(ROWS, ROWS, 6, self_rows=np.arange(6)), "at most the 5 rows besides the query itself"),
+        (lambda: exact_neighbors(ROWS, ROWS, 2, self_rows=np.arange(5)), "^self_rows: give an array .6,., the row"),
+        (lambda: exact_neighbors(ROWS, ROWS, 2, self_rows=list(range(6))), "^self_rows: give an array"),
+        (lambda: exact_neighbors(ROWS, ROWS, 2, metric="dot"), "^metric 'dot': give one of .*cosine"),
+        (lambda: exact_neighbors(ROWS.tolist(), ROWS, 2), "^the queries: is a list; give an array"),
+        (lambda: exact_neighbors(ROWS, ROWS.tolist(), 2), "^the base: is a list; give an array"),
+        (lambda: exact_neighbors(ROWS[0], ROWS, 2), r"^the queries: has the shape \(4,\); give vectors as \(rows, dim"),
+        (lambda: exact_neighbors(ROWS[:, :3], ROWS, 2), "^the queries: have 3 dimensions, the base 4; both must be"),
+        (lambda: exact_within(ROWS[:, :3], Base(torch.tensor(ROWS), "cosine"), 0.5), "have 3 dimensions, the base 4"),
+        (lambda: exact_within(ROWS.tolist(), Base(ROWS, "cosine"), 0.5), "^the queries: is a list"),
+        (lambda: exact_within(ROWS, ROWS, 0.5), "^the base: make it one by Base"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(ask, said):
+    with pytest.raises(UserError, match=said) as caught:
+        ask()
+    assert "\n" not in str(caught.value)
+
+
 def test_rising_scores_are_no_trouble():
     """Each block better than all before: everything passes the floor."""
     base = np.linspace(0, 1, 20_000, dtype=np.float32)[:, None]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.errors import UserError
 from retrieval.metrics import METRICS
 
 from .product import Block, Precision
@@ -42,7 +43,9 @@ class Base:
     """
 
     def __init__(self, vectors: Vectors, metric: str, device: str = "cpu", *, keep: bool = False) -> None:
-        assert metric in METRICS, metric
+        if metric not in METRICS:
+            raise UserError(f"metric {metric!r}: give one of {', '.join(METRICS)}")
+        require_vectors(vectors, "the base")
         self.metric, self.device, self._keep = metric, torch.device(device), keep
         self._vectors = resident(vectors, self.device)
         self._norms: Tensor | None = None
@@ -51,6 +54,11 @@ class Base:
 
     def __len__(self) -> int:
         return len(self._vectors)
+
+    @property
+    def dim(self) -> int | None:
+        """Of its vectors; None where they do not say."""
+        return dim_of(self._vectors)
 
     def take(self, rows: Tensor) -> Tensor:
         """Rows (k, d) float32, on the device."""
@@ -106,6 +114,30 @@ class Base:
         if self._norms is None:
             self._norms = lengths(self._vectors.float()).to(self.device)
         return self._norms[start:stop]
+
+
+def require_vectors(vectors: Vectors, name: str) -> None:
+    """Raise UserError for what is no table of vectors."""
+    if isinstance(vectors, np.ndarray | Tensor):
+        if vectors.ndim != 2:
+            raise UserError(f"{name}: has the shape {tuple(vectors.shape)}; give vectors as (rows, dimensions)")
+    elif not hasattr(vectors, "take"):
+        raise UserError(f"{name}: is a {type(vectors).__name__}; give an array (rows, dimensions), a tensor or a store")
+
+
+def dim_of(vectors: Vectors) -> int | None:
+    if isinstance(vectors, np.ndarray | Tensor):
+        return int(vectors.shape[1])
+    dim: int | None = getattr(vectors, "dim", None)
+    return dim
+
+
+def require_alike(queries: Vectors, base: Base) -> None:
+    """Raise UserError for queries that are no vectors, or of other dimensions than those of the base."""
+    require_vectors(queries, "the queries")
+    own, theirs = dim_of(queries), base.dim
+    if own != theirs and None not in (own, theirs):
+        raise UserError(f"the queries: have {own} dimensions, the base {theirs}; both must be by one encoder")
 
 
 def lengths(vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retrieval.errors import UserError
 
-from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
+from .base import Base, Floats, Ints, Vectors, lengths, require_alike, take, tile_of
 from .product import ROUNDING, Block, Precision
 from .select import Best, first_keys, from_keys, in_order, keys_of, largest
 
@@ -61,7 +61,7 @@ def exact_neighbors(
     vector. k is at most n, or n − 1 with self_rows. precisions: tried in turn, the last being float64; by default what suits
     the device. Memory: candidates and a tile of scores, never (q, n).
 
-    Raises UserError for vectors that are not finite.
+    Raises UserError for vectors that are not finite, queries and base of different dimensions, and a k or metric that cannot be.
     """
     tiles = list(
         neighbor_tiles(
@@ -85,8 +85,13 @@ def neighbor_tiles(
 ) -> Iterator[Neighbors]:
     """`exact_neighbors` so many queries at a time, for what needs a large k of many queries but not all at once."""
     ready = base if isinstance(base, Base) else Base(base, metric, device)
+    require_alike(queries, ready)
     available = len(ready) - (self_rows is not None)
-    assert 0 < k <= available, f"k = {k} of {available}"
+    if not (isinstance(k, int | np.integer) and 0 < k <= available):
+        besides = "" if self_rows is None else " besides the query itself"
+        raise UserError(f"k {k}: give a whole number of at least 1, and at most the {available:,} rows{besides}")
+    if self_rows is not None and (np.shape(self_rows) != (len(queries),) or not isinstance(self_rows, np.ndarray)):
+        raise UserError(f"self_rows: give an array ({len(queries):,},), the row of the base that each query is")
     tried = precisions or suited(ready, k, len(queries))
     step = max(1, HELD // (k + spare(k, tried[0])))
     for start in range(0, len(queries), step):

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Base, Floats, Ints, Vectors, lengths, take, tile_of
+from retrieval.errors import UserError
+
+from .base import Base, Floats, Ints, Vectors, lengths, require_alike, take, tile_of
 from .exact import TINY, score_rows
 from .product import Precision
 
@@ -25,8 +27,12 @@ class Within:
 def exact_within(queries: Vectors, base: Base, radius: float) -> Within:
     """All rows whose inner product or cosine is at least `radius`, or by the metric "euclidean" whose distance is at most.
 
-    queries: (q, d). Products in float32 find what may be within, by their error bound; float64 decides.
+    queries: (q, d). Products in float32 find what may be within, by their error bound; float64 decides. Raises UserError for queries
+    that do not fit the base.
     """
+    if not isinstance(base, Base):
+        raise UserError('the base: make it one by Base(vectors, "inner_product"), or by another metric')
+    require_alike(queries, base)
     precision: Precision = "float32"
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # query, row, score
     whole = take(queries, slice(0, len(queries))).to(base.device)
