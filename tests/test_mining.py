@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from retrieval.data import read_texts
+from retrieval.data import Texts, read_texts
 from retrieval.encoder import MINILM, load_encoder
 from retrieval.errors import UserError
 from retrieval.samples import docs_as_pairs, library_docs
-from retrieval.train.mining import Mining, Relations, mine
+from retrieval.train.mining import Mining, Relations, mine, mine_texts
 
 
 def slowly(of, scores, own, mining):
@@ -313,3 +313,30 @@ def test_what_is_mined_is_read_back(run_cli, tiny, tmp_path):
     )
     said = run_cli(*words, tmp_path / "a.tsv", code=2).stderr
     assert "write .jsonl" in said and not (tmp_path / "a.tsv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choose", ["top", "random"])
+def test_lists_are_mined_as_files_are(pairs, run_cli, tmp_path, tiny, choose):
+    encoder, data = load_encoder(str(tiny), "cpu"), read_texts(pairs)
+    mining = Mining(negatives=2, choose=choose, relative_margin=0.01)
+    words = ["--model", tiny, "--device", "cpu", "--count", 2, "--choose", choose, "--relative-margin", 0.01]
+    (tmp_path / "corpus.txt").write_text("\n".join(corpus := [f"text of number {i % 9}" for i in range(20)]), "utf-8")
+
+    def encode(texts, role):
+        return encoder.encode(texts, role=role)
+
+    def rows(texts):
+        columns = zip(*texts.columns.values(), strict=True)
+        return [(a, p, [n for n in negatives if n]) for a, p, *negatives in columns]
+
+    for among, flags in ((None, []), (corpus, ["--corpus", tmp_path / "corpus.txt"])):
+        run_cli("mine", "--data", pairs, *words, *flags, "--output", tmp_path / "m.jsonl", "--overwrite")
+        once = mine_texts(encode, data, mining, corpus=among)
+        assert rows(once) == [(a, p, list(n)) for a, p, n in negatives_of(tmp_path / "m.jsonl")]
+        again = mine_texts(encode, once, mining, corpus=among)
+        assert list(again.columns)[2:] == [f"negative_{number}" for number in (1, 2, 3, 4)]
+        for (_, _, had), (_, _, has) in zip(rows(once), rows(again), strict=True):
+            assert has[: len(had)] == had and len(set(has)) == len(has)
+    with pytest.raises(UserError, match="columns text: mining is for pairs"):
+        mine_texts(encode, Texts({"text": ["a", "b"]}))

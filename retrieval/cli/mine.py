@@ -149,20 +149,15 @@ def _mined(data: "Texts", flags: dict[str, Any], mining: "Mining", scratch: Path
     """Embed, search, choose, write; what came out."""
     import numpy as np
 
-    from retrieval.data.texts import taken
-    from retrieval.train.mining import Relations, mine
+    from retrieval.train.mining import distinct, mine, relations
 
     device = pick_device(flags["device"])
-    names = ("anchor", "positive")
-    anchor, positive = (np.unique(data.codes[name], return_index=True, return_inverse=True) for name in names)
-    texts = [taken(data.columns[n], each[1].tolist()) for n, each in zip(names, (anchor, positive), strict=True)]
-    searched = _searched(texts[0], texts[1], flags, scratch, device)
-    kept = [np.stack([anchor[2], codes]) for name, codes in data.codes.items() if name not in names]
-    of = Relations(anchor[2], positive[2], anchor[0], positive[0], searched.codes)
-    of = of._replace(has=np.concatenate([of.has, *kept], axis=1))
+    anchors, positives = distinct(data, "anchor"), distinct(data, "positive")
+    searched = _searched(anchors.texts, positives.texts, flags, scratch, device)
+    of = relations(data, anchors, positives, searched.codes)
     negatives = np.full((len(data), mining.negatives), -1, np.int64)
     scores, own = np.full(negatives.shape, np.nan, np.float32), np.empty(len(data), np.float32)
-    judge = _judge(texts[0], texts[1], searched, flags, scratch, device)
+    judge = _judge(anchors.texts, positives.texts, searched, flags, scratch, device)
     with progress("mine", len(data)) as bar:
         for mined in mine(of, _search(searched, device), _score(searched.anchors, searched.positives), mining, judge):
             width = mined.negatives.shape[1]
