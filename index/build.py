@@ -200,8 +200,9 @@ def train(index: Any, store: Store, seed: int, device: str = "cpu") -> None:
             part.cp.niter, part.cp.max_points_per_centroid = 20, PER_LIST
             _seeded(part.cp, seed)
             count = min(count, max(PER_LIST * int(part.nlist), BLOCK_ROWS))
-        if hasattr(part, "pq"):
-            _seeded(part.pq.cp, seed)
+        for coder in ("pq", "rq"):
+            if hasattr(part, coder):
+                _seeded(getattr(part, coder).cp, seed)
         if isinstance(part, f.IndexPreTransform):
             for number in range(part.chain.size()):
                 transform = f.downcast_VectorTransform(part.chain.at(number))

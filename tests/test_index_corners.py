@@ -237,3 +237,14 @@ def test_bits_are_no_vectors(tmp_path, run_cli):
     index.add(unit(100))
     faiss.write_index(index, str(tmp_path / "x.faiss"))
     assert "from which no vector comes back" in run_cli("index", "import", tmp_path / "x.faiss", "--output", tmp_path / "i", code=2).output  # fmt: skip
+
+
+@pytest.mark.parametrize("factory", ["PQ4x4", "RQ2x4", "IVF4,RQ2x4"])
+def test_few_rows_are_clustered_without_a_warning(tmp_path, factory, capfd):
+    """Which FAISS prints by itself, a line for every part; and by the seed that is given."""
+    store = store_of(tmp_path / "s", rows_for(100))
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        build(store, tmp_path / name, factory=factory, seed=seed)
+    assert "WARNING" not in "".join(capfd.readouterr())
+    one, again, other = ((tmp_path / name / "index.faiss").read_bytes() for name in ("one", "again", "other"))
+    assert one == again and one != other
