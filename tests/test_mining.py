@@ -15,7 +15,8 @@ from retrieval.data import Texts, read_texts
 from retrieval.encoder import MINILM, load_encoder
 from retrieval.errors import UserError
 from retrieval.samples import docs_as_pairs, library_docs
-from retrieval.train.mining import Mining, Relations, mine, mine_texts
+from retrieval.train.mine_texts import mine_texts
+from retrieval.train.mining import Mining, Relations, mine
 
 
 def slowly(of, scores, own, mining):
