@@ -24,7 +24,7 @@ from retrieval.errors import UserError
 from retrieval.formats.trec import Qrels, Run
 from retrieval.intervals import Doubles
 
-from .values import PerQuery
+from .values import PerQuery, first_of_each
 
 KS = (1, 10, 100)
 MEANINGS = {
@@ -130,8 +130,7 @@ def _measured(grades: dict[str, int], documents: list[str], ks: tuple[int, ...],
 
 def meanings(metrics: Iterable[str]) -> dict[str, str]:
     """What metrics such as "ndcg@10" say, for people: each measure once, at its first k."""
-    first = {name.partition("@")[0]: name for name in reversed(list(metrics))}
-    return {name: MEANINGS[measure] for measure, name in first.items() if measure in MEANINGS}
+    return {name: MEANINGS[measure] for measure, name in first_of_each(metrics).items() if measure in MEANINGS}
 
 
 def _some(names: dict[str, dict[str, float]] | Qrels) -> str:

@@ -1,6 +1,7 @@
 """What each query scored: the values that means, intervals and comparisons are made of."""
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,11 @@ class PerQuery:
         writer.writerow(["query", *(["group"] if self.groups is not None else []), *self.values])
         columns: list[Iterable[object]] = [self.ids, *([self.groups] if self.groups is not None else [])]
         writer.writerows(zip(*columns, *(each.tolist() for each in self.values.values()), strict=True))
+
+
+def first_of_each(metrics: Iterable[str]) -> dict[str, str]:
+    """By measure, such as "ndcg" or "map/min", the first metric of it: what several say at their own k is told once."""
+    return {re.sub(r"@\d+", "", name): name for name in reversed(list(metrics))}
 
 
 def read_per_query(path: Path) -> PerQuery:

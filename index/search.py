@@ -9,6 +9,7 @@ import torch
 
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, exact_within, score_rows
+from retrieval.store.dtypes import ROUNDED
 
 from .backend import faiss
 from .bundle import Index, as_float32
@@ -20,7 +21,8 @@ from .kinds import KNOBS, Settings, parameters
 EXACT_UP_TO = 20_000
 EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
 LATE_SCORED = 2**21  # products of queries with rows that FAISS does not cover, at once; beyond, exact search is as fast
-SQUARED_UNIT = 0.02  # how far from 1 a query's squared length may be; int8 rounds so
+# How far from 1 the squared length of a query may be: it may be a row that was stored.
+SQUARED_UNIT = 2 * max(ROUNDED.values())
 # How far from 1 the product of a unit vector with itself may be, as it is stored.
 UNIT_ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3, "int8": 1e-2}
 

@@ -24,7 +24,7 @@ from .loss import LossConfig
 from .near import near_rows
 from .pictures import codes_of, pictures_of
 from .projection import add_projection, remove_projection, without_projection
-from .settings import Settings, refuse_other_model
+from .settings import Settings, refuse_mistaken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def train_image(
 ) -> Curve:
     """Train `model` in place and return its curve. `encoded` is told how many pictures more are encoded; plan: the batches, if they are
     decided; running: as in `fit` and `fit_head`."""
-    refuse_other_model(model)
+    refuse_mistaken(model, loss_config)
     pixels = pixels_of(model)
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)

@@ -29,7 +29,7 @@ from .joined import SIDES, frozen, joining, side_of
 from .loss import LossConfig
 from .near import near_rows
 from .pictures import pictures_of
-from .settings import Settings, refuse_other_model
+from .settings import Settings, refuse_mistaken
 
 ROLE = "query"  # of captions: what they are judged, and pictures are searched, by
 SETTLED = 2**29  # numbers of vectors that are kept: 2 GiB
@@ -89,7 +89,7 @@ def train_pairs(
     **running: Unpack[Running],
 ) -> Curve:
     """Train `model` in place and return its curve. Arguments as in `train_image`."""
-    refuse_other_model(model)
+    refuse_mistaken(model, loss_config)
     refuse_kinds(model, data, source)
     plan = plan or plan_batches(data, config, loss_config, source, model, encoded)
     torch.manual_seed(config.seed)

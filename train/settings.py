@@ -97,7 +97,6 @@ class Settings(ABC):
         near: Callable[[], Rows] | None = None,
     ) -> Plan:
         """`batches.plan` as these settings have it. Raises UserError for batches of which not every process has a pair."""
-        refuse_other_config(loss_config)
         _, processes = world()
         found = plan(
             count,
@@ -151,8 +150,9 @@ class Settings(ABC):
                 raise UserError(f"--{flag}: is for training the encoder itself; leave it out, or leave --head out")
 
 
-def refuse_other_model(model: object) -> None:
-    """Raise UserError for an `Encoder`, whose model is meant, and the like."""
+def refuse_mistaken(model: object, loss_config: object) -> None:
+    """Raise UserError for an `Encoder`, whose model is meant, for a loss or its name, and the like."""
+    refuse_other_config(loss_config)
     if not isinstance(model, SentenceTransformer):
         raise UserError(
             f"model: is of type {type(model).__name__}; give a SentenceTransformer, such as an encoder's .model"

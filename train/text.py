@@ -19,10 +19,9 @@ from .curve import Curve
 from .fit import Running, fit, fit_head
 from .head import Frozen, freeze
 from .loss import LossConfig
-from .loss.inputs import refuse_other_config
 from .matryoshka import check_dims
 from .near import near_rows
-from .settings import Settings, refuse_other_model
+from .settings import Settings, refuse_mistaken
 
 TOKENISED = 8192  # texts at a time
 Progress = Callable[[int], None]
@@ -65,8 +64,7 @@ def train_text(
     the vectors that it makes of all texts are held in memory. running: as in `fit` and `fit_head`.
     """
     several = [data] if isinstance(data, Texts) else list(data)
-    refuse_other_model(model)
-    refuse_other_config(loss_config)
+    refuse_mistaken(model, loss_config)
     if loss_config.guided != (guide is not None):
         raise UserError(
             f"--loss {loss_config.name}: judges by another encoder; give --guide"

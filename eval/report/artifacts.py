@@ -1,6 +1,5 @@
 """What other commands wrote, as sections: evaluations of three kinds, comparisons, runs of training, sweeps."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from retrieval.images import decode, picture_at
 
 from ..pairs import meaning
 from ..relevance import meanings
-from ..values import PerQuery
+from ..values import PerQuery, first_of_each
 from .figures import Figure, forest, hardness, lines, recall_speed, spectrum
 from .items import DESCRIBED, GEOMETRY
 from .page import Section
@@ -52,7 +51,7 @@ def clusters_section(title: str, evaluation: Plain) -> Section:
 
 def _described(metrics: Sequence[str]) -> dict[str, str]:
     """What each says; what several say at their own k is told once."""
-    first = {re.sub(r"@\d+", "", name): name for name in reversed(metrics) if name not in DESCRIBED}
+    first = first_of_each(name for name in metrics if name not in DESCRIBED)
     told = {name: MEASURES.get(measure, "") for measure, name in first.items()}
     return {name: DESCRIBED.get(name) or told.get(name, "") for name in metrics}
 
