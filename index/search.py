@@ -1,6 +1,6 @@
 """Search an index: what FAISS covers, what came later, and only the rows that are asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -43,19 +43,21 @@ class Hit(NamedTuple):
 class Found:
     """The best rows of each query, best first.
 
-    scores: (q, k) float32. rows: (q, k) row numbers of `index.rows`, −1 where there are fewer; how: what was done.
+    scores: (q, k) float32. rows: (q, k) row numbers of `index.rows`, −1 where there are fewer; how: what was done; mark: of the
+    generation whose rows they are.
     """
 
     scores: Floats
     rows: Ints
     how: dict[str, Any]
+    mark: str
 
     def __getitem__(self, queries: slice) -> "Found":
-        return Found(self.scores[queries], self.rows[queries], self.how)
+        return replace(self, scores=self.scores[queries], rows=self.rows[queries])
 
     def first(self, k: int | None) -> "Found":
         """The k best of each query, None for all."""
-        return Found(self.scores[:, :k], self.rows[:, :k], self.how)
+        return replace(self, scores=self.scores[:, :k], rows=self.rows[:, :k])
 
 
 def search(
@@ -75,7 +77,8 @@ def search(
     allowed = count if where is None else int(np.count_nonzero(where))
     k = min(k, allowed)
     if not k or not len(queries):
-        return Found(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64), _how("exact", 0))
+        nothing = Neighbors(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64))
+        return _found(index, nothing, _how("exact", 0))
     covered = index.covered if where is None else int(np.count_nonzero(where[: index.covered]))
     few = where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)
     if index.exact or few or not covered:
@@ -89,7 +92,7 @@ def search(
         if late:
             found = _joined(found, _late(index, queries, min(k, late), rows), k, index.metric)
     how = _how("approximate", late) | {"settings": dict(settings), "covered": index.covered}
-    return Found(found.scores, found.ids, how)
+    return _found(index, found, how)
 
 
 def within(index: Index, queries: Floats, radius: float, *, where: Mask | None = None) -> Found:
@@ -107,11 +110,13 @@ def within(index: Index, queries: Floats, radius: float, *, where: Mask | None =
     here = np.arange(counts.max(initial=0)) < counts[:, None]
     scores, rows = np.zeros(here.shape, np.float32), np.full(here.shape, -1)
     scores[here], rows[here] = found.scores[kept], found.rows[kept]
-    return Found(scores, rows, _how("exact", index.rows.count))
+    return _found(index, Neighbors(scores, rows), _how("exact", index.rows.count))
 
 
 def hits(index: Index, found: Found) -> list[list[Hit]]:
-    """What was found, with ids and all that the store has of the items."""
+    """What was found, with ids and all that the store has of the items. Raises UserError for what was found in another generation."""
+    if found.mark != index.mark:  # row numbers stand for other items there
+        raise UserError(f"{index.folder}: has changed since this was found; search the index that is open now")
     kept = found.rows >= 0
     ids, labels, payload = index.rows.describe(found.rows[kept])
     scores = (found.scores[kept] + 0.0).tolist()  # a distance of 0 may have come out as −0
@@ -135,7 +140,7 @@ def _exactly(index: Index, queries: Floats, k: int, where: Mask | None) -> Found
     else:
         found = _among(index, queries, k, np.flatnonzero(where))
     compared = index.rows.count if where is None else int(np.count_nonzero(where))
-    return Found(found.scores, found.ids, _how("exact", compared))
+    return _found(index, found, _how("exact", compared))
 
 
 def _mask(index: Index, where: Mask | None) -> Mask | None:
@@ -160,6 +165,10 @@ def _fitting(index: Index, queries: Floats) -> Floats:
                 f"query {row} has length {np.linalg.norm(queries[row]):.4g}, which cosine needs to be 1; divide by it"
             )
     return queries
+
+
+def _found(index: Index, best: Neighbors, how: dict[str, Any]) -> Found:
+    return Found(best.scores, best.ids, how, index.mark)
 
 
 def _how(way: str, compared: int) -> dict[str, Any]:

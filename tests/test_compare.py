@@ -185,6 +185,23 @@ def test_evaluations_of_other_queries_are_refused():
         paired([[one], [table([1, 0], ["b", "a"])]])
 
 
+def test_what_is_not_shown_of_other_classes_is_said(tmp_path, run_cli):
+    generator = np.random.default_rng(4)
+    groups = [f"c{c}" for c in np.repeat(np.arange(12), 50)]
+    one = generator.random(600)
+    for name, shift in (("one", 0), ("odd", generator.normal(0.02, 0.1, 12)), ("even", np.full(12, 0.05))):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            table(one + np.repeat(np.broadcast_to(shift, 12), 50), groups).write(file)
+    shown = run_cli("eval", "compare", tmp_path / "one.csv", tmp_path / "odd.csv")
+    assert "odd.csv is better" in shown.stdout
+    assert "Note: r@1: shown of other queries of these 12 classes, not of other classes (--unit class)" in shown.stderr
+    assert (
+        "Note" not in run_cli("eval", "compare", tmp_path / "one.csv", tmp_path / "odd.csv", "--unit", "class").stderr
+    )
+    shown = run_cli("eval", "compare", tmp_path / "one.csv", tmp_path / "even.csv")
+    assert "even.csv is better" in shown.stdout and "Note" not in shown.stderr
+
+
 def test_few_classes_are_said_to_be_few(evaluations, run_cli):
     shown = run_cli("eval", "compare", evaluations / "a", evaluations / "b0", "--unit", "class")
     assert "the signs of 6 classes cannot give a p below 0.031, too much for 3 tests" in shown.stderr

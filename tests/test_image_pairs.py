@@ -101,6 +101,29 @@ def test_captions_from_every_source(tmp_path, made):
     assert (np.asarray(some.columns["anchor"][0]) == np.asarray(pictures[2])).all()
 
 
+@pytest.mark.parametrize("made", [made for name, made in SOURCES.items() if name not in ("anchor,positive", "parquet")])
+def test_captions_to_show_from_every_source(tmp_path, made):
+    data = made(tmp_path / "data", noise())
+    images = read_images(data, captions=True)
+    assert images.captions == WORDS and "not read" not in images.origin
+    assert read_images(data).captions is None and images.fingerprint != read_images(data).fingerprint
+
+
+def test_captions_of_some_pictures(tmp_path):
+    folder = files(tmp_path, noise())
+    write(folder / "2.txt", "a dog ")
+    write(folder / "notes.txt", "of all")
+    images = read_images(folder, captions=True)
+    assert images.captions == ["", "", "a dog", "", "", "", ""]
+    assert images.origin == "7 images, no labels, 1 captions; not read: 1 .txt"
+    assert images.take([2, 0]).captions == ["a dog", ""]
+    (folder / "2.txt").unlink()
+    assert read_images(folder, captions=True).captions is None
+    (folder / "2.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match="2.txt: is not UTF-8"):
+        read_images(folder, captions=True)
+
+
 def test_pairs_of_pictures_share_codes_from_side_to_side(tmp_path):
     files(tmp_path, noise())
     path = write(tmp_path / "a.csv", "id,image1,image2\na,0.png,1.png\nb,1.png,2.png\nc,./0.png,3.png\n")

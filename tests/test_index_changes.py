@@ -179,6 +179,8 @@ def test_a_reader_keeps_its_generation(store, later, tmp_path):
         again = search(old, unit(5), 3)  # the FAISS file of a generation that is no more is read now
         np.testing.assert_array_equal(before.rows, again.rows)
         assert hits(old, again)[1][0].id == "id-1"
+        with pytest.raises(UserError, match="has changed since this was found"):
+            hits(open_index(folder), again[:1].first(2))
         old.rows.close()
 
 

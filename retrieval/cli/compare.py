@@ -58,6 +58,7 @@ def compare(
     named = named_paths(systems)
     from retrieval.eval.compare import compare as compare_runs
     from retrieval.eval.compare import corrected, paired
+    from retrieval.eval.values import Unit
     from retrieval.formats.trec import read_qrels
 
     flags["used"] = set()
@@ -70,7 +71,11 @@ def compare(
     if left_out:
         say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
     pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
-    found = corrected([compare_runs(runs[0], runs[other], metric, unit=unit, seed=seed) for other, metric in pairs])
+
+    def tested(by: Unit) -> "list[Compared]":
+        return corrected([compare_runs(runs[0], runs[other], metric, unit=by, seed=seed) for other, metric in pairs])
+
+    found = tested(unit)
     names = [name for name, _ in named]
     told = [
         {"first": names[0], "second": names[other], **asdict(each), "verdict": each.verdict()}
@@ -83,6 +88,8 @@ def compare(
             f"Note: the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
             f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
         )
+    if unit == "query" and len(set(runs[0][0].groups or ())) > 1:
+        _note_other_classes(found, tested("class"))
     several = [len(each) > 1 for each in runs]
     if any(several) and not all(several):
         alone = ", ".join(name for name, more in zip(names, several, strict=True) if not more)
@@ -91,6 +98,16 @@ def compare(
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
     )
+
+
+def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> None:
+    """Queries of one class fail together, so that what they show may be of these classes alone."""
+    lost = [one.metric for one, other in zip(found, by_class, strict=True) if one.verdict() != other.verdict()]
+    if lost:
+        say(
+            f"Note: {', '.join(dict.fromkeys(lost))}: shown of other queries of these {by_class[0].units:,} classes, not of other classes "
+            f"(--unit class)"
+        )
 
 
 def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -> "PerQuery":

@@ -22,16 +22,32 @@ def files_below(path: Path) -> list[Path]:
     return _told_apart(path)[0]
 
 
-def read_folder(path: Path) -> Images:
-    """Labelled by the first folder below `path`, if the pictures stand in folders."""
+def read_folder(path: Path, *, captions: bool = False) -> Images:
+    """Labelled by the first folder below `path`, if the pictures stand in folders. captions: whether they are kept."""
     files, others = _told_apart(path)
+    told = [caption_beside(file) for file in files] if captions else []
+    others[".txt"] -= sum(map(bool, told))
     ids = [p.relative_to(path).as_posix() for p in files]
     labels = labels_by_folder(path, ids)
-    left = f"; not read: {others}" if others else ""  # such as a phone's .heic, perhaps all of a class
-    return Images(list(files), labels, described(len(files), labels) + left, ids=ids)
+    left = f"; not read: {_told(others)}" if +others else ""  # such as a phone's .heic, perhaps all of a class
+    origin = described(len(files), labels, told) + left
+    return Images(list(files), labels, origin, ids=ids, captions=told if any(told) else None)
 
 
-def _told_apart(path: Path) -> tuple[list[Path], str]:
+def caption_beside(picture: Path) -> str:
+    """What the text of the same name says, "" where there is none. Raises UserError for one that is not UTF-8."""
+    text = picture.with_suffix(".txt")
+    try:
+        return text.read_text("utf-8-sig").strip() if text.is_file() else ""
+    except UnicodeDecodeError:
+        raise UserError(f"{text}: is not UTF-8; convert it, for instance with iconv") from None
+
+
+def _told(others: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {ending}" for ending, count in (+others).most_common(5))
+
+
+def _told_apart(path: Path) -> tuple[list[Path], Counter[str]]:
     """The pictures below a folder, sorted, and how many other files of which endings there are. What is hidden counts as neither."""
     pictures: list[Path] = []
     others: Counter[str] = Counter()
@@ -42,13 +58,12 @@ def _told_apart(path: Path) -> tuple[list[Path], str]:
             pictures.append(file)
         else:
             others[file.suffix.lower() or file.name] += 1
-    found = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
     if not pictures:
-        there = f"; found {found}" if found else ""
+        there = f"; found {_told(others)}" if others else ""
         raise UserError(
             f"{path}: holds no images ({', '.join(ENDINGS)}{there}); give one folder a class, or a folder of images"
         )
-    return sorted(pictures), found
+    return sorted(pictures), others
 
 
 def labels_by_folder(source: Path, names: Sequence[str]) -> list[str] | None:

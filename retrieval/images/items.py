@@ -1,7 +1,7 @@
 """Pictures with labels: in memory, or decoded when they are asked for."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,5 +77,8 @@ class Images:
         return replace(self, source=source, labels=labels, ids=ids, captions=captions, skipped=())
 
 
-def described(count: int, labels: list[str] | None) -> str:
-    return f"{count:,} images" + (f", {len(set(labels)):,} classes" if labels is not None else ", no labels")
+def described(count: int, labels: list[str] | None, captions: Sequence[str] = ()) -> str:
+    """What was read, in words. captions: "" where a picture has none."""
+    classes = f", {len(set(labels)):,} classes" if labels is not None else ", no labels"
+    told = sum(map(bool, captions))
+    return f"{count:,} images{classes}" + (f", {told:,} captions" if told else "")

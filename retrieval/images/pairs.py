@@ -14,10 +14,10 @@ from retrieval.data import Asked
 from retrieval.data.columns import ID_COLUMNS, one_text
 from retrieval.errors import UserError
 
-from .folders import files_below
+from .folders import caption_beside, files_below
 from .items import Images
 from .picture import Picture
-from .shards import CAPTIONS, Sample, fields_of, is_shards, names_of, read_samples, sidecar
+from .shards import Sample, captions_of, is_shards, names_of, read_samples
 from .tables import (
     CAPTION_COLUMNS,
     PATH_COLUMNS,
@@ -134,30 +134,19 @@ def _captioned(pictures: Sequence[Picture], captions: Iterable[list[str]], names
 
 
 def _captions(sample: Sample) -> list[str]:
-    """What stands beside a picture in a tar: .txt, .caption, or a caption in .json."""
-    ending = next((each for each in CAPTIONS if each in sample.beside), None)
-    fields = fields_of(sample) if ending is None else {}
-    named = next((name for name in CAPTION_COLUMNS if fields.get(name)), None)
-    told = [sidecar(sample.beside[ending])] if ending else []
-    if named:
-        cell = fields[named]
-        where = str(sample.beside["json"])
-        told = [one_text(where, named, each) for each in (cell if isinstance(cell, list) else [cell])]
+    where = str(sample.beside.get("json", sample.picture))
+    told = [one_text(where, "caption", each) for each in captions_of(sample)]
     if not told or not all(told):
         raise UserError(f"{sample.picture}: has no caption beside it; pack a .txt, or a .json with one, under its name")
     return told
 
 
 def _beside(file: Path) -> list[str]:
-    text = file.with_suffix(".txt")
-    if not text.is_file():
-        raise UserError(f"{file}: has no caption beside it; write {text.name}, or give a table of image,caption")
-    try:
-        told = text.read_text("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError(f"{text}: is not UTF-8; convert it, for instance with iconv") from None
-    if not told:
+    told, text = caption_beside(file), file.with_suffix(".txt")
+    if not told and text.is_file():
         raise UserError(f"{text}: is empty; write a caption, or remove it and its picture")
+    if not told:
+        raise UserError(f"{file}: has no caption beside it; write {text.name}, or give a table of image,caption")
     return [told]
 
 

@@ -50,7 +50,8 @@ def read_images(
     Face data set (a folder that `save_to_disk` wrote, or owner/name[:config]), tar shards, an `.npz` or an IDX file.
 
     split: of data sets that have several. asked: columns that the user names. With skip_bad every file is decoded once, and those that fail are left out and
-    counted in `skipped`. captions: whether a table's are kept.
+    counted in `skipped`. captions: whether they are kept, of a table
+    in a column, of folders and tars in a text beside each picture.
     """
     path, asked = Path(path), asked or Asked()
     if is_rows(path):
@@ -58,17 +59,17 @@ def read_images(
         images = replace(images, origin=images.origin + told_split(path, split))
     else:
         asked.refuse_without_columns(path)
-        images = _read_other(path)
+        images = _read_other(path, captions)
     refuse_alike(path, images.labels or ())
     return _without_bad(path, images) if skip_bad else images
 
 
-def _read_other(path: Path) -> Images:
+def _read_other(path: Path, captions: bool) -> Images:
     """What has no columns."""
     if is_shards(path):
-        return read_shards(path)
+        return read_shards(path, captions=captions)
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, captions=captions)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; {KINDS}")
     if path.suffix.lower() == ".npz":

@@ -19,6 +19,7 @@ from retrieval.errors import UserError, first_line
 from .folders import ENDINGS, is_picture_name, labels_by_folder
 from .items import Images, described
 from .picture import Picture, Span
+from .tables import CAPTION_COLUMNS, as_caption
 
 UNPACKED_BY = {  # what is compressed, by its ending, and what makes a tar of it
     **dict.fromkeys((".tar.gz", ".tgz"), "gunzip"),
@@ -62,13 +63,17 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
-def read_shards(path: Path) -> Images:
-    """Labelled by `.cls` or by a label in `.json` if pictures have those, else by their folders in the tar if there are any."""
+def read_shards(path: Path, *, captions: bool = False) -> Images:
+    """Labelled by `.cls` or by a label in `.json` if pictures have those, else by their folders in the tar if there are any.
+
+    captions: whether they are kept.
+    """
     samples = read_samples(path)
     source: list[Picture] = [sample.picture for sample in samples]
     ids = names_of(path, samples)
     labels = _labels(samples) if any(sample.beside for sample in samples) else _by_folders(path, samples)
-    return Images(source, labels, described(len(source), labels), ids=ids)
+    told = [as_caption(captions_of(sample)) for sample in samples] if captions else []
+    return Images(source, labels, described(len(source), labels, told), ids=ids, captions=told if any(told) else None)
 
 
 def names_of(path: Path, samples: Sequence[Sample]) -> list[str]:
@@ -187,6 +192,16 @@ def _label(sample: Sample) -> str | None:
     fields = fields_of(sample)
     named = next((name for name in LABEL_COLUMNS if fields.get(name) is not None), None)
     return None if named is None else one_text(str(sample.beside["json"]), named, fields[named])
+
+
+def captions_of(sample: Sample) -> list[Any]:
+    """What stands beside a picture: .txt, .caption, or a caption, or several, in .json; nothing where there is none."""
+    ending = next((each for each in CAPTIONS if each in sample.beside), None)
+    if ending:
+        return [sidecar(sample.beside[ending])]
+    fields = fields_of(sample)
+    cell: Any = next((fields[name] for name in CAPTION_COLUMNS if fields.get(name)), [])
+    return cell if isinstance(cell, list) else [cell]
 
 
 def sidecar(span: Span) -> str:

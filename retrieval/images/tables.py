@@ -105,7 +105,7 @@ def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = Fa
         elif column not in table.holding:
             ids.append(row[column])
         if caption:
-            told.append(_caption(row[caption]))
+            told.append(as_caption(row[caption]))
     if not source:
         raise UserError(f"{table.path}: is empty; give a row an image")
     classes = _labels(table, label, labels) if label else None
@@ -136,8 +136,8 @@ def _columns(table: Table, asked: Asked) -> tuple[str, str | None, str | None]:
     return column, label, name
 
 
-def _caption(value: Any) -> str:
-    """A cell's caption, or captions, which are shown and not searched: it may be empty."""
+def as_caption(value: Any) -> str:
+    """A caption, or a list of them, as it is shown and not searched: it may be empty."""
     return "; ".join(filter(None, (as_text(each).strip() for each in (value if isinstance(value, list) else [value]))))
 
 
