@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from retrieval.errors import UserError
-from retrieval.given import listed
+from retrieval.given import listed, numbers
 from retrieval.neighbors import Base, Floats, Ints, Neighbors
 
 from .geometry import Geometry, geometry, item_values
@@ -104,9 +104,9 @@ def evaluate_clusters(
     and labels that differ in number, items without a label, vectors that are not finite or have no direction, one class, no query
     with anything relevant to find, a k beyond the base.
     """
-    vectors, labels = np.asarray(vectors, np.float32), _named(labels)
+    vectors, labels = _float32(vectors), _named(labels)
     base_vectors, base_labels = (
-        (vectors, labels) if reference is None else (np.asarray(reference[0], np.float32), _named(reference[1]))
+        (vectors, labels) if reference is None else (_float32(reference[0]), _named(reference[1]))
     )
     itself = reference is None
     refuse_unusable(vectors, labels, settings.metric)
@@ -241,6 +241,10 @@ def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
             Mixed(relevance.names[a], relevance.names[b], float(shares[at]), (row, neighbor), float(scores[example]))
         )
     return mixed
+
+
+def _float32(vectors: Any) -> Floats:
+    return np.asarray(numbers(vectors), np.float32)
 
 
 def _named(labels: Sequence[Any]) -> list[str]:

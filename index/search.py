@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from retrieval.errors import UserError
+from retrieval.given import numbers
 from retrieval.neighbors import Floats, Ints, Neighbors, exact_neighbors, exact_within, score_rows
 from retrieval.store.dtypes import ROUNDED
 
@@ -151,12 +152,14 @@ def _mask(index: Index, where: Mask | None) -> Mask | None:
 
 
 def _fitting(index: Index, queries: Floats) -> Floats:
+    if not isinstance(index, Index):
+        raise UserError(f"index: is a {type(index).__name__}; give what `open_index` opened")
     if np.ndim(queries) != 2 or np.shape(queries)[1] != index.rows.dim:
         raise UserError(
             f"the queries are {np.shape(queries)}, the index has {index.rows.dim} dimensions; give (q, {index.rows.dim})"
         )
     if not (isinstance(queries, np.ndarray) and queries.dtype == np.float32 and queries.flags.c_contiguous):
-        queries = as_float32(np.asarray(queries))
+        queries = as_float32(numbers(queries))
     if index.metric == "cosine" and len(queries):
         off = np.abs(np.vecdot(queries, queries) - 1)
         if not off.max() <= SQUARED_UNIT:  # not for NaN either

@@ -1,9 +1,19 @@
-"""What callers from Python give where lists are asked for: lists, arrays, columns of pandas."""
+"""What callers from Python give where lists or vectors are asked for: lists, arrays, tensors, columns of pandas."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from retrieval.errors import UserError
+
+
+def numbers(values: Any) -> np.ndarray[Any, Any]:
+    """As NumPy has them: of tensors on any device without their gradient, and bfloat16, which it lacks, as float32."""
+    if hasattr(values, "detach"):
+        held = values.detach().cpu()
+        values = held.float() if str(held.dtype) == "torch.bfloat16" else held
+    return np.asarray(values)
 
 
 def listed(name: str, values: Any, count: int | None = None) -> list[Any]:

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from retrieval.data import Texts
@@ -19,6 +20,7 @@ from retrieval.index.change import add
 from retrieval.index.filters import row_numbers, rows_of_labels
 from retrieval.index.plan import Goal
 from retrieval.index.search import search, within
+from retrieval.neighbors import Base, exact_neighbors, exact_within
 from retrieval.store import STORED_AS, Held, Kind, Rows, create, delete
 from retrieval.train.loss import loss, named
 from retrieval.train.text import TextConfig, train_text
@@ -30,6 +32,26 @@ IDS = list("abcdef")
 def test_vectors_of_other_dimensions_than_the_kind_says_are_refused(tmp_path):
     with pytest.raises(UserError, match="the store has 8 dimensions"):
         create(tmp_path / "store", Held(Rows(VECTORS[:, :6], IDS)), Kind(dim=8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_vectors_may_be_tensors_with_a_gradient(tmp_path, dtype):
+    given = torch.from_numpy(VECTORS).to(dtype).requires_grad_()
+    store = create(tmp_path / "store", Rows(given, IDS), Kind(dim=8))
+    np.testing.assert_array_equal(store.embeddings(), VECTORS)
+    index = build(store, tmp_path / "index")
+    assert search(index, given[2:3], 1).rows.tolist() == [[2]]
+    assert len(within(index, given[2:3], 0.5).rows[0]) == 1
+    assert exact_neighbors(given, given, 1).ids[:, 0].tolist() == [*range(6)]
+    assert exact_within(given, Base(given, "cosine"), 0.5).rows.tolist() == [*range(6)]
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert evaluate_clusters(given, labels).means() == evaluate_clusters(VECTORS, labels.tolist()).means()
+
+
+def test_a_folder_is_no_open_index():
+    for ask in (lambda: search("index", VECTORS, 1), lambda: within("index", VECTORS, 0.5)):
+        with pytest.raises(UserError, match="index: is a str; give what `open_index` opened"):
+            ask()
 
 
 def test_a_string_is_no_list_of_ids_and_an_array_of_strings_is(tmp_path):

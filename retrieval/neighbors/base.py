@@ -154,6 +154,7 @@ def tile_of(kind: str) -> int:
 def resident(vectors: Vectors, device: torch.device) -> Tensor | Stored:
     if isinstance(vectors, np.ndarray):
         vectors = as_tensor(vectors)
+    vectors = vectors.detach() if isinstance(vectors, Tensor) else vectors
     if isinstance(vectors, Tensor) and device.type == "cuda":
         fits = vectors.numel() * 4 <= torch.cuda.mem_get_info(device)[0] // 2
         return vectors.to(device, torch.float32) if fits else vectors
@@ -165,6 +166,7 @@ def take(vectors: Vectors, rows: slice | Tensor) -> Tensor:
     if isinstance(vectors, np.ndarray):
         vectors = as_tensor(vectors)
     if isinstance(vectors, Tensor):
+        vectors = vectors.detach()
         return (vectors[rows] if isinstance(rows, slice) else vectors.index_select(0, rows.to(vectors.device))).float()
     numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows.cpu().numpy()
     return torch.from_numpy(vectors.take(numbers))

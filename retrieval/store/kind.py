@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from retrieval.errors import UserError
-from retrieval.given import listed, strings
+from retrieval.given import listed, numbers, strings
 from retrieval.metrics import METRICS
 
 from .dtypes import STORED_AS
@@ -60,7 +60,7 @@ class Source(Protocol):
 def plain(rows: Rows) -> Rows:
     """Rows with columns as `Rows` has them, from whatever holds numbers or strings: lists, arrays, pandas. Raises UserError for
     values of other types, and columns that differ in length."""
-    vectors = np.asarray(rows.embeddings)
+    vectors = numbers(rows.embeddings)
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise UserError(f"vectors {vectors.shape} of {vectors.dtype}: give numbers, (n, d)")
     count = len(vectors)
