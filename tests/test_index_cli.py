@@ -24,6 +24,13 @@ def told(result):
     return json.loads(result.stdout)
 
 
+@pytest.mark.parametrize("count,said", [(0, "has no query"), (1, "has 1 query")])
+def test_one_query_is_too_few_to_tune_by(count, said, place, run_cli):
+    store_of(place / "few", Rows(unit(count, seed=5), [f"q{i}" for i in range(count)]))
+    words = ["index", "build", place / "store", "--queries", place / "few", "--output", place / "i"]
+    assert f"{said}; give two at least" in run_cli(*words, code=2).stderr
+
+
 def test_from_a_plan_to_an_export(place, run_cli):
     planned = told(
         run_cli("index", "build", place / "store", "--recall", 1, "--plan", "--output", place / "x", "--json")

@@ -158,7 +158,7 @@ def _queries(folder: Path | None, made: dict[str, Any], check: bool) -> Any:
     with open_store(folder, check=check) as opened:
         require_fitting(made, opened.manifest, f"--queries {folder}")
         if opened.count < 2:
-            raise UserError(f"--queries {folder}: has {plural(opened.count, 'query')[:-1]}; give two at least")
+            raise UserError(f"--queries {folder}: has {'1 query' if opened.count else 'no query'}; give two at least")
         return opened.embeddings()
 
 
