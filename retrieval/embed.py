@@ -123,9 +123,8 @@ def embed(
     """
     prompt = prompt_of(encoder.model, role)
     drawn = _drawn(encoder, data)
-    mark = sha256_json(
-        [encoder.fingerprint, compute, backend, *([prompt] if prompt else []), *([drawn] if drawn else [])]
-    )  # before the encoder changes its type
+    told = [part for part in (prompt, drawn) if part]
+    mark = sha256_json([encoder.fingerprint, compute, backend, *told])  # before the encoder changes its type
     settings: dict[str, Any] = {"compute": compute, "backend": backend, "batch_size": batch_size, "role": role}
     modality = data.manifest["modality"] if isinstance(data, Store) else "image" if isinstance(data, Images) else "text"
     if not isinstance(data, Store):

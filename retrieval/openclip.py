@@ -186,10 +186,8 @@ def _weights(source: Path) -> dict[str, "Tensor"]:
     weights: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         name, tensor = name.removeprefix("text."), tensor.to(torch.float32)
-        if name in (
-            "attn_mask",
-            "logit_bias",
-        ):  # the causal mask, and what the sigmoid loss adds: neither is of a vector
+        # The causal mask, and what the sigmoid loss adds: neither is of a vector.
+        if name in ("attn_mask", "logit_bias"):
             continue
         weights.update(_renamed(name, tensor))
     return weights

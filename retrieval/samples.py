@@ -17,16 +17,8 @@ from retrieval.images import Images
 
 # Modules that print, open a window or a browser, or change the process when imported.
 _NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "lib2to3", "test", "ensurepip", "__main__"}
-_PACKAGES = {
-    "asyncio",
-    "concurrent",
-    "email",
-    "http",
-    "json",
-    "logging",
-    "urllib",
-    "xml",
-}  # whose parts count as modules
+# Whose parts count as modules.
+_PACKAGES = {"asyncio", "concurrent", "email", "http", "json", "logging", "urllib", "xml"}
 MEMBERS = (6, 60)  # fewest and most documented things of a module that is used
 
 
@@ -120,9 +112,8 @@ def _doc(module: str, name: str, text: str | None) -> Doc | None:
     """Split a docstring into summary and body; None if it is too short to mean something."""
     parts = re.split(r"\n\s*\n", (text or "").strip(), maxsplit=1)
     summary = " ".join(parts[0].split())
-    if (
-        re.match(rf"{re.escape(name.rpartition('.')[2])}\(.*\)( ->.*)?$", summary) and len(parts) > 1
-    ):  # a bare signature comes first in C modules
+    # A bare signature comes first in C modules.
+    if re.match(rf"{re.escape(name.rpartition('.')[2])}\(.*\)( ->.*)?$", summary) and len(parts) > 1:
         parts = re.split(r"\n\s*\n", parts[1].strip(), maxsplit=1)
         summary = " ".join(parts[0].split())
     body = " ".join(parts[1].split()) if len(parts) > 1 else ""

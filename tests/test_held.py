@@ -119,9 +119,8 @@ def test_groups_are_held_out_whole():
     assert len(set(groups[held])) in (5, 6, 7) and sorted([*train, *held]) == list(range(100))
     one_chain = np.minimum(np.arange(200), 40)  # 160 pairs hang together: never to be held out, however the lot falls
     assert all(len(hold_out_groups(one_chain, seed)[1]) == 40 for seed in range(10))
-    mixed = np.concatenate(
-        [np.repeat(np.arange(4), 20), np.arange(4, 24)]
-    )  # the first that does not fit is not the last
+    # The first that does not fit is not the last.
+    mixed = np.concatenate([np.repeat(np.arange(4), 20), np.arange(4, 24)])
     assert all(len(hold_out_groups(mixed, seed)[1]) == 20 for seed in range(20))
     assert len(hold_out_groups(np.arange(50), 0)[1]) == 10
     for few in (np.arange(9), np.zeros(20, int)):

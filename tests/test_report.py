@@ -257,15 +257,8 @@ def test_a_report_of_everything(artifacts, run_cli, tmp_path):
         )
     )
     kinds = [each["kind"] for each in told["sections"]]
-    assert kinds == [
-        "items",
-        "run",
-        "clusters",
-        "recall",
-        "relevance",
-        "comparison",
-        "sweep",
-    ]  # store and index: the same items
+    # Store and index: the same items.
+    assert kinds == ["items", "run", "clusters", "recall", "relevance", "comparison", "sweep"]
     assert told["sections"][0]["names"] == [str(folder / "store"), str(folder / "index")]
     assert len(told["sections"][0]["sides"]) == 1 and told["sections"][0]["differences"] == []  # the same vectors, once
     assert told["sections"][0]["note"].startswith(f"{folder / 'index'}: Flat, recall@10 1")
@@ -290,9 +283,8 @@ def test_runs_of_others_and_items_of_several_labels(artifacts, clusters, run_cli
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "no class" not in page
     assert page.count("share of the first k that is of the same class") == 1
-    assert (
-        page.count("share of the first k that is relevant") == 1 and "Means over queries" in page
-    )  # what its metrics mean
+    # What its metrics mean.
+    assert page.count("share of the first k that is relevant") == 1 and "Means over queries" in page
     measured = evaluate_relevance({"q": {"d": 1}}, Run({"q": {"d": 1.0}}, 0)).queries.values
     assert {name for name in measured if name.endswith("@1")} == set(meanings(measured))
     store = artifacts[0] / "store"

@@ -185,9 +185,8 @@ def test_what_is_not_asked_as_it_should_be(index, serving):
     ]:
         found, told = asked(address + path, body)
         assert found == status and why in told["error"], (path, told)
-    assert (
-        asked(f"{address}/api/about", Host="elsewhere.example")[0] == 400
-    )  # no page may have its own name resolved to us
+    # No page may have its own name resolved to us.
+    assert asked(f"{address}/api/about", Host="elsewhere.example")[0] == 400
     assert asked(f"{address}/../served.py")[0] == 404
 
 

@@ -43,9 +43,8 @@ def test_the_fast_way_gives_the_librarys_features(model, prompt, most, side):
     model.max_seq_length = most
     model.tokenizer.padding_side = model.tokenizer.truncation_side = side
     check(model, prompt)
-    model.tokenizer(
-        ["something else"], padding="max_length", truncation=True, max_length=5
-    )  # leaves its settings behind
+    # Leaves its settings behind.
+    model.tokenizer(["something else"], padding="max_length", truncation=True, max_length=5)
     check(model, prompt)
 
 

@@ -76,9 +76,8 @@ def crop_and_flip(x: Tensor, size: tuple[int, int], how: Augmentation, proportio
     shift_y = (torch.rand(batch, device=device) * 2 - 1) * (1 - height)
     mirror = 1 - 2 * (torch.rand(batch, device=device) < how.flip).float()
     zero = torch.zeros_like(width)
-    affine = torch.stack(
-        [torch.stack([width * mirror, zero, shift_x], 1), torch.stack([zero, height, shift_y], 1)], dim=1
-    )  # (B, 2, 3)
+    rows = [torch.stack([width * mirror, zero, shift_x], 1), torch.stack([zero, height, shift_y], 1)]
+    affine = torch.stack(rows, 1)  # (B, 2, 3)
     grid = F.affine_grid(affine, [batch, x.shape[1], *size], align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

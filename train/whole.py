@@ -104,9 +104,8 @@ def train_whole(
         logging_nan_inf_filter=False,  # would wait for the GPU; `record` looks at every loss
         report_to=report_to,
         disable_tqdm=True,
-        router_mapping={
-            "row": "text"
-        },  # asked for where encoders are joined; our batches say themselves what they are of
+        # Asked for where encoders are joined; our batches say themselves what they are of.
+        router_mapping={"row": "text"},
         use_cpu=model.device.type == "cpu",
         **judged,
     )

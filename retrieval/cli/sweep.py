@@ -110,9 +110,8 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     passes = HEAD_PASSES if not flags["whole"] else 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, passes)
     out = f", {held.left_out:,} left out that are trained on" if held.left_out else ""
-    plans = [
-        plan_of(train, loss, flags, flags["seed"]) for loss in losses
-    ]  # refuses bad data before anything is encoded
+    # Refuses bad data before anything is encoded.
+    plans = [plan_of(train, loss, flags, flags["seed"]) for loss in losses]
     if of_heads:
         flags["steps"] = min(max(plans[0].steps, HEAD_STEPS[0]), HEAD_STEPS[1])
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {held.count:,} to judge by{out}")

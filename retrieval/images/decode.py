@@ -32,9 +32,8 @@ def decode(picture: Picture, at_least: int | None = None) -> Image.Image:
                 opened.draft(None, (at_least, at_least))
             no_adobe = opened.format in JPEG and opened.mode == "CMYK" and "adobe" not in opened.info
             upright = ImageOps.exif_transpose(opened)
-            return as_rgb(
-                ImageChops.invert(upright) if no_adobe else upright
-            )  # Pillow takes all for Adobe's, and inverts
+            # Pillow takes all for Adobe's, and inverts.
+            return as_rgb(ImageChops.invert(upright) if no_adobe else upright)
     except FileNotFoundError:
         raise UserError(f"{picture}: no such file") from None
     except PermissionError:

@@ -102,9 +102,8 @@ class Base:
         parts = []
         for start, block in self._cut(READ // dim + 1, "bfloat16", 0):
             there = table[start : start + len(block.table)]
-            block.table = there.copy_(
-                block.table
-            )  # the part's own goes at once, or all of them would double the memory
+            # The part's own goes at once, or all of them would double the memory.
+            block.table = there.copy_(block.table)
             parts.append(block)
         return Block.joined(parts, table)
 

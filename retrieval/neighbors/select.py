@@ -44,9 +44,8 @@ class Best:
 
     def _add_groups(self, scores: Tensor, start: int, size: int) -> None:
         width = scores.shape[1] // size
-        grouped = scores.reshape(
-            len(scores), size, width
-        )  # a group is every width-th score, which maxima vectorise over
+        # A group is every width-th score, which maxima vectorise over.
+        grouped = scores.reshape(len(scores), size, width)
         highest = grouped.amax(1).float()
         floor = self.floor
         if self._seen == 0:  # as many groups as are asked for reach this, so as many scores do

@@ -363,9 +363,8 @@ def _enter_all(manifest: Manifest, shards: Shards) -> None:
         enter(manifest, shards, number)
         manifest["count"] += shards.done[number]["rows"]
         manifest["next_id"] = max(manifest["next_id"], shards.done[number]["last_id"] + 1)
-    manifest["next_part"] += 1 + max(
-        shards.done, default=0
-    )  # so that the journal of every change is recognised as past
+    # So that the journal of every change is recognised as past.
+    manifest["next_part"] += 1 + max(shards.done, default=0)
 
 
 def enter(manifest: Manifest, shards: Shards, number: int) -> None:

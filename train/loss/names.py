@@ -88,9 +88,8 @@ def with_settings(config: LossConfig, settings: dict[str, Any], source: str) -> 
             hint = "; hcl has" if key in HARDNESS else ""
             raise UserError(f"{source}: has no setting {key}{hint}; it has {', '.join(known)}")
         changed.setdefault(place, {})[key] = value
-    if isinstance(config.weights, Exp) and HARDNESS & set(
-        changed.get("weights", {})
-    ):  # another way to say the hardness replaces the one that stood there
+    # Another way to say the hardness replaces the one that stood there.
+    if isinstance(config.weights, Exp) and HARDNESS & changed.get("weights", {}).keys():
         changed["weights"] = dict.fromkeys(HARDNESS) | changed["weights"]
     own = changed.pop("", {})
     parts = {place: replace(getattr(config, place), **values) for place, values in changed.items()}

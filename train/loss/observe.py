@@ -56,18 +56,9 @@ def observe(task: Task, setting: Setting, on_floor: Tensor) -> Diagnostics:
     quantiles = _quantiles(cosines.where(negatives, torch.nan))
     positive = setting.cosines(block.z_pos).mean()
     attracted = _attracted(tilt(task, block, at, setting), setting, total)
-    found = torch.stack(
-        [
-            block.negatives.to(mean.dtype).mean(),
-            ess,
-            on_floor,
-            attracted,
-            positive,
-            mean,
-            *quantiles,
-            false.to(mean.dtype),
-        ]
-    ).tolist()  # the one place where a GPU is waited for
+    count = block.negatives.to(mean.dtype).mean()
+    seen = [count, ess, on_floor, attracted, positive, mean, *quantiles, false.to(mean.dtype)]
+    found = torch.stack(seen).tolist()  # the one place where a GPU is waited for
     return Diagnostics(setting.beta, setting.beta / t, t, setting.tau_plus, *found)
 
 
