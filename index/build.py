@@ -101,7 +101,7 @@ def build(
                 about = grow(index, one, store, folder / file, seed, device, progress)
                 del index
                 grown.append(about | {"file": file, "factory": one.factory, "why": one.why})
-            tried = settle(folder, rows, grown, goal, queries, seed)
+            tried = tune_built(folder, rows, grown, goal, queries, seed)
         except UserError:
             empty(folder)  # it would not go better the next time
             raise
@@ -248,7 +248,7 @@ def add_rows(index: Any, store: Store, begun: int, path: Path | None, progress: 
             saved = time.monotonic()
 
 
-def settle(
+def tune_built(
     folder: Path, rows: Manifest, grown: list[Manifest], goal: Goal, queries: Floats | None, seed: int
 ) -> list[Manifest]:
     """Tune and measure what is being built; each comes back with its search parameters and what they give."""

@@ -14,7 +14,7 @@ from retrieval.store.ids import first_repeated
 from retrieval.store.merge import link_rows
 
 from .backend import faiss
-from .build import settle
+from .build import tune_built
 from .bundle import DECODED, FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
 from .kinds import layers, lists_of, refuse_unsteerable
 from .plan import Goal
@@ -82,7 +82,7 @@ def import_faiss(
         why = f"imported from {path.name}" + ("" if _keeps_vectors(index) else DECODED)
         about = {"file": FIRST_FILE, "factory": _described(index), "why": why, "seed": seed}
         about |= {"covers": index.ntotal, "rows": index.ntotal, "stated": stated, "others": []}
-        about = settle(folder, rows, [about], goal or Goal(), queries, seed)[0]
+        about = tune_built(folder, rows, [about], goal or Goal(), queries, seed)[0]
         del about["stated"]
         manifest |= rows | {"created": now(), "index": about, "files": rows["files"] | {FIRST_FILE: stated}}
     return open_index(output.resolve())

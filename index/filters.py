@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from retrieval.errors import UserError
 from retrieval.neighbors import Ints
 from retrieval.store import Ids
-from retrieval.store.ids import among, hashes, listed, named, typed_ids
+from retrieval.store.ids import among, as_list, hashes, named, typed_ids
 
 from .bundle import Index
 
@@ -51,9 +51,9 @@ def row_numbers(index: Index, ids: Ids) -> Ints:
     places: dict[str | int, int] = {}
     for number in np.unique(np.searchsorted(rows.starts, maybe, side="right") - 1).tolist():
         first, end = int(rows.starts[number]), int(rows.starts[number + 1])
-        held = listed(rows.ids(number))
+        held = as_list(rows.ids(number))
         places |= {held[row - first]: row for row in maybe[(maybe >= first) & (maybe < end)].tolist()}
-    missing = [i for i in listed(ids) if i not in places]
+    missing = [i for i in as_list(ids) if i not in places]
     if missing:
         raise UserError(f"{index.folder}: lacks {named(missing)} of these ids; check them")
-    return np.array([places[i] for i in listed(ids)], np.int64)
+    return np.array([places[i] for i in as_list(ids)], np.int64)

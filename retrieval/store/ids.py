@@ -26,10 +26,10 @@ def find(store: Store, blocks: Iterable[Ids]) -> dict[Any, Place]:
     maybe: dict[Any, Place] = {}
     for number in range(len(store.shards)):
         held, live = store.ids(number), store.live(number)
-        names = listed(held)
+        names = as_list(held)
         for row in np.flatnonzero(among(hashes(held), wanted)).tolist():
             maybe[names[row]] = (number, row if live is None else int(live[row]))
-    return {i: maybe[i] for block in blocks for i in listed(block) if i in maybe} if maybe else {}
+    return {i: maybe[i] for block in blocks for i in as_list(block) if i in maybe} if maybe else {}
 
 
 def among(values: Ints, ordered: Ints) -> Any:
@@ -45,7 +45,7 @@ def first_repeated(blocks: Iterable[Ids]) -> Any:
     suspects = set(marks[1:][marks[1:] == marks[:-1]].tolist())
     seen: set[Any] = set()
     for block in blocks if suspects else ():
-        for i, mark in zip(listed(block), hashes(block).tolist(), strict=True):
+        for i, mark in zip(as_list(block), hashes(block).tolist(), strict=True):
             if mark in suspects:
                 if i in seen:
                     return i
@@ -64,7 +64,8 @@ def hashes(ids: Ids) -> Ints:
     )
 
 
-def listed(ids: Ids) -> list[Any]:
+def as_list(ids: Ids) -> list[Any]:
+    """Strings, or Python's own integers."""
     return ids.tolist() if isinstance(ids, np.ndarray) else ids
 
 
@@ -82,8 +83,8 @@ def typed_ids(store: Store, ids: list[str]) -> Ids:
 
 
 def named(ids: Iterable[Any]) -> str:
-    listed = list(ids)
-    return f"{len(listed):,} ({', '.join(map(str, listed[:NAMED]))})"
+    every = list(ids)
+    return f"{len(every):,} ({', '.join(map(str, every[:NAMED]))})"
 
 
 def refuse_without_numbers(folder: Path, first: int, count: int) -> None:

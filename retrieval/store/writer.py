@@ -20,7 +20,7 @@ from retrieval.artifact import MANIFEST, Manifest, creating, seal, sha256_json, 
 from retrieval.errors import UserError
 from retrieval.locks import LOCK, nobody_reading, sole_writer
 
-from .ids import Place, find, first_repeated, listed, named, refuse_without_numbers
+from .ids import Place, as_list, find, first_repeated, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
 from .kind import Kind, Source, plain, refuse_other_rows, refuse_unfit
 from .reader import KIND, Store
@@ -49,7 +49,7 @@ class Held:
     @property
     def fingerprint(self) -> str:
         vectors = hashlib.sha256(np.ascontiguousarray(self.held.embeddings).data).hexdigest()
-        return sha256_json([vectors, listed(self.held.ids), self.held.labels, self.held.payload])
+        return sha256_json([vectors, as_list(self.held.ids), self.held.labels, self.held.payload])
 
     def ids(self, start: int, stop: int) -> Ids:
         return self.held.ids[start:stop]
@@ -273,11 +273,11 @@ def append(
 def delete(folder: Path | str, ids: Ids, artifact: str = KIND, *, missing_ok: bool = False) -> Store:
     """Delete rows by id. If some are not there it raises UserError, deleting nothing, or with `missing_ok` passes over them."""
     folder = Path(folder)
-    plan = _plan_of_delete(listed(ids))
+    plan = _plan_of_delete(as_list(ids))
     with changing(folder, artifact) as (store, manifest):
         if manifest["plan"] != plan:
             known = find(store, [ids])
-            missing = [i for i in listed(ids) if i not in known]
+            missing = [i for i in as_list(ids) if i not in known]
             if missing and not missing_ok:
                 raise UserError(f"{folder}: lacks {named(missing)} of these ids; nothing was deleted")
             if known:

@@ -19,7 +19,7 @@ from retrieval.errors import UserError
 Say = Callable[[str], None]
 FINISHING = 30  # seconds that what was begun may take after Ctrl-C
 WAITING = 2_048  # connections that the system holds until they are accepted; it may allow fewer
-SECONDS_A_LINE = 10
+REPEATED = 10  # seconds after which the same is said again
 
 
 class Server(uvicorn.Server):
@@ -98,7 +98,7 @@ def _of_no_file_left(say: Say) -> Callable[[logging.LogRecord], bool]:
         nonlocal last
         if not record.getMessage().startswith("socket.accept()"):
             return True
-        if time.monotonic() > last + SECONDS_A_LINE:
+        if time.monotonic() > last + REPEATED:
             last = time.monotonic()
             why = getattr(record.exc_info and record.exc_info[1], "strerror", "out of resources")
             say(f"no more connections can be accepted ({why}); they wait until others end")
