@@ -20,9 +20,8 @@ import numpy as np
 
 from retrieval.errors import UserError
 
-from .words import Word, article, words
+from .words import KINDS, Word, article, words
 
-KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
 TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 STOP = re.compile(r"[,;.&/]")
 ARTICLES = ("a", "an")

@@ -21,7 +21,7 @@ from retrieval.pixels import pixels_of
 
 from .augment import PRESETS
 from .batches import DEFAULT_PAIRS, Plan
-from .captions import KINDS, altered
+from .captions import altered
 from .collate import Collator, Column, Settled, Source, codes_of
 from .curve import Curve
 from .fit import Running, fit
@@ -30,6 +30,7 @@ from .loss import LossConfig
 from .near import near_rows
 from .pictures import pictures_of
 from .settings import Settings, refuse_mistaken
+from .words import KINDS
 
 ROLE = "query"  # of captions: what they are judged, and pictures are searched, by
 SETTLED = 2**29  # numbers of vectors that are kept: 2 GiB

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Which kind of alteration a table of the lists serves.
+# Which kind of alteration a table of the lists serves. Two kinds need none; see captions.py.
 TABLES = {
     "people": "object",
     "animal": "object",
@@ -20,6 +20,7 @@ TABLES = {
     "relation": "relation",
     "action": "relation",
 }
+KINDS = (*dict.fromkeys(TABLES.values()), "swap-objects", "swap-attributes")
 COUNTED = ("people", "animal", "object", "place")
 # An article goes by sound, not by letter.
 SOUND_OF_A = ("uni", "use", "uten", "uku", "uri", "euro", "one", "ewe")

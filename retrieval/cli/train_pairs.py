@@ -8,6 +8,7 @@ import click
 
 from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
+from retrieval.train.words import KINDS
 
 from .amounts import Number
 from .columns import asked_columns, column
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 LEAST_STEPS = 100
 SCRATCH_RATE = 1e-3  # of a network from scratch beside an encoder that is not
-KINDS = ("object", "place", "colour", "size", "attribute", "relation", "swap-objects", "swap-attributes")
 
 
 def pair_columns(split: str) -> Callable[[F], F]:
