@@ -11,7 +11,7 @@ from retrieval.metrics import METRICS
 
 from .commands import refuse_unused
 from .evaluate import evaluate, keeps
-from .evaluated import named_paths, refuse_evaluation, write_evaluation
+from .evaluated import named_paths, read_side, refuse_evaluation, write_evaluation
 from .options import checks, common, existing
 from .output import emit, say
 
@@ -143,8 +143,6 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
     if path.suffix in (".run", ".trec", ".txt"):
         raise UserError(f"{path}: --qrels is needed to judge a run")
     from retrieval.eval.clusters import Settings, evaluate_clusters
-
-    from .evaluated import read_side
 
     flags["used"] |= {"--labels", "--metric"}
     side = read_side(path, flags["labels"], flags["metric"], flags["check"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .held import before_and_after, by_classes
 from .options import common, pick_device, quiet_libraries
 from .output import Advance, emit, progress, say
 
@@ -151,8 +152,6 @@ def _artifacts(folder: Path, trained: _Trained, data: "Texts | Images", judged: 
     from retrieval.images import Images
     from retrieval.index.build import build
     from retrieval.train.run import read_run, save_run
-
-    from .held import before_and_after, by_classes
 
     with progress("embed", len(data)) as bar:
         store = embed(trained.encoder, data, folder / "store", progress=bar)

@@ -1,5 +1,6 @@
 """`retrieval embed`."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,8 +243,6 @@ def _telling_what_is_kept(output: Path) -> Iterator[None]:
 
 def _use_cpus(count: int) -> None:
     """As many threads as this process has cores: torch counts the machine's, not the container's share."""
-    import os
-
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:

@@ -8,6 +8,7 @@ import click
 from .columns import asked_columns
 from .evaluate import evaluate, keeps
 from .evaluated import refuse_evaluation, rough, write_evaluation
+from .held import by_shown
 from .options import common, pick_device, quiet_libraries, uses_device
 from .output import emit, progress, say
 from .train_pairs import captions, pair_columns
@@ -39,8 +40,6 @@ def pairs(as_json: bool, **flags: Any) -> None:
     from retrieval.eval.pairs import WAYS
     from retrieval.images import read_pairs
     from retrieval.train.pairs import refuse_kinds, with_hard_captions
-
-    from .held import by_shown
 
     refuse_evaluation(flags)
     data = read_pairs(flags["data"], split=flags["split"], asked=asked_columns(flags))

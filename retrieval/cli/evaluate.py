@@ -10,14 +10,12 @@ from retrieval.errors import UserError
 from retrieval.metrics import METRICS
 
 from .commands import Group, refuse_unused, together
-from .evaluated import rough
+from .evaluated import Side, read_side, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, uses_device
 from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.clusters import Clusters
-
-    from .evaluated import Side
 
 SHOWN_CLASSES = 5
 NOT_OF_PEERS = (
@@ -75,8 +73,6 @@ def clusters(vectors: Path, as_json: bool, **flags: Any) -> None:
       retrieval eval clusters store --json
       retrieval eval clusters vectors.npy --labels labels.txt --metric cosine --output judged
     """
-    from .evaluated import read_side, refuse_evaluation, write_evaluation
-
     _refuse_unclear(flags)
     refuse_evaluation(flags)
     side = read_side(vectors, flags["labels"], flags["metric"], flags["check"])
@@ -138,7 +134,7 @@ def _refuse_unclear(flags: dict[str, Any]) -> None:
 
 
 def _judge(
-    side: "Side", other: "Side | None", flags: dict[str, Any], own: list[str], of_other: list[str] | None
+    side: Side, other: Side | None, flags: dict[str, Any], own: list[str], of_other: list[str] | None
 ) -> "Clusters":
     from retrieval.eval.clusters import Settings, evaluate_clusters
 
@@ -155,7 +151,7 @@ def _judge(
     return evaluate_clusters(side.vectors, own, settings, ids=side.ids, reference=reference, stage=progress)
 
 
-def _like(name: str, side: "Side", as_json: bool) -> None:
+def _like(name: str, side: Side, as_json: bool) -> None:
     from retrieval.eval.clusters import refuse_unclustered
     from retrieval.eval.labels import classes
     from retrieval.eval.peers import PEERS
@@ -168,7 +164,7 @@ def _like(name: str, side: "Side", as_json: bool) -> None:
     emit({"like": name, "metrics": values}, as_json, [f"{metric:<28} {value:.4f}" for metric, value in values.items()])
 
 
-def _levels(side: "Side", other: "Side | None", flags: dict[str, Any]) -> dict[int, tuple[list[str], list[str] | None]]:
+def _levels(side: Side, other: Side | None, flags: dict[str, Any]) -> dict[int, tuple[list[str], list[str] | None]]:
     """By level the labels of both sides, cut after so many parts, where there is something to judge; the last level is the
     labels themselves unless they were written in different ways."""
     from retrieval.eval.labels import levels
@@ -195,14 +191,14 @@ def _unanswerable(own: list[str], of_reference: list[str] | None) -> bool:
     return len(set(own)) == len(own) if of_reference is None else set(own).isdisjoint(of_reference)
 
 
-def _probe(side: "Side", seed: int) -> dict[str, float]:
+def _probe(side: Side, seed: int) -> dict[str, float]:
     from retrieval.eval.labels import classes
     from retrieval.eval.probe import linear_probe
 
     return linear_probe(side.unit() if side.metric == "cosine" else side.vectors, classes(side.labels).codes, seed)
 
 
-def _as_json(found: "Clusters", side: "Side", other: "Side | None", seed: int) -> dict[str, Any]:
+def _as_json(found: "Clusters", side: Side, other: Side | None, seed: int) -> dict[str, Any]:
     """Everything, with the examples of what is mixed up in words."""
     from retrieval.eval.clusters import summary
 

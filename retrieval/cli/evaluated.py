@@ -9,6 +9,7 @@ from retrieval.errors import UserError
 
 if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
+    from retrieval.formats.trec import Run
     from retrieval.neighbors import Floats
     from retrieval.store import Rows
 
@@ -106,6 +107,20 @@ def read_labels(path: Path) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "iuU":
         raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}; give integers or strings, one a vector")
     return [str(label).strip() for label in array.tolist()]
+
+
+def as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: str) -> "Run":
+    """Distances become scores of which larger is better."""
+    from retrieval.formats.trec import Run
+
+    signed = -scores if metric == "euclidean" else scores
+    return Run(
+        {
+            query: {ids[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
+            for query, found, values in zip(queries, rows.tolist(), signed.tolist(), strict=True)
+        },
+        0,
+    )
 
 
 def rough(queries: int, classes: int | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
-from .evaluated import rough
+from .evaluated import as_run, rough
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts
@@ -239,8 +239,6 @@ def by_judgments(folder: Path, split: str) -> Held:
     def measure(vectors: "Floats") -> "PerQuery":
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.neighbors import exact_neighbors
-
-        from .relevance import as_run
 
         documents, queries = vectors[: len(found.corpus)], vectors[len(found.corpus) :]
         near = exact_neighbors(queries, documents, min(DEEP, len(documents)))

@@ -1,5 +1,6 @@
 """What `train` and `sweep` share: the options of a loss and of how long to train, and the loss that they name."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,8 +65,6 @@ def loss_config(flags: dict[str, Any]) -> "LossConfig":
 def fit_to_data(config: "LossConfig", flags: dict[str, Any], labelled: bool) -> "LossConfig":
     """Refuse a loss or a label mask without labels, a guide that is missing or not asked, and τ⁺ under a mask: nothing is left for it to
     correct."""
-    from dataclasses import replace
-
     if config.guided and not flags.get("guide"):
         raise UserError(
             f"--loss {flags['loss']}: judges by another encoder, named by `train text --guide`; or use --loss positive-aware"

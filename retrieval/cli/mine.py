@@ -14,6 +14,7 @@ from retrieval.errors import UserError
 from .amounts import Number
 from .columns import of_pairs, training_data
 from .commands import Command
+from .index import goal_of
 from .options import common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
 
@@ -283,8 +284,6 @@ def _embed(encoder: "Encoder", texts: Sequence[str], folder: Path, role: str) ->
 
 def _indexed(corpus: "Store", flags: dict[str, Any], folder: Path) -> "Index":
     from retrieval.index.build import build
-
-    from .index import goal_of
 
     say(f"an index with recall {flags['recall']:g} over {corpus.count:,} texts")
     goal = goal_of(flags["recall"], None, None, flags["ranks"][1], None)

@@ -13,6 +13,7 @@ from retrieval.errors import UserError
 
 from .amounts import Numbers
 from .evaluate import evaluate, keeps
+from .evaluated import as_run, refuse_evaluation, write_evaluation
 from .options import checks, common, existing
 from .output import emit, progress, say
 
@@ -70,8 +71,6 @@ def recall(index: Path, as_json: bool, **flags: Any) -> None:
     """
     from retrieval.index.bundle import open_index
 
-    from .evaluated import refuse_evaluation
-
     if flags["qrels"] is not None and flags["queries"] is None:
         raise UserError("--qrels: judges the queries of a store; give --queries too")
     refuse_evaluation(flags)
@@ -99,8 +98,6 @@ def _refuse_settings(opened: "Index", given: "tuple[int, ...] | None") -> None:
 
 
 def _judge(index: Path, opened: "Index", asked: _Asked, flags: dict[str, Any], as_json: bool) -> None:
-    from .evaluated import write_evaluation
-
     task = _task(opened, asked, flags)
     exact = task and task(asked.truth)
     if flags["qrels"] is not None and exact is not None and len(exact.ids) < len(asked.ids):
@@ -248,8 +245,6 @@ def _by_judgments(opened: "Index", asked: _Asked, path: Path, k: int) -> "Task":
     from retrieval.eval.relevance import evaluate_relevance
     from retrieval.eval.values import PerQuery
     from retrieval.formats.trec import read_qrels
-
-    from .relevance import as_run
 
     qrels = read_qrels(path)
     ids = [str(i) for i in opened.rows.ids_between(0, opened.rows.count)]

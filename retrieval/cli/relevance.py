@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .commands import refuse_unused
 from .evaluate import evaluate, keeps
-from .evaluated import rough
+from .evaluated import as_run, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
 from .output import emit, progress, say
 
@@ -60,8 +60,6 @@ def relevance(as_json: bool, **flags: Any) -> None:
       retrieval eval relevance --beir scifact --encoder all-MiniLM-L6-v2
     """
     from retrieval.eval.relevance import KS, evaluate_relevance, ranking
-
-    from .evaluated import refuse_evaluation, write_evaluation
 
     _refuse_unclear(flags)
     refuse_existing(flags["overwrite"], flags["run_output"])
@@ -203,20 +201,6 @@ def _exact(queries: "Floats", corpus: Any, depth: int, metric: str, device: str 
 
     # One more than is judged, for --drop-self.
     return exact_neighbors(queries, corpus, min(depth + 1, len(corpus)), metric=metric, device=pick_device(device))
-
-
-def as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: str) -> "Run":
-    """Distances become scores of which larger is better."""
-    from retrieval.formats.trec import Run
-
-    signed = -scores if metric == "euclidean" else scores
-    return Run(
-        {
-            query: {ids[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
-            for query, found, values in zip(queries, rows.tolist(), signed.tolist(), strict=True)
-        },
-        0,
-    )
 
 
 def _lines(found: "Relevance", result: dict[str, Any], qrels: "Qrels", run: "Run", drop_self: bool) -> list[str]:

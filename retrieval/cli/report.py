@@ -13,6 +13,7 @@ from retrieval.metrics import METRICS
 
 from .commands import refuse_unused
 from .evaluated import KIND, PAIRS, named_paths, read_labels, read_vectors
+from .index import findings
 from .options import checks, common, existing, refuse_existing
 from .output import emit, progress, say, told_size
 
@@ -155,8 +156,6 @@ def _recall(name: str, path: Path) -> str:
     if not path.is_dir() or stated_kind(path) != "index":
         return ""
     from retrieval.index.bundle import open_index
-
-    from .index import findings
 
     opened = open_index(path)
     return f"{name}: {opened.about['factory']}, {findings(opened)[0].strip()}."

@@ -9,15 +9,17 @@ import click
 
 from retrieval.errors import UserError
 
-from . import columns
+from . import columns, trials
 from .amounts import Numbers
 from .columns import asked_columns, training_data
 from .commands import Command, together
+from .held import Held
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
 from .training import without_singles
+from .trials import Record, Trainer
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.images import Images
     from retrieval.train.loss import LossConfig
-
-    from .held import Held
-    from .trials import Record, Trainer
 
 KIND = "sweep"
 AXES = ("kappa", "beta", "tau_plus", "temperature")
@@ -98,20 +97,18 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     data, held_out = _read(flags)
     from retrieval.eval.report.figures import hardness
 
-    from .trials import parts, plan_of
-
     flags["labelled"] = data.labels is not None and not data.is_pairs
     axes = {method: _axes(method, flags) for method in dict.fromkeys(flags["methods"])}
     _refuse_idle(axes, flags)
     losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
-    train, held = parts(data, held_out, str(flags["data"]), flags["seed"])
+    train, held = trials.parts(data, held_out, str(flags["data"]), flags["seed"])
     flags["value"] = flags["value"] or held.metric
     of_heads = not (flags["whole"] or flags["steps"] or flags["epochs"])  # whose number of steps is then ours to choose
     passes = HEAD_PASSES if not flags["whole"] else 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, passes)
     out = f", {held.left_out:,} left out that are trained on" if held.left_out else ""
     # Refuses bad data before anything is encoded.
-    plans = [plan_of(train, loss, flags, flags["seed"]) for loss in losses]
+    plans = [trials.plan_of(train, loss, flags, flags["seed"]) for loss in losses]
     if of_heads:
         flags["steps"] = min(max(plans[0].steps, HEAD_STEPS[0]), HEAD_STEPS[1])
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {held.count:,} to judge by{out}")
@@ -199,13 +196,11 @@ def _loss(method: str, setting: "Setting", flags: dict[str, Any]) -> "LossConfig
     return fit_to_data(loss_config(named), named, flags["labelled"])
 
 
-def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], folder: Path) -> "tuple[Record, Trainer]":
+def _prepared(train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> tuple[Record, Trainer]:
     """The record of an interrupted sweep of the same kind, or an empty one; and what trains."""
     from retrieval.artifact import sha256_json
     from retrieval.encoder import load_encoder
     from retrieval.train.vision import SCRATCH
-
-    from .trials import Record, by_encoders, by_heads
 
     device = pick_device(flags["device"])
     encoder = None if flags["model"] in SCRATCH else load_encoder(flags["model"], device)
@@ -221,13 +216,11 @@ def _prepared(train: "Texts | Images", held: "Held", flags: dict[str, Any], fold
     if record.done:
         say(f"{flags['output']}: {len(record.done):,} trials of an interrupted sweep are kept")
     if flags["whole"] or encoder is None:
-        return record, by_encoders(flags["model"], device, train, held, flags)
-    return record, by_heads(encoder, train, held, flags, folder / VECTORS)
+        return record, trials.by_encoders(flags["model"], device, train, held, flags)
+    return record, trials.by_heads(encoder, train, held, flags, folder / VECTORS)
 
 
-def _run(
-    axes: "dict[str, Axes]", record: "Record", trainer: "Trainer", held: "Held", flags: dict[str, Any]
-) -> "list[Point]":
+def _run(axes: "dict[str, Axes]", record: Record, trainer: Trainer, held: Held, flags: dict[str, Any]) -> "list[Point]":
     """Every setting once, the best with more seeds; judged."""
     from retrieval.eval.sweep import FINALISTS, finalists, judge
 

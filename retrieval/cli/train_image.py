@@ -11,6 +11,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns
 from .commands import together
+from .held import Held, by_classes
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -21,8 +22,6 @@ from .training_flags import batches, device_of, judging, refuse_flags, settings,
 if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.images import Images
-
-    from .held import Held
 
 
 @train.command()
@@ -116,11 +115,9 @@ def _encoder(flags: dict[str, Any], data: "Images", device: str) -> "Encoder":
     return encoder
 
 
-def _held_out(flags: dict[str, Any], name: str) -> "Held | None":
+def _held_out(flags: dict[str, Any], name: str) -> Held | None:
     """What is judged before and after, of --eval-data or --general-data."""
     from retrieval.images import read_images
-
-    from .held import by_classes
 
     path = flags[name]
     data = read_images(path, split=flags["eval_split"], asked=asked_columns(flags, optional=True)) if path else None

@@ -13,6 +13,7 @@ from retrieval.train.words import KINDS
 from .amounts import Number
 from .columns import asked_columns, column
 from .commands import F, together
+from .held import Held, by_shown
 from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.images import Pairs
     from retrieval.train.pairs import PairConfig
-
-    from .held import Held
 
 LEAST_STEPS = 100
 SCRATCH_RATE = 1e-3  # of a network from scratch beside an encoder that is not
@@ -181,12 +180,10 @@ def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
     return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
 
 
-def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> "dict[str, Held]":
+def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> dict[str, Held]:
     """What is judged before and after, with changed captions where training has them. Raises UserError for pairs of other kinds."""
     from retrieval.images import Images, read_pairs
     from retrieval.train.pairs import with_hard_captions
-
-    from .held import by_shown
 
     def kinds(pairs: "Pairs") -> list[str]:
         return [

@@ -11,6 +11,7 @@ from retrieval.errors import UserError
 from .amounts import Number
 from .columns import asked_columns, columns, several_training_data
 from .commands import together
+from .held import Held, by_classes, read_held
 from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from retrieval.data import Texts
     from retrieval.encoder import Encoder
     from retrieval.train.text import TextConfig
-
-    from .held import Held
 
 LEAST_STEPS = 100  # of an encoder, however few texts there are, unless epochs are asked for
 GENERAL = 400  # texts of the general set that comes with Python, about
@@ -123,11 +122,9 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         raise UserError("--head: is trained on one data set; give one, or leave --head out")
 
 
-def _sets(flags: dict[str, Any]) -> "dict[str, Held]":
+def _sets(flags: dict[str, Any]) -> dict[str, Held]:
     """What is judged before and after."""
     from retrieval.samples import docs_as_texts, library_docs
-
-    from .held import by_classes, read_held
 
     sets = {}
     asked = asked_columns(flags, optional=True)
