@@ -371,7 +371,7 @@ def test_several_data_sets_take_turns_by_weight(tiny, pairs_file, command, run_c
     assert np.abs(counts - [0.6, 0.2, 0.2]).max() < 0.1
     assert [source.first_class for source in sources] == [0, 0, 4]
     last = next(share for share in drawn if share.source == 2)
-    assert set(Collator(model, sources)(last)["batch"]["classes"].tolist()) <= {4, 5, 6, 7}
+    assert set(Collator(model, sources)(last)["batch"]["labels"].tolist()) <= {4, 5, 6, 7}
     again = list(Shares(sources, 300))
     assert all((a.pairs.anchors == b.pairs.anchors).all() for a, b in zip(drawn, again, strict=True))
     path = tmp_path / "labelled.csv"

@@ -77,8 +77,8 @@ class Collator:
 
     A chunk has at most `most` items, where that is given; of pictures else all, or with `apart` those of one column (whose batch
     statistics are then its own).
-    batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; items, codes,
-    classes, guide; negative_items, negative_pairs and guide_negative where there are negatives: all as `ContrastiveLoss` has them.
+    batch: order (items,), where in the chunks, one after the other, each column's items stand, column after column; the rest is what
+    `ContrastiveLoss` is given by these names, but for embeddings: items, codes, labels, guide, and of negatives their own.
     """
 
     model: SentenceTransformer
@@ -98,7 +98,7 @@ class Collator:
         codes = np.concatenate([source.codes[0][anchors], source.codes[1][positives]])
         batch = {"order": order, "items": items.flatten(), "codes": codes}
         if source.plan.labels is not None:
-            batch["classes"] = source.plan.labels[anchors] + source.first_class
+            batch["labels"] = source.plan.labels[anchors] + source.first_class
         if negatives:
             own = [pair for column in negatives for pair, item in enumerate(column) if _is_there(item)]
             codes = np.concatenate([codes_of(column, self.pictures) for column in columns[2:]])

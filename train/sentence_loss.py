@@ -77,30 +77,19 @@ class SentenceLoss(CachedLossMixin, nn.Module):
         """The loss of embedded chunks; a step of the curve."""
         pairs = len(batch["items"]) // 2
         texts = torch.cat(chunks)[batch["order"]]
-        anchor, positive, negative = texts[:pairs], texts[pairs : 2 * pairs], texts[2 * pairs :]
+        known = {name: value for name, value in batch.items() if name != "order"}
+        if "negative_items" in batch:
+            known["negative"] = texts[2 * pairs :]
         self.loss.progress = len(self.curve) / self.batches
         self.loss.diagnose = looked_at(len(self.curve), texts.device)
-        loss = nested(
-            self.loss,
-            self.dims,
-            anchor,
-            positive,
-            negative=negative if "negative_items" in batch else None,
-            labels=batch.get("classes"),
-            items=batch["items"],
-            codes=batch.get("codes"),
-            negative_items=batch.get("negative_items"),
-            negative_pairs=batch.get("negative_pairs"),
-            guide=batch.get("guide"),
-            guide_negative=batch.get("guide_negative"),
-        )
+        loss = nested(self.loss, self.dims, texts[:pairs], texts[pairs : 2 * pairs], **known)
         record(self.curve, loss, self.loss.diagnostics)
         self.progress(self.curve)
         return loss
 
     def state(self) -> dict[str, Tensor]:
         """What later batches depend on, besides the encoder: a learned temperature, remembered embeddings."""
-        memory = self.loss.memory.state() if self.loss.memory is not None else {}
+        memory = self.loss.memory.get_extra_state() if self.loss.memory is not None else {}
         return {name: value.detach().contiguous() for name, value in self.loss.named_parameters()} | memory
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -108,7 +97,7 @@ class SentenceLoss(CachedLossMixin, nn.Module):
             for name, value in self.loss.named_parameters():
                 value.copy_(state[name])
         if self.loss.memory is not None:
-            self.loss.memory.restore(state)
+            self.loss.memory.set_extra_state(state)
 
     def get_config_dict(self) -> dict[str, object]:
         return {"loss": self.loss.config.name}

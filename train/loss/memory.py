@@ -62,15 +62,9 @@ class Memory(nn.Module):
         )
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        return self.state()
-
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        self.restore(state)
-
-    def state(self) -> dict[str, Tensor]:
         """For a checkpoint; empty while nothing is remembered."""
         held = (self._rows, self._labels, self._codes)
         return {f"memory.{n}": x.clone() for n, x in zip(PARTS, held, strict=True) if x is not None}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
         self._rows, self._labels, self._codes = (state.get(f"memory.{name}") for name in PARTS)
