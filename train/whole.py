@@ -73,41 +73,17 @@ def train_whole(
         at, patience.early_stopping_patience_counter = _judged_in_vain(Path(found), watch.metric)
         if patience.early_stopping_patience_counter >= patience.early_stopping_patience:
             last = at  # killed between its end and the writing of the run
-    judged: dict[str, Any] = (
-        {}
-        if watch is None
-        else {
-            "eval_strategy": "steps",
-            "eval_steps": watch.every,
-            "metric_for_best_model": watch.metric,
-            "greater_is_better": True,
-            "load_best_model_at_end": True,
-        }
-    )
-    arguments = SentenceTransformerTrainingArguments(
+    own_rate = {r"^loss\.": OWN_RATE} if list(loss.loss.parameters()) else {}
+    arguments = _arguments(
+        settings,
+        steps,
+        watch,
         output_dir=str(scratch),
         max_steps=last,
         per_device_train_batch_size=collator.sources[0].plan.pairs,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.rate,
-        learning_rate_mapping=settings.rates(model) | ({r"^loss\.": OWN_RATE} if list(loss.loss.parameters()) else {}),
-        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=round(settings.warmup * steps),
-        bf16=settings.compute == "bfloat16",
-        fp16=settings.compute == "float16",
-        torch_compile=settings.compiled,
-        seed=settings.seed,
-        save_strategy="steps",
-        save_steps=watch.every if watch else 10**9,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # would wait for the GPU; `record` looks at every loss
+        learning_rate_mapping=settings.rates(model) | own_rate,
         report_to=report_to,
-        disable_tqdm=True,
-        # Asked for where encoders are joined; our batches say themselves what they are of.
-        router_mapping={"row": "text"},
         use_cpu=model.device.type == "cpu",
-        **judged,
     )
     model.model_card_data.widget = [{"text": ""}]  # else the trainer looks for examples, with a bar; our card has none
     average = None if settings.average is None else Average(model, settings.average)
@@ -139,6 +115,36 @@ def train_whole(
         stopped = f"stopped after {done} of {steps} steps, " if done < steps else ""
         watch.tell(f"{stopped}kept the weights of step {best}, {watch.metric} {trainer.state.best_metric:.4f}")
     return loss.curve
+
+
+def _arguments(
+    settings: Settings, steps: int, watch: Watch | None, **known: Any
+) -> SentenceTransformerTrainingArguments:
+    """The settings as the trainer has them. known: those of its arguments that they do not say."""
+    judged: dict[str, Any] = {}
+    if watch is not None:
+        judged = {"eval_strategy": "steps", "eval_steps": watch.every, "metric_for_best_model": watch.metric}
+        judged |= {"greater_is_better": True, "load_best_model_at_end": True}
+    return SentenceTransformerTrainingArguments(
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        warmup_steps=round(settings.warmup * steps),
+        bf16=settings.compute == "bfloat16",
+        fp16=settings.compute == "float16",
+        torch_compile=settings.compiled,
+        seed=settings.seed,
+        save_strategy="steps",
+        save_steps=watch.every if watch else 10**9,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # would wait for the GPU; `record` looks at every loss
+        disable_tqdm=True,
+        # Asked for where encoders are joined; our batches say themselves what they are of.
+        router_mapping={"row": "text"},
+        **judged,
+        **known,
+    )
 
 
 def _judged_in_vain(checkpoint: Path, metric: str) -> tuple[int, int]:
