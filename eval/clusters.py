@@ -104,19 +104,12 @@ def evaluate_clusters(
     and labels that differ in number, items without a label, vectors that are not finite or have no direction, one class, no query
     with anything relevant to find, a k beyond the base.
     """
-    vectors, labels = _float32(vectors), _named(labels)
-    base_vectors, base_labels = (
-        (vectors, labels) if reference is None else (_float32(reference[0]), _named(reference[1]))
-    )
     itself = reference is None
-    refuse_unusable(vectors, labels, settings.metric)
-    if not itself:
-        refuse_unusable(base_vectors, base_labels, settings.metric)
+    vectors, labels = _usable(vectors, labels, settings.metric)
+    base_vectors, base_labels = (vectors, labels) if reference is None else _usable(*reference, settings.metric)
     if base_vectors.shape[1] != vectors.shape[1]:
         raise UserError(f"the queries have {vectors.shape[1]} dimensions, the reference {base_vectors.shape[1]}")
-    asked = None if itself else labels
-    several = settings.separator
-    relevance: Relevance = classes(base_labels, asked) if several is None else label_sets(base_labels, asked, several)
+    relevance = _relevance(base_labels, None if itself else labels, settings.separator)
     found = relevance.counts() - itself
     rows, unanswerable = _queries(found, relevance, settings)
     ks = _cut_offs(settings.ks, len(base_vectors) - itself)
@@ -140,21 +133,21 @@ def evaluate_clusters(
             values |= item_values(queries, of, base_points, relevance.codes, itself=itself)
         own = relevance if itself else classes(labels)
         partition = _partition(points, own, settings, stage)
-    names = [str(row) for row in rows.tolist()] if ids is None else [str(ids[row]) for row in rows.tolist()]
+    names = [str(row if ids is None else ids[row]) for row in rows.tolist()]
     per_query = PerQuery(names, [relevance.groups[row] for row in rows.tolist()], values)
-    return Clusters(
-        per_query,
-        rows,
-        found[rows],
-        nearest,
-        relevance,
-        counts,
-        points,
-        own,
-        partition,
-        settings.metric,
-        settings.seed,
-    )
+    how = (settings.metric, settings.seed)
+    return Clusters(per_query, rows, found[rows], nearest, relevance, counts, points, own, partition, *how)
+
+
+def _usable(vectors: Any, labels: Sequence[Any], metric: str) -> tuple[Floats, list[str]]:
+    """As float32 and strings. Raises UserError for what cannot be judged."""
+    found, names = np.asarray(numbers(vectors), np.float32), _named(labels)
+    refuse_unusable(found, names, metric)
+    return found, names
+
+
+def _relevance(labels: Sequence[str], queries: Sequence[str] | None, separator: str | None) -> Relevance:
+    return classes(labels, queries) if separator is None else label_sets(labels, queries, separator)
 
 
 def _partition(points: Floats, own: Classes, settings: Settings, stage: Stage) -> dict[str, list[float]]:
@@ -241,10 +234,6 @@ def confusion(found: Clusters, most: int = 20) -> list[Mixed]:
             Mixed(relevance.names[a], relevance.names[b], float(shares[at]), (row, neighbor), float(scores[example]))
         )
     return mixed
-
-
-def _float32(vectors: Any) -> Floats:
-    return np.asarray(numbers(vectors), np.float32)
 
 
 def _named(labels: Sequence[Any]) -> list[str]:

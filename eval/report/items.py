@@ -103,15 +103,8 @@ def items_section(
 
     Raises UserError where the items of the sides differ, or nothing is there to judge.
     """
+    _refuse_unfit(sides)
     first = sides[0]
-    for side in sides[1:]:
-        if not side.same_items(first):
-            raise UserError(f"{side.name}: holds other items or labels than {first.name}; report them apart")
-    for side in sides:
-        with _named(side):
-            refuse_unusable(side.vectors, side.labels, "cosine")
-            if len(side.ids) < 2:
-                raise UserError("holds fewer than two items")
     points = [unit(side.vectors) for side in sides]
     values: dict[str, Any] = {
         "note": " ".join(each for each in (note, *(side.note for side in sides)) if each),
@@ -143,12 +136,12 @@ def items_section(
             maps.append(on_a_plane(each[rows], way, seed))
             advance(1)
     ranks, names = _ranked_classes(first.labels, rows)
+    of_classes = {name: colour(rank) for rank, name in enumerate(names)}
+    of_points = [colour(rank) for rank in ranks.tolist()]
     values["map"] = {"way": way, "ids": [first.ids[row] for row in rows.tolist()]}
     values["map"] |= {side.name: np.round(xy, 4).tolist() for side, xy in zip(sides, maps, strict=True)}
     for at, (side, xy, each) in enumerate(zip(sides, maps, points, strict=True)):
-        colours = {each: colour(rank) for rank, each in enumerate(names)}
-        points_in = [colour(rank) for rank in ranks.tolist()]
-        figures[f"map{at}"] = scatter(f"map-{at}", xy, points_in, f"Map, {side.name}", colours)
+        figures[f"map{at}"] = scatter(f"map-{at}", xy, of_points, f"Map, {side.name}", of_classes)
         figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(each, first.labels, at, seed)
     values["neighbours"] = _neighbours(sides, points, judged[0] if judged else None, seed)
     shown = {
@@ -156,6 +149,18 @@ def items_section(
         "pictures": _thumbnails(values["neighbours"], first.pictures),
     }
     return Section("items", title, values, figures, shown)
+
+
+def _refuse_unfit(sides: Sequence[Items]) -> None:
+    """Raise UserError for sides of other items than the first's, and for what cannot be shown."""
+    for side in sides[1:]:
+        if not side.same_items(sides[0]):
+            raise UserError(f"{side.name}: holds other items or labels than {sides[0].name}; report them apart")
+    for side in sides:
+        with _named(side):
+            refuse_unusable(side.vectors, side.labels, "cosine")
+            if len(side.ids) < 2:
+                raise UserError("holds fewer than two items")
 
 
 def _judged(side: Items, sample: int | None, seed: int, stage: Stage) -> Clusters:
