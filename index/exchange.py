@@ -54,12 +54,10 @@ def import_faiss(
     metric = _metric(path, index, metric)
     vectors, listed = _vectors(path, index)
     own = listed if own is None else own
-    if ids is not None and len(ids) != len(vectors):
-        raise UserError(f"--ids: has {len(ids):,} lines for the {len(vectors):,} vectors of {path}; give one a vector")
-    if labels is not None and len(labels) != len(vectors):
-        raise UserError(
-            f"--labels: has {len(labels):,} lines for the {len(vectors):,} vectors of {path}; give one a vector"
-        )
+    for flag, given in (("--ids", ids), ("--labels", labels)):
+        if given is not None and len(given) != len(vectors):
+            found = f"{len(given):,} lines for the {len(vectors):,} vectors of {path}"
+            raise UserError(f"{flag}: has {found}; give one a vector")
     if ids is not None and own is not None:
         raise UserError(f"--ids: {path} has ids of its own; leave --ids out")
     if metric == "cosine":

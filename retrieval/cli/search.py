@@ -104,23 +104,19 @@ def search(
         _store_queries(opened, store, check) if store else _encoded_queries(opened, queries, pictures, name, device)
     )
     found = answer(opened, vectors, k, radius=radius, where=where)
+    result: dict[str, Any]
     if output is not None:
         _write(output, opened, names, found)
-        told = {"output": str(output), "queries": len(names), "results": int((found.rows >= 0).sum())}
-        lines = [f"{output}: {told['queries']:,} queries, {told['results']:,} results"]
-        emit(
-            told | ({"how": found.how} if explain else {}),
-            as_json,
-            lines + (_explained(opened, found) if explain else []),
-        )
-        return
-    results = hits(opened, found)
-    result: dict[str, Any] = {
-        "results": [{"query": q, "hits": [plain(hit) for hit in best]} for q, best in zip(names, results, strict=True)]
-    }
+        result = {"output": str(output), "queries": len(names), "results": int((found.rows >= 0).sum())}
+        lines = [f"{output}: {result['queries']:,} queries, {result['results']:,} results"]
+    else:
+        results = hits(opened, found)
+        told = [{"query": q, "hits": [plain(hit) for hit in best]} for q, best in zip(names, results, strict=True)]
+        result, lines = {"results": told}, _shown(opened, names, results)
     if explain:
         result["how"] = found.how
-    emit(result, as_json, _shown(opened, names, results) + (_explained(opened, found) if explain else []))
+        lines += _explained(opened, found)
+    emit(result, as_json, lines)
 
 
 def _shown(opened: "Index", names: list[str], results: "list[list[Hit]]") -> list[str]:

@@ -295,44 +295,50 @@ def finish(
 ) -> dict[str, Any]:
     """Write the run; what came out, for `tell`."""
     from retrieval.eval.report.artifacts import run_section
-    from retrieval.train.curve import warnings
     from retrieval.train.run import steps_of, write_run
 
     plots = {f"{f.name}.svg": f.svg().encode() for f in run_section("", config, None, curve).figures.values()}
     mark = write_run(folder, manifest, encoder, curve, config, metrics, plots)
-    notes = warnings(curve)
-    if flags["ess"] and curve[-1]["beta"] == 0:
-        notes.append(
-            f"--ess {flags['ess']:g}: a batch has no more negatives than that, so none weighs more than another; "
-            "lower it, or raise --batch-size"
-        )
-    lost = [
-        f"{metric} {each['before']:.3f} → {each['after']:.3f}"
-        for metric, each in metrics.get("general", {"metrics": {}})["metrics"].items()
-        if each["verdict"] == "worse" and each["after"] < (1 - FORGOTTEN) * each["before"]
-    ]
-    told = metrics.get("held-out", {"metrics": {}})["metrics"]
-    if worse := [
-        f"{name} {each['before']:.3f} → {each['after']:.3f}"
-        for name, each in told.items()
-        if each["verdict"] == "worse"
-    ]:
-        notes.append(
-            f"worse on --eval-data than before training ({', '.join(worse)}); lower --lr, or give fewer --steps, or data more like it"
-        )
-    if lost:
-        notes.append(
-            f"worse on texts of another kind ({', '.join(lost)}); --interpolate 0.5, a lower --lr"
-            f"{', fewer --steps' if flags.get('head') else ', --last-layers or --lora'} keep more of what the encoder knew"
-        )
     return {
         "output": str(flags["output"]),
         "fingerprint": mark,
         "steps": steps_of(curve, config),
         "last": curve[-1],
         "metrics": metrics or None,
-        "warnings": notes,
+        "warnings": _warnings(curve, metrics, flags),
     }
+
+
+def _warnings(curve: "Curve", metrics: dict[str, Any], flags: dict[str, Any]) -> list[str]:
+    """What is wrong with the setting, and what became worse, each with its remedy."""
+    from retrieval.train.curve import warnings
+
+    notes = warnings(curve)
+    if flags["ess"] and curve[-1]["beta"] == 0:
+        notes.append(
+            f"--ess {flags['ess']:g}: a batch has no more negatives than that, so none weighs more than another; "
+            "lower it, or raise --batch-size"
+        )
+    if worse := _worse(metrics, "held-out"):
+        notes.append(
+            f"worse on --eval-data than before training ({worse}); lower --lr, or give fewer --steps, or data more like it"
+        )
+    if lost := _worse(metrics, "general", FORGOTTEN):
+        notes.append(
+            f"worse on texts of another kind ({lost}); --interpolate 0.5, a lower --lr"
+            f"{', fewer --steps' if flags.get('head') else ', --last-layers or --lora'} keep more of what the encoder knew"
+        )
+    return notes
+
+
+def _worse(metrics: dict[str, Any], name: str, share: float = 0.0) -> str:
+    """The metrics of a set that are shown to be worse than before training, by more than this share of them."""
+    told = metrics.get(name, {"metrics": {}})["metrics"]
+    return ", ".join(
+        f"{metric} {each['before']:.3f} → {each['after']:.3f}"
+        for metric, each in told.items()
+        if each["verdict"] == "worse" and each["after"] < (1 - share) * each["before"]
+    )
 
 
 def tell(result: dict[str, Any], curve: "Curve", as_json: bool) -> None:
