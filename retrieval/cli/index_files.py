@@ -9,9 +9,9 @@ from retrieval.errors import UserError
 
 from .commands import refuse_unused
 from .index import aims, findings, goal_of, index, index_argument, sentence, told_of
-from .options import checks, common, existing, quiet_libraries, refuse_existing, writes
+from .options import checks, common, existing, quiet_libraries, writes
 from .output import emit, say
-from .store_files import say_left_out
+from .store_files import ids_beside, refuse_files, say_left_out
 
 
 @index.command("import")
@@ -82,12 +82,7 @@ def import_(
     required=True,
     help="File to write: .faiss, .hnswlib, or a file of vectors as `store export` writes them.",
 )
-@click.option(
-    "--ids",
-    "ids_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the ids, one a line, or to an .npy integers.",
-)
+@ids_beside
 @click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5 of ann-benchmarks.")
 @click.option("--overwrite", is_flag=True, help="Replace the files.")
 @checks
@@ -117,9 +112,7 @@ def export(
     from retrieval.index.hnswlib_file import write_hnswlib
     from retrieval.store import open_store
 
-    if ids_path is not None and ids_path.resolve() == output.resolve():
-        raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
-    refuse_existing(overwrite, output, ids_path)
+    refuse_files(overwrite, output, ids_path)
     if (ending := output.suffix.lower()) not in (endings := (".faiss", ".hnswlib", *ENDINGS)):
         raise UserError(f"{output}: cannot tell the format by its ending; use one of {', '.join(endings)}")
     if ending in ENDINGS:

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from retrieval.store import Store
 
 T = TypeVar("T", bound=Sized)
+ids_beside = click.option(
+    "--ids",
+    "ids_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the ids, one a line, or to an .npy integers.",
+)
 
 
 @store.command("import")
@@ -160,12 +166,7 @@ def _one_a_row(path: Path, lines: T, count: int) -> T:
     "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write, by its ending."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
-@click.option(
-    "--ids",
-    "ids_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the ids, one a line, or to an .npy integers.",
-)
+@ids_beside
 @click.option("--queries", type=existing("folder"), help="A store of queries, for .hdf5.")
 @click.option(
     "-k", type=click.IntRange(min=1), help="Neighbours of each query, for .hdf5.  [default: 100, or all if fewer]"
@@ -197,9 +198,7 @@ def export(
     from retrieval.formats import export as export_store
     from retrieval.store import open_store
 
-    if ids_path is not None and ids_path.resolve() == output.resolve():
-        raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
-    refuse_existing(overwrite, output, ids_path)
+    refuse_files(overwrite, output, ids_path)
     if not queries:
         refuse_unused("is for the neighbours of --queries", "-k", "--device")
     with open_store(folder, check=check) as opened:
@@ -215,6 +214,13 @@ def export(
         say_left_out(opened, output, ids_path)
         result = {"output": str(output), "count": opened.count, "dim": opened.dim}
     emit(result, as_json, [f"{output}: {result['count']:,} × {result['dim']}"])
+
+
+def refuse_files(overwrite: bool, output: Path, ids_path: Path | None) -> None:
+    """Raise UserError where the two files to be written are one, or would replace others unasked."""
+    if ids_path is not None and ids_path.resolve() == output.resolve():
+        raise UserError(f"--ids {ids_path}: is --output too; give each a name of its own")
+    refuse_existing(overwrite, output, ids_path)
 
 
 def say_left_out(opened: "Store", output: Path, ids_path: Path | None) -> None:
