@@ -13,7 +13,7 @@ import numpy as np
 
 from retrieval.artifact import MANIFEST, Manifest, read_sealed, sha256_json, staging_folder
 from retrieval.data import TextFile, Texts
-from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of, prompt_of
+from retrieval.encode import BLOCK, Encoding, Prepared, ahead_of
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.heads import Headed, head_over
@@ -24,6 +24,7 @@ from retrieval.pixels import least_side
 from retrieval.store import SHARD_ROWS, Floats, Ids, Job, Kind, Rows, Store, append, create
 from retrieval.store.journal import Entry, rows_left
 from retrieval.store.writer import write_in_turn, write_rows
+from retrieval.tokens import prompt_of
 from retrieval.workers import run_on_devices
 
 COST_ROWS = 512

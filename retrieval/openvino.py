@@ -2,16 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from retrieval.errors import UserError
+from retrieval.errors import UserError, first_line
+from retrieval.tokens import Features
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-Features = dict[str, Any]
 
 
 def compile_encoder(
@@ -43,8 +42,9 @@ def compile_encoder(
         settings = {"INFERENCE_PRECISION_HINT": PRECISIONS[compute], "INFERENCE_NUM_THREADS": threads}
         compiled = core.compile_model(graph, "CPU", settings)
     except Exception as error:  # whatever tracing, conversion or compilation meet in a model they do not know
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"--backend openvino: cannot take this encoder ({reason}); use --backend torch") from error
+        raise UserError(
+            f"--backend openvino: cannot take this encoder ({first_line(error)}); use --backend torch"
+        ) from error
 
     def run(features: Features) -> Tensor:
         found = compiled([features[name].numpy() for name in names])

@@ -295,7 +295,7 @@ def test_names_that_no_hub_gives_and_folders(tmp_path, monkeypatch):
 
 
 def test_what_is_told_before_training(minilm):
-    from retrieval.encode import lengths
+    from retrieval.tokens import lengths
 
     data = Texts({"text": ["a b", "a b", "c " * 300]}, ["x", "x", "y"], None, "")
     told = summarise(data, lambda texts: lengths(minilm.model, texts), 128)

@@ -17,13 +17,14 @@ from retrieval.artifact import staging_folder
 from retrieval.cpus import usable_cpus
 from retrieval.data import Texts, read_texts, scan_texts
 from retrieval.embed import embed, encode_all
-from retrieval.encode import Encoding, ahead_of, as_tokens, batches_by_length, pad
+from retrieval.encode import Encoding, ahead_of
 from retrieval.encoder import MINILM, Encoder
 from retrieval.errors import UserError, is_disk_full
 from retrieval.images import Images
 from retrieval.locks import LOCK
 from retrieval.store import open_store
 from retrieval.store.journal import rows_left
+from retrieval.tokens import as_tokens, batches_by_length, pad
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ HOMES = {
         "retrieval/openvino.py",
         "retrieval/pixels.py",
         "retrieval/routes.py",
+        "retrieval/tokens.py",
         "train/",
     ],
     "transformers": ["train/", "retrieval/openclip.py", "retrieval/pixels.py"],

@@ -8,8 +8,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from retrieval.encode import Encoding, Prepared, _asks_only_the_tokenizer, as_tokens, pad, tokenise
+from retrieval.encode import Encoding, Prepared
 from retrieval.encoder import MINILM, load_encoder
+from retrieval.tokens import _asks_only_the_tokenizer, as_tokens, pad, tokenise
 
 TEXTS = [
     *("one", "", "  Two  WORDS ", "naïve café 東京 🙂", "a [MASK] b [SEP]", "http://a.b/c.jpg", "line\nbreak\ttab"),

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from some_pictures import as_bytes, write
 
 from retrieval.cli.held import by_shown
-from retrieval.encode import Encoding, tokenises_apart
+from retrieval.encode import Encoding
 from retrieval.encoder import Encoder, fingerprint, load_encoder
 from retrieval.errors import UserError
 from retrieval.eval.report.artifacts import pairs_section
@@ -22,6 +22,7 @@ from retrieval.eval.values import read_per_query
 from retrieval.images import Images, Pairs, read_pairs
 from retrieval.pixels import pixels_of
 from retrieval.samples import digits
+from retrieval.tokens import tokenises_apart
 from retrieval.train.augment import PRESETS, Augmentation
 from retrieval.train.batches import Pairs as Drawn
 from retrieval.train.batches import Plan

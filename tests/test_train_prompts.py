@@ -12,8 +12,9 @@ from tiny_training import PAIRS, SETTINGS, WORDS
 from retrieval.data import Texts
 from retrieval.data.texts import taken
 from retrieval.embed import embed
-from retrieval.encode import Encoding, prompt_of, tokenise
+from retrieval.encode import Encoding
 from retrieval.encoder import load_encoder
+from retrieval.tokens import prompt_of, tokenise
 from retrieval.train.batches import Drawing
 from retrieval.train.collate import Collator, Shares
 from retrieval.train.loss import named

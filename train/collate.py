@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from retrieval.cpus import usable_cpus
 from retrieval.data import text_codes
 from retrieval.data.texts import taken
-from retrieval.encode import (
+from retrieval.routes import reader
+from retrieval.tokens import (
     CPU_TOKENS,
     GPU_TOKENS,
     Features,
@@ -28,7 +29,6 @@ from retrieval.encode import (
     tokenise,
     tokenises_apart,
 )
-from retrieval.routes import reader
 
 from .batches import MISSING, Pairs, Plan, Rows
 from .head import Frozen

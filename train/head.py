@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import Tensor, nn
 
-from retrieval.encode import prompt_of
 from retrieval.store import Floats
+from retrieval.tokens import prompt_of
 
 from .batches import MISSING, Pairs, Plan, Rows
 from .curve import Curve, record

@@ -12,12 +12,12 @@ from torch import nn
 
 from retrieval.data import Texts
 from retrieval.embed import encode_all
-from retrieval.encode import prompt_of
 from retrieval.encoder import Encoder
 from retrieval.errors import UserError
 from retrieval.images import Images, Pairs
 from retrieval.images.pairs import Column as Items
 from retrieval.pixels import pixels_of
+from retrieval.tokens import prompt_of
 
 from .augment import PRESETS
 from .batches import DEFAULT_PAIRS, Plan

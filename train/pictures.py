@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from retrieval.cpus import usable_cpus
 from retrieval.data import text_codes
-from retrieval.encode import Features
 from retrieval.images import Images
 from retrieval.pixels import Pixels, features_of
+from retrieval.tokens import Features
 
 from .augment import Augmentation, augment
 from .batches import Rows

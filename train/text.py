@@ -10,8 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from retrieval.data import Texts, text_codes
-from retrieval.encode import ROLES, Encoding, Floats, Ints, prompt_of, tokenise, tokenises_apart
+from retrieval.encode import Encoding, Floats
 from retrieval.errors import UserError
+from retrieval.tokens import ROLES, Ints, prompt_of, tokenise, tokenises_apart
 
 from .batches import MISSING, Plan, Rows, as_codes
 from .collate import Collator, Source

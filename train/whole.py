@@ -23,7 +23,7 @@ from transformers.trainer_callback import (
 )
 
 from retrieval.artifact import write_atomically
-from retrieval.encode import Features
+from retrieval.tokens import Features
 
 from .average import Average
 from .collate import Collator, Shares, loader

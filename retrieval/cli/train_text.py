@@ -143,7 +143,7 @@ def _describe(
 ) -> list[dict[str, Any]]:
     """What is in the data: told, and kept with the run."""
     from retrieval.data import leaked, summarise, told_summary
-    from retrieval.encode import lengths
+    from retrieval.tokens import lengths
 
     found = []
     for name, each in zip(names, data, strict=True):
