@@ -10,11 +10,12 @@ the next manifest; readers keep the generation that they opened.
 
 from .compact import compact
 from .dtypes import STORED_AS, UNIT, Floats, not_unit, refuse_bad_vectors
-from .kind import SHARD_ROWS, Kind, Source
+from .kind import SHARD_ROWS, Kind
 from .merge import merge
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
-from .writer import Held, Job, StoreRows, append, create, delete
+from .source import Held, Source, StoreRows
+from .writer import Job, append, create, delete
 
 __all__ = [
     "KIND",

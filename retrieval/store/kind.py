@@ -1,17 +1,16 @@
-"""What all rows of a store have in common, and where new ones come from."""
+"""What all rows of a store have in common."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from retrieval.errors import UserError
-from retrieval.given import listed, numbers, strings
 from retrieval.metrics import METRICS
 
 from .dtypes import STORED_AS
 from .reader import Store
-from .shard import Ids, Rows
+from .shard import Rows
 
 SHARD_ROWS = 4096
 
@@ -38,45 +37,6 @@ class Kind:
             if not isinstance(number, int | np.integer) or number < 1:
                 raise UserError(f"{name} {number}: must be a whole number of at least 1")
             object.__setattr__(self, name, int(number))
-
-
-class Source(Protocol):
-    """Rows to be stored, asked for a shard at a time, in any order.
-
-    fingerprint names the content. columns: "labels", "payload/NAME". ids(start, stop) is None where rows have none: they
-    are numbered then.
-    """
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def columns(self) -> list[str]: ...
-    def ids(self, start: int, stop: int) -> Ids | None: ...
-    def rows(self, start: int, stop: int, ids: Ids) -> Rows: ...
-
-
-def plain(rows: Rows) -> Rows:
-    """Rows with columns as `Rows` has them, from whatever holds numbers or strings: lists, arrays, pandas. Raises UserError for
-    values of other types, and columns that differ in length."""
-    vectors = numbers(rows.embeddings)
-    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        raise UserError(f"vectors {vectors.shape} of {vectors.dtype}: give numbers, (n, d)")
-    count = len(vectors)
-    ids = _ids(rows.ids, count)
-    labels = None if rows.labels is None else strings("labels", rows.labels, count)
-    payload = {name: strings(name, held, count) for name, held in rows.payload.items()}
-    return Rows(vectors, ids, labels, payload)
-
-
-def _ids(held: Any, count: int) -> Ids:
-    if isinstance(held, np.ndarray) and held.dtype.kind in "iu" and len(held) == count:
-        return held
-    values = listed("ids", held, count)
-    if values and all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values):
-        return np.array(values, np.int64)
-    return strings("ids", values)
 
 
 def refuse_unfit(rows: Rows, kind: Kind) -> None:

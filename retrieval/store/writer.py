@@ -20,71 +20,14 @@ from retrieval.artifact import MANIFEST, Manifest, creating, seal, sha256_json, 
 from retrieval.errors import UserError
 from retrieval.locks import LOCK, nobody_reading, sole_writer
 
-from .ids import Place, as_list, find, first_repeated, named, refuse_without_numbers
+from .ids import Place, as_list, find, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
-from .kind import Kind, Source, plain, refuse_other_rows, refuse_unfit
+from .kind import Kind, refuse_other_rows, refuse_unfit
 from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
+from .source import Source, id_type, ids_of, refuse_repeated, source_of
 
 OURS = re.compile(r"part-\d+\..*|index(-\d+)?\.faiss|pending\.jsonl|\..*\.tmp")  # files of a store or an index
-
-
-@dataclass(frozen=True)
-class Held:
-    """A source of rows that are in memory."""
-
-    held: Rows
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "held", plain(self.held))
-
-    @property
-    def count(self) -> int:
-        return len(self.held)
-
-    @property
-    def columns(self) -> list[str]:
-        return [*(["labels"] if self.held.labels is not None else []), *(f"payload/{n}" for n in self.held.payload)]
-
-    @property
-    def fingerprint(self) -> str:
-        vectors = hashlib.sha256(np.ascontiguousarray(self.held.embeddings).data).hexdigest()
-        return sha256_json([vectors, as_list(self.held.ids), self.held.labels, self.held.payload])
-
-    def ids(self, start: int, stop: int) -> Ids:
-        return self.held.ids[start:stop]
-
-    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
-        return self.held[start:stop]
-
-
-def _source(given: Source | Rows) -> Source:
-    return Held(given) if isinstance(given, Rows) else given
-
-
-@dataclass(frozen=True)
-class StoreRows:
-    """A source of rows that are those of another store, or of an index."""
-
-    store: Store
-
-    @property
-    def count(self) -> int:
-        return self.store.count
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.store.manifest["columns"])
-
-    @property
-    def fingerprint(self) -> str:
-        return self.store.manifest_hash
-
-    def ids(self, start: int, stop: int) -> Ids:
-        return self.store.ids_between(start, stop)
-
-    def rows(self, start: int, stop: int, ids: Ids) -> Rows:
-        return self.store.between(start, stop)
 
 
 @dataclass(frozen=True)
@@ -132,20 +75,6 @@ def write_rows(path: Path, rows: Rows, kind: Kind) -> Entry:
     return {**entry, "last_id": last}
 
 
-@dataclass(frozen=True)
-class IdBlocks:
-    """The ids of a source, so many rows at a time, as often as one likes."""
-
-    source: Source
-    rows: int
-
-    def __iter__(self) -> Iterator[Ids]:
-        for start in range(0, self.source.count, self.rows):
-            ids = self.source.ids(start, min(start + self.rows, self.source.count))
-            assert ids is not None
-            yield ids
-
-
 def shards_of(rows: int, shard_rows: int) -> int:
     return -(-rows // shard_rows)
 
@@ -165,16 +94,6 @@ def rows_of_part(rows: int, shard_rows: int, part: tuple[int, int] | None) -> ra
     return range(first, min(last, rows))
 
 
-def _ids_of(source: Source, kind: Kind) -> IdBlocks | None:
-    """The ids of a source, None if it has none."""
-    first = source.ids(0, min(kind.shard_rows, source.count))
-    return None if first is None else IdBlocks(source, kind.shard_rows)
-
-
-def _id_type(source: Source, kind: Kind) -> str:
-    return "string" if isinstance(source.ids(0, min(kind.shard_rows, source.count)), list) else "integer"
-
-
 def create(
     output: Path | str,
     source: Source | Rows,
@@ -191,7 +110,7 @@ def create(
     It stands under `output` only when it is whole. A killed call is taken up by the same call, which leaves what it made.
     part: (i, n), only the i-th of n parts of the rows, for as many machines; `merge` makes one store of all.
     """
-    output, source = Path(output), _source(source)
+    output, source = Path(output), source_of(source)
     asked = rows_of_part(source.count, kind.shard_rows, part)
     whole = plan = plan_of("create", source, kind, settings)
     if part is not None:
@@ -201,7 +120,7 @@ def create(
             with suppress(UserError), changing(output):
                 pass
         return Store(output)
-    _refuse_repeated(source, kind)
+    refuse_repeated(source, kind.shard_rows)
     with creating(output, KIND, overwrite=overwrite, resume=True) as (folder, manifest):
         shards = Shards(folder, plan, 0)
         _remove_all_but(folder, {JOURNAL, *(shards.name(number) for number in shards.done)})
@@ -238,14 +157,16 @@ def append(
 
     The same call twice in a row adds nothing the second time.
     """
-    folder, source = Path(folder), _source(source)
+    folder, source = Path(folder), source_of(source)
     with changing(folder, artifact) as (store, manifest):
         plan = plan_of("replace" if replace else "append", source, kind, settings)
         if manifest["plan"] != plan:
-            refuse_other_rows(store, {**asdict(kind), "ids": _id_type(source, kind), "columns": source.columns})
+            refuse_other_rows(
+                store, {**asdict(kind), "ids": id_type(source, kind.shard_rows), "columns": source.columns}
+            )
             kind = Kind(**{**asdict(kind), "shard_rows": store.manifest["shard_rows"]})
-            _refuse_repeated(source, kind)
-            ids = _ids_of(source, kind)
+            refuse_repeated(source, kind.shard_rows)
+            ids = ids_of(source, kind.shard_rows)
             known = find(store, ids) if ids is not None else {}
             if known and not replace:
                 raise UserError(
@@ -348,7 +269,7 @@ def _without_rows(kind: Kind, source: Source) -> Manifest:
         "generation": 1,
         "count": 0,
         **asdict(kind),
-        "ids": _id_type(source, kind),
+        "ids": id_type(source, kind.shard_rows),
         "columns": source.columns,
         "next_id": 0,
         "next_part": 0,
@@ -389,10 +310,3 @@ def _bury(folder: Path, manifest: Manifest, places: list[Place]) -> None:
         manifest["files"][shard["deleted"]] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest["count"] += shard["rows"] - len(gone) - shard["live"]
         shard["live"] = shard["rows"] - len(gone)
-
-
-def _refuse_repeated(source: Source, kind: Kind) -> None:
-    ids = _ids_of(source, kind)
-    repeated = first_repeated(ids) if ids is not None else None
-    if repeated is not None:
-        raise UserError(f"id {repeated!r} stands more than once among the new rows; ids must be unique")
