@@ -8,35 +8,21 @@ committed before is readable, and the final folder equals, byte for byte, the on
 real: a small file system, one size after the other. Needs root for that part alone.
 """
 
-import argparse
-import builtins
-import errno
-import json
-import mmap
-import os
 import shutil
-import signal
-import struct
 import subprocess
-import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fault_injection import Operation, arguments, broken, keep, killed, small_disk, spread_kills, unbroken_run
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from retrieval import artifact
 from retrieval.artifact import staging_folder
 from retrieval.data import Texts
 from retrieval.embed import embed
@@ -46,8 +32,6 @@ from retrieval.locks import LOCK
 from retrieval.store import Held, Kind, Rows, append, compact, create, delete, open_store
 from retrieval.store.journal import rows_left
 
-PIECE = 16_384  # bytes written between pauses
-PAUSE = 0.002  # seconds
 ROWS, DIM = 3000, 64
 SHARD_ROWS = 512  # small, so that an operation writes many files
 
@@ -74,16 +58,6 @@ def random_rows(count: int, start: int = 0) -> Rows:
     return Rows(vectors, names, None, {"text": [f"text of {name}" for name in names]})
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Something done to a store: `before` makes what is there already, `act` is what gets killed."""
-
-    name: str
-    before: Callable[[Path], Any]
-    act: Callable[[Path], Any]
-    kept: Callable[[Path], Path] = lambda folder: folder  # where an unfinished call leaves its journal
-
-
 def operations(encoder: Encoder) -> list[Operation]:
     kind = Kind(DIM, metric="inner_product", normalized=False, shard_rows=SHARD_ROWS)
 
@@ -99,12 +73,7 @@ def operations(encoder: Encoder) -> list[Operation]:
         embed(encoder, words(1000), folder, shard_rows=SHARD_ROWS)
 
     return [
-        Operation(
-            "embed",
-            lambda folder: None,
-            lambda f: embed(encoder, words(ROWS), f, shard_rows=SHARD_ROWS),
-            staging_folder,
-        ),
+        Operation("embed", lambda f: None, lambda f: embed(encoder, words(ROWS), f, shard_rows=SHARD_ROWS)),
         Operation("embed --append", embedded, lambda f: embed(encoder, words(ROWS, 1000), f, add=True)),
         Operation("append", base, lambda f: append(f, Held(random_rows(ROWS, ROWS)), kind)),
         Operation("replace", base, lambda f: append(f, Held(random_rows(ROWS, 1500)), kind, replace=True)),
@@ -112,110 +81,8 @@ def operations(encoder: Encoder) -> list[Operation]:
     ]
 
 
-class Clock:
-    """What a child tells of its writes, in memory that outlives it: when the first began, the last ended, and whether one
-    is under way."""
-
-    LAYOUT = struct.Struct("ddq")
-
-    def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, self.LAYOUT.size)
-
-    def read(self) -> tuple[float, float, int]:
-        return self.LAYOUT.unpack(self.memory[:])  # type: ignore[return-value]
-
-    def end(self) -> None:
-        """The operation is over: what it removed after its last write counts too."""
-        first, _, inside = self.read()
-        self.memory[:] = self.LAYOUT.pack(first, time.monotonic(), inside)
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        first, last, _ = self.read()
-        self.memory[:] = self.LAYOUT.pack(first or time.monotonic(), last, 1)
-        yield
-        self.memory[:] = self.LAYOUT.pack(self.read()[0], time.monotonic(), 0)
-
-
-def slow_disk(clock: Clock) -> None:
-    """From now on in this process: files are written in pieces with pauses, and the clock says when."""
-
-    def slow_open(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
-        file = builtins.open(path, mode, *args, **options)  # noqa: SIM115
-        if "w" not in mode and "a" not in mode:
-            return file
-        return _SlowFile(file, clock)
-
-    for module in (artifact, sys.modules["retrieval.store.journal"]):
-        module.open = slow_open  # type: ignore[attr-defined]
-
-
-class _SlowFile:
-    def __init__(self, file: Any, clock: Clock) -> None:
-        self.file, self.clock = file, clock
-
-    def write(self, content: Any) -> None:
-        view = memoryview(content)
-        for start in range(0, len(view), PIECE):
-            self.file.write(view[start : start + PIECE])
-            self.file.flush()
-            time.sleep(PAUSE)
-
-    def __enter__(self) -> "_SlowFile":
-        self.context = self.clock.writing()
-        self.context.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.context.__exit__(None, None, None)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-def in_child(act: Callable[[], Any], clock: Clock) -> int:
-    """Start `act` on a slow disk in a forked process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's idle threads; the child uses one of its own
-        child = os.fork()
-    if child:
-        return child
-    try:
-        os.setsid()
-        torch.set_num_threads(1)
-        slow_disk(clock)
-        act()
-        clock.end()
-        os._exit(0)
-    except BaseException as error:
-        print(f"child: {error!r}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != LOCK}
-
-
-def killed(act: Callable[[], Any], after: float) -> bool:
-    """Kill `act` in a process of its own, `after` seconds after its first write; whether that was inside a write."""
-    clock = Clock()
-    child = in_child(act, clock)
-    while clock.read()[0] == 0 and os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(0.0002)
-    time.sleep(max(0.0, clock.read()[0] + after - time.monotonic()))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return clock.read()[2] == 1
-
-
-def unbroken_run(act: Callable[[], Any]) -> float:
-    """Do `act` in a process of its own; the seconds from its first write to its end."""
-    clock = Clock()
-    child = in_child(act, clock)
-    assert os.waitpid(child, 0)[1] == 0
-    first, last, _ = clock.read()
-    return last - first
 
 
 def kill_one(operation: Operation, template: Path, place: Path, want: dict[str, bytes], after: float) -> bool:
@@ -232,7 +99,10 @@ def kill_one(operation: Operation, template: Path, place: Path, want: dict[str, 
         assert len(found) == store.count
     elif old:
         raise AssertionError("the store is gone")
-    done = rows_left(operation.kept(folder)) if operation.kept(folder).exists() else 0
+    kept = (
+        staging_folder(folder) if operation.name == "embed" else folder
+    )  # where an unfinished call leaves its journal
+    done = rows_left(kept) if kept.exists() else 0
     told: list[int] = []
     if operation.name.startswith("embed"):
         run_again(operation, folder, told)
@@ -267,23 +137,7 @@ def kills(operation: Operation, count: int, place: Path) -> tuple[int, int]:
         operation.before(folder)
     span = unbroken_run(lambda: operation.act(unbroken))
     want = contents(unbroken)
-    inside = 0
-    for trial in range(count):
-        with tempfile.TemporaryDirectory(dir=place) as folder:
-            inside += kill_one(operation, template, Path(folder), want, span * (trial + 0.5) / count)
-    return count, inside
-
-
-@contextmanager
-def small_disk(place: Path, kib: int) -> Iterator[Path]:
-    """A file system of so many KiB. Raises PermissionError without root."""
-    folder = Path(tempfile.mkdtemp(dir=place))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], capture_output=True).returncode:
-        raise PermissionError(errno.EPERM, "mounting a small file system needs root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+    return spread_kills(lambda folder, after: kill_one(operation, template, folder, want, after), span, count, place)
 
 
 def full_disks(operation: Operation, count: int, place: Path) -> tuple[int, int]:
@@ -343,30 +197,15 @@ def flips(folder: Path, every: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of each operation")
-    parser.add_argument("--disks", type=int, default=40, help="sizes of a full disk for each operation")
-    parser.add_argument("--json", type=Path, help="also write the counts here")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, kills=200, disks=40)
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
-    for operation in operations(tiny_encoder()):
-        for what, how, count in (("killed", kills, asked.kills), ("disk full", full_disks, asked.disks)):
-            with tempfile.TemporaryDirectory() as place:
-                started = time.monotonic()
-                total, hit = how(operation, count, Path(place))
-                result[f"{operation.name}: {what}"] = [total, hit]
-                said = "inside a write" if what == "killed" else "ran out of space"
-                print(
-                    f"{operation.name:<16}{what:<11}{total:>5} times, {hit} {said}; {time.monotonic() - started:.0f} s"
-                )
+    result = broken(operations(tiny_encoder()), kills, full_disks, asked)
     with tempfile.TemporaryDirectory() as place:
         create(Path(place) / "store", Held(random_rows(3)[:3]), Kind(DIM, metric="inner_product", normalized=False))
         delete(Path(place) / "store", ["id-1"])
         result["flipped"] = flips(Path(place) / "store", 1)
         print(f"every byte of a store flipped: {result['flipped']:,}, each one noticed")
-    if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, asked)
 
 
 if __name__ == "__main__":

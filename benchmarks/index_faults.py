@@ -7,20 +7,14 @@ evenly between its first write and its end, and is run again. Checked every time
 every hash, and answers as before the operation or as after it; run again, it answers as an unbroken run.
 """
 
-import argparse
-import json
 import shutil
 import subprocess
-import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from faults import killed, small_disk, unbroken_run
+from fault_injection import Operation, arguments, broken, keep, killed, small_disk, spread_kills, unbroken_run
 from store import unit_rows
 
 from retrieval.errors import is_disk_full
@@ -36,21 +30,13 @@ QUERIES = 20
 Answers = list[list[tuple[Any, ...]]]
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Something done to the index `place/index`: `before` makes what is there already, `act` is what gets killed."""
-
-    name: str
-    before: Callable[[Path], Any]
-    act: Callable[[Path], Any]
-
-
 def rows(count: int, start: int = 0) -> Rows:
     names = [f"id-{i}" for i in range(start, start + count)]
     return Rows(unit_rows(count, DIM, seed=start), names, None, {"text": [f"text of {name}" for name in names]})
 
 
 def operations() -> list[Operation]:
+    """Of the index `place/index`."""
     kind = Kind(DIM, shard_rows=512)
 
     def stores(place: Path) -> None:
@@ -129,11 +115,7 @@ def prepared(operation: Operation, place: Path) -> tuple[Path, Answers, float]:
 def kills(operation: Operation, count: int, place: Path) -> tuple[int, int]:
     """Kill an operation at `count` instants; how many, and how many of them inside a write."""
     template, want, span = prepared(operation, place)
-    inside = 0
-    for trial in range(count):
-        with tempfile.TemporaryDirectory(dir=place) as folder:
-            inside += kill_one(operation, template, Path(folder), want, span * (trial + 0.5) / count)
-    return count, inside
+    return spread_kills(lambda folder, after: kill_one(operation, template, folder, want, after), span, count, place)
 
 
 def kibibytes(folder: Path) -> int:
@@ -170,25 +152,9 @@ def alone() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="of each operation")
-    parser.add_argument("--disks", type=int, default=20, help="sizes of a full disk for each operation")
-    parser.add_argument("--json", type=Path, help="also write the counts here")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, kills=100, disks=20)
     alone()
-    result: dict[str, Any] = {}
-    for operation in operations():
-        for what, how, count in (("killed", kills, asked.kills), ("disk full", full_disks, asked.disks)):
-            with tempfile.TemporaryDirectory() as place:
-                started = time.monotonic()
-                total, hit = how(operation, count, Path(place))
-                result[f"{operation.name}: {what}"] = [total, hit]
-                said = "inside a write" if what == "killed" else "ran out of space"
-                print(
-                    f"{operation.name:<12}{what:<11}{total:>5} times, {hit} {said}; {time.monotonic() - started:.0f} s"
-                )
-    if asked.json:
-        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(broken(operations(), kills, full_disks, asked), asked)
 
 
 if __name__ == "__main__":
