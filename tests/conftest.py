@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from some_pictures import DIGIT_WORDS, as_bytes, write
 
 from retrieval.cli import cli
 from retrieval.encoder import MINILM
@@ -172,6 +173,48 @@ def pictures(tmp_path_factory):
         for row in np.flatnonzero(np.array(data.labels) == label)[:20]:
             Image.fromarray(data.source[row]).save(folder / label / f"{row:04}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """A table: forty digits as files, each with a caption; two captions of the first two."""
+    root, data = tmp_path_factory.mktemp("captioned"), digits()
+    with open(root / "pairs.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
+        for row in range(40):
+            write(root / f"{row}.png", as_bytes(Image.fromarray(data.source[row])))
+            word = DIGIT_WORDS[int(data.labels[row])]
+            for caption in [f"a small {word} left of dog {row}", *([f"the {word}"] if row < 2 else [])]:
+                writer.writerow([f"{row}.png", caption])
+    return root / "pairs.csv"
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, minilm):
+    """The folder of a CLIP with two small towers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
+    text = {**small, "vocab_size": len(vocabulary), "max_position_embeddings": 32, "eos_token_id": 1, "bos_token_id": 0}
+    config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder / "bare")
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder / "bare")
+    SentenceTransformer(modules=[Transformer(str(folder / "bare"))], device="cpu").save_pretrained(
+        str(folder / "encoder"), create_model_card=False
+    )
+    return folder / "encoder"
 
 
 @pytest.fixture(scope="session")

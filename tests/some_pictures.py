@@ -6,6 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
+DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LABELS = ["cat", "dog", "cat", "eel", "dog", "eel", "cat"]
 
 

@@ -1,24 +1,17 @@
-"""Pairs with pictures: two encoders joined, what a batch holds, training, and how both directions are judged."""
+"""Pairs with pictures: two encoders joined, what a batch holds, and training."""
 
-import csv
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
-from some_pictures import as_bytes, write
 
 from retrieval.cli.held import by_shown
 from retrieval.encode import Encoding
 from retrieval.encoder import Encoder, fingerprint, load_encoder
 from retrieval.errors import UserError
-from retrieval.eval.report.artifacts import pairs_section
-from retrieval.eval.report.page import render
-from retrieval.eval.values import read_per_query
 from retrieval.images import Images, Pairs, read_pairs
 from retrieval.pixels import pixels_of
 from retrieval.samples import digits
@@ -34,59 +27,17 @@ from retrieval.train.pictures import pictures_of
 from retrieval.train.vision import network
 
 STILL = Augmentation(scale=(1.0, 1.0), ratio=1.0, flip=0, jitter=0, grey=0, blur=0)
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LOSS = named("hn-nce(label_mask=False)")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """Forty digits as files, each with a caption; two captions of the first two."""
-    root, data = tmp_path_factory.mktemp("captioned"), digits()
-    with open(root / "pairs.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "caption"])
-        for row in range(40):
-            write(root / f"{row}.png", as_bytes(Image.fromarray(data.source[row])))
-            word = WORDS[int(data.labels[row])]
-            for caption in [f"a small {word} left of dog {row}", *([f"the {word}"] if row < 2 else [])]:
-                writer.writerow([f"{row}.png", caption])
-    return root / "pairs.csv"
-
-
-@pytest.fixture(scope="module")
-def pairs(table):
-    return read_pairs(table)
+def pairs(captioned):
+    return read_pairs(captioned)
 
 
 def joined(tiny, **options):
     torch.manual_seed(0)
     return join(network("small", 8, "cpu", 0), load_encoder(str(tiny), "cpu").model, **options)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory, minilm):
-    """The folder of a CLIP with two small towers."""
-    from sentence_transformers.base.modules import Transformer
-    from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizerFast
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    letters = [chr(c) for c in range(33, 127)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    (folder / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
-    text = {**small, "vocab_size": len(vocabulary), "max_position_embeddings": 32, "eos_token_id": 1, "bos_token_id": 0}
-    config = CLIPConfig(text_config=text, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=12)
-    CLIPModel(config).save_pretrained(folder / "bare")
-    pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder / "bare")
-    SentenceTransformer(modules=[Transformer(str(folder / "bare"))], device="cpu").save_pretrained(
-        str(folder / "encoder"), create_model_card=False
-    )
-    return folder / "encoder"
 
 
 def test_two_encoders_joined_are_a_plain_one(tiny, tmp_path):
@@ -271,136 +222,3 @@ def test_hard_captions_are_new_columns(pairs):
     only = Pairs({name: pairs.columns["anchor"] for name in ("anchor", "positive")}, "")
     with pytest.raises(UserError, match="--hard-captions: need pictures as anchors"):
         with_hard_captions(only, 1)
-
-
-COMMAND = ["train", "pairs", "--steps", 4, "--batch-size", 8, "--device", "cpu"]
-
-
-def test_the_command_joins_trains_and_is_judged(tiny, table, run_cli, tmp_path):
-    words = [*COMMAND, "--data", table, "--image-model", "small", "--text-model", tiny, "--hard-captions", 1]
-    told = run_cli(*words, "--eval-data", table, "--output", tmp_path / "run")
-    assert "of the captions have a word that can be changed" in told.stderr and "captions" in told.output
-    config = json.loads((tmp_path / "run" / "run" / "config.json").read_text())
-    assert config["loss"].startswith("hn-nce") and not config["loss_settings"]["own_negatives"] and config["hard"] == 1
-    plain = SentenceTransformer(str(tmp_path / "run"), device="cpu")
-    assert plain.encode(["one"]).shape == plain.encode([digits()[0]]).shape == (1, 32)
-    words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", table, "--hard-captions", 2, "--device", "cpu"]
-    found = json.loads(run_cli(*words, "--output", tmp_path / "judged", "--json").stdout)
-    assert set(found["metrics"]) == {f"{way}_{what}" for way in ("i2t", "t2i") for what in ("r@1", "r@5", "r@10", "mrr")} | {"captions"}  # fmt: skip
-    assert found["resampled"] == "pictures" and found["counts"]["pairs"] == 42
-    assert found["counts"]["different_documents"] == 40
-    assert found["counts"]["different_queries"] == len(set(captions_of(table)))
-    assert "picture → caption, r@1" in run_cli(*words).stdout
-    compared = json.loads(
-        run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--json").stdout
-    )
-    assert all(each["difference"] == 0 for each in compared["comparisons"])
-    run_cli("eval", "compare", f"a={tmp_path / 'judged'}", f"b={tmp_path / 'judged'}", "--output", tmp_path / "both")
-    sources = [tmp_path / name for name in ("run", "judged", "both")]
-    run_cli("report", *sources, "--output", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text("utf-8")
-    assert "t2i_mrr" in page and "i2t_r@10" in page and "captions" in page
-    assert page.count("caption → picture: the nearest is right") == 3  # in each of the sections
-    assert "different pictures 40, different captions" in page and "querys" not in page
-    worst = page[page.index("The pairs that did least well") :]
-    assert any(caption in worst for caption in captions_of(table)) and "data:image/png" in worst
-    older = pairs_section("older", found, read_per_query(tmp_path / "judged" / "queries.csv"), {})  # without pairs.csv
-    assert "different pictures 40" in render("", "", [older], "")
-
-
-def captions_of(table):
-    return [line["caption"] for line in csv.DictReader(table.read_text("utf-8").splitlines())]
-
-
-def test_clip_is_trained_as_it_is(clip, table, run_cli, tmp_path):
-    run_cli(*COMMAND, "--data", table, "--model", clip, "--freeze", "image", "--output", tmp_path / "run")
-    model = SentenceTransformer(str(tmp_path / "run"), device="cpu")
-    before = SentenceTransformer(str(clip), device="cpu")
-    assert np.allclose(model.encode([digits()[0]]), before.encode([digits()[0]]), atol=1e-6)
-    assert not np.allclose(model.encode(["one"]), before.encode(["one"]), atol=1e-4)
-
-
-def test_what_becomes_of_the_other_kind_is_said(clip, tmp_path, run_cli, tiny):
-    """Where an encoder of both is trained on one: the other stays, or goes through a head that has not seen it."""
-    table = tmp_path / "t.csv"
-    table.write_text("text,label\n" + "".join(f"red apple {i},a\nblue sky {i},b\n" for i in range(12)))
-    for row in range(8):
-        (tmp_path / "p" / f"{row % 2}").mkdir(parents=True, exist_ok=True)
-        digits()[row].save(tmp_path / "p" / f"{row % 2}" / f"{row}.png")
-    short = ["--steps", 2, "--lr", 1e-3, "--batch-size", 4, "--device", "cpu", "--output"]
-    of_texts = ["train", "text", "--data", table, "--no-general", "--model"]
-    of_pictures = ["train", "image", "--data", tmp_path / "p", "--model"]
-    old = load_encoder(str(clip), "cpu")
-    for number, (words, told, pictures_stay, texts_stay) in enumerate((
-        ([*of_texts, clip], "takes pictures too: pictures are not trained, and texts move away", True, False),
-        ([*of_texts, clip, "--head"], "the head learns from texts alone, and changes pictures too", False, False),
-        ([*of_pictures, clip], "takes texts too: texts are not trained, and pictures move away", False, True),
-    )):  # fmt: skip
-        error = run_cli(*words, *short, tmp_path / f"{number}").stderr
-        assert f"Note: {clip} " in error and f"{told}" in error and "`retrieval train pairs` trains both" in error
-        new = load_encoder(str(tmp_path / f"{number}"), "cpu")
-        assert np.allclose(old.encode([digits()[0]]), new.encode([digits()[0]]), atol=1e-6) == pictures_stay
-        assert np.allclose(old.encode(["one"]), new.encode(["one"]), atol=1e-6) == texts_stay
-    assert "takes pictures" not in run_cli(*of_texts, tiny, *short, tmp_path / "plain").stderr
-
-
-def test_pairs_of_pictures_are_judged_both_ways(table, run_cli, tmp_path):
-    path = tmp_path / "styles.csv"
-    rows = [[str(table.parent / f"{row}.png"), str(table.parent / f"{row + 1}.png")] for row in range(20)]
-    path.write_text("image1,image2\n" + "".join(f"{a},{b}\n" for a, b in rows))
-    run_cli(*COMMAND, "--data", path, "--model", "small", "--eval-data", path, "--output", tmp_path / "run")
-    words = ["eval", "pairs", "--encoder", tmp_path / "run", "--data", path, "--device", "cpu"]
-    found = json.loads(run_cli(*words, "--json").stdout)
-    assert {name.rpartition("_")[0] for name in found["metrics"]} == {"i2i", "i2i_back"}
-    assert found["counts"] == {"pairs": 20, "different_documents": 20, "different_queries": 20}
-
-
-def test_what_is_judged_by_need_not_have_the_columns_of_the_training_pairs(tiny, table, run_cli, tmp_path):
-    named = table.parent / "named.csv"
-    named.write_text(table.read_text("utf-8").replace("image,caption", "foto,worte"))
-    words = [*COMMAND, "--data", named, "--anchor", "foto", "--positive", "worte", "--image-model", "small"]
-    run_cli(*words, "--text-model", tiny, "--eval-data", table, "--output", tmp_path / "run")
-
-
-def test_what_is_judged_must_be_of_the_same_kinds(table, run_cli, tmp_path):
-    path = tmp_path / "styles.csv"
-    path.write_text(
-        "image1,image2\n" + "".join(f"{table.parent}/{row}.png,{table.parent}/{row + 1}.png\n" for row in range(9))
-    )
-    words = [*COMMAND, "--data", table, "--model", "small", "--eval-data", path, "--output", tmp_path / "run"]
-    assert "has pairs of pictures and pictures, --data of pictures and captions" in run_cli(*words, code=2).stderr
-
-
-@pytest.mark.parametrize(
-    "options,words",
-    [
-        ([], "--model, or --image-model and --text-model: give one"),
-        (["--image-model", "small"], "--model, or --image-model and --text-model: give one"),
-        (["--model", "small", "--dim", 8], "--dim: is for --image-model"),
-        (["--model", "small", "--kind", "colour"], "--kind: says what --hard-captions change"),
-        (
-            ["--model", "small", "--freeze", "text", "--text-lr", 1e-3],
-            "--text-lr: --freeze text leaves that side as it is",
-        ),
-        (["--model", "small"], "of texts, which the encoder does not take"),
-        (["--model", "small", "--head"], "--head: is for texts and for labelled images"),
-        (["--model", "small", "--anchor", "nope", "--positive", "caption"], "--anchor nope:"),
-        (["--model", "small", "--loss", "supcon"], "works by labels"),
-    ],
-)
-def test_mistakes_are_one_line(options, words, table, run_cli, tmp_path):
-    error = run_cli(*COMMAND, "--data", table, *options, "--output", tmp_path / "run", code=2).stderr
-    assert words in error and len(error.strip().splitlines()) <= 3
-
-
-def test_wrong_captions_are_also_told_by_those_who_have_one(clip, table, run_cli):
-    """What has no wrong caption counts as a guess, which says nothing of the encoder."""
-    some, all_ = table.parent / "some.csv", table.parent / "all.csv"
-    rows = [f"{row}.png,a {word},{'' if row > 2 else 'not a digit'}" for row, word in enumerate(WORDS)]
-    some.write_text("image,caption,negative\n" + "\n".join(rows))
-    all_.write_text("image,caption,negative\n" + "\n".join(rows[:3]))
-    words = ["eval", "pairs", "--encoder", clip, "--device", "cpu", "--json", "--data"]
-    mixed, alone = (json.loads(run_cli(*words, path).stdout) for path in (some, all_))
-    assert mixed["share_with_wrong_captions"] == 0.3 and "captions_alone" not in alone
-    assert mixed["captions_alone"] == pytest.approx(alone["metrics"]["captions"])
-    assert mixed["metrics"]["captions"] == pytest.approx(0.35 + 0.3 * alone["metrics"]["captions"])
