@@ -7,14 +7,12 @@ without label masks, 1,000 steps of 128 pairs each. The encoder runs once over b
 """
 
 import json
-import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from machine import header
+from machine import data_folder, header
 
 from retrieval.cli.options import quiet_libraries
 from retrieval.data import Texts, read_texts
@@ -47,11 +45,9 @@ def run(
 
 
 def main() -> None:
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
+    folder = data_folder() / "banking77" / "banking_data"
     quiet_libraries()
     print(header())
-    folder = Path(os.environ["RETRIEVAL_DATA"]) / "banking77" / "banking_data"
     train, test = read_texts(folder / "train.csv"), read_texts(folder / "test.csv")
     encoder = load_encoder(MINILM, "cpu")
     started = time.perf_counter()

@@ -12,9 +12,7 @@ Losses at equal steps, three seeds unless asked otherwise, intervals over pairs;
 
 import argparse
 import json
-import os
 import statistics
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import header
+from machine import data_folder, header
 from PIL import Image
 
 from retrieval.cli.held import by_shown
@@ -56,7 +54,7 @@ LOSSES = {
 
 def load(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The drawings of each style as files in `folder`, and the captions, of the emoji that have all three."""
-    archive = Path(os.environ["RETRIEVAL_DATA"]) / "noto-emoji" / "noto-emoji.tar"
+    archive = data_folder() / "noto-emoji" / "noto-emoji.tar"
     with tarfile.open(archive) as tar:
         names = {member.name for member in tar if member.name.endswith((".png", ".json"))}
         told = json.load(tar.extractfile(next(n for n in names if n.endswith("emoji-en-US.json"))))  # type: ignore[arg-type]
@@ -171,8 +169,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--loss", choices=LOSSES, action="append")
     asked = parser.parse_args()
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("set RETRIEVAL_DATA to the folder of data sets")
+    data_folder()  # before anything is printed
     quiet_libraries()
     print(header(), flush=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -7,7 +7,6 @@ Prints the raw-pixel baseline and the trained network's metrics among the 10,000
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import header
+from machine import data_folder, header
 
 from retrieval.eval.clusters import cluster_metrics
 from retrieval.images import read_images
@@ -27,9 +26,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="6")
     parser.add_argument("--seed", default="0")
     arguments = parser.parse_args()
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
-    folder = Path(os.environ["RETRIEVAL_DATA"]) / "fashion-mnist"
+    folder = data_folder() / "fashion-mnist"
     train, test = (folder / f"{part}-images-idx3-ubyte.gz" for part in ("train", "t10k"))
     print(header(), flush=True)
     print(f"raw pixels: R@1 {raw_pixels(test):.4f}")

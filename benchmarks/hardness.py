@@ -13,7 +13,6 @@ Every run is appended to benchmarks/results/hardness-DATA.jsonl, from which benc
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import header
+from machine import data_folder, header
 from scipy.stats import qmc
 from scipy.stats import t as student
 from sklearn.model_selection import train_test_split
@@ -223,12 +222,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sweep", action="store_true")
     arguments = parser.parse_args()
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
+    folder = data_folder()
     quiet_libraries()
     torch.set_num_threads(1)  # so that two data sets can run side by side
     print(header(), flush=True)
-    log = Log(arguments.data, lambda: tasks(arguments.data, Path(os.environ["RETRIEVAL_DATA"])))
+    log = Log(arguments.data, lambda: tasks(arguments.data, folder))
     if arguments.sweep:
         sweep(log, arguments.seeds)
     else:

@@ -12,9 +12,7 @@ Fashion-MNIST, and 500 × 375 JPEGs that are made here.
 """
 
 import argparse
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import header
+from machine import data_folder, header
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
@@ -59,7 +57,7 @@ METHODS = {
 
 
 def fashion(part: str) -> Images:
-    return read_images(Path(os.environ["RETRIEVAL_DATA"]) / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz")
+    return read_images(data_folder() / "fashion-mnist" / f"{part}-images-idx3-ubyte.gz")
 
 
 def photographs(folder: Path, count: int) -> Images:
@@ -232,8 +230,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, action="append", help="of `unseen`: only those")
     parser.add_argument("--steps", type=int, default=300, help="of `unseen`")
     asked = parser.parse_args()
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("set RETRIEVAL_DATA to the folder of data sets")
+    data_folder()  # before anything is printed
     quiet_libraries()
     print(header(), flush=True)
     for name in asked.part or PARTS:

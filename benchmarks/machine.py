@@ -1,4 +1,4 @@
-"""What every benchmark prints first: when, on what, with what."""
+"""What every benchmark begins with: where its data lie, and a line of when, on what and with what it ran."""
 
 import os
 import platform
@@ -7,6 +7,12 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+
+def data_folder() -> Path:
+    """RETRIEVAL_DATA, the folder of data sets; a benchmark that has none ends here."""
+    folder = os.environ.get("RETRIEVAL_DATA")
+    return Path(folder) if folder else sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
 
 
 def header() -> str:

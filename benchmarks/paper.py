@@ -44,7 +44,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from machine import header
+from machine import data_folder, header
 from paper_network import PIXELS, Network, Pictures, encode, load, read_out
 from torch import Tensor
 
@@ -328,8 +328,7 @@ def main() -> None:
     if asked.table:
         print_tables(list(stored(asked.table).values()))
         return
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
+    data_folder()  # before anything is printed
     print(header(), flush=True)
     print_tables(experiment(asked))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from machine import data_folder
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Pictures(NamedTuple):
 
 def load(name: str, cache: Path, limit: int | None) -> Pictures:
     """Pictures of a data set in memory, CIFAR-10 decoded once; `limit` so many of either part, drawn at random."""
-    folder = Path(os.environ["RETRIEVAL_DATA"]) / name
+    folder = data_folder() / name
     parts = cifar(folder / "cifar10_jpg.tar.gz", cache) if name == "cifar10" else fashion(folder)
     chosen: list[Tensor] = []
     for pixels, codes in zip(parts[::2], parts[1::2], strict=True):

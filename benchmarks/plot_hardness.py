@@ -7,13 +7,12 @@ batch of frozen MiniLM embeddings of BANKING77 (128 pairs drawn at random) says 
 """
 
 import json
-import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import data_folder
 
 from retrieval.cli.options import quiet_libraries
 from retrieval.data import read_texts
@@ -38,7 +37,7 @@ def sweep_curves() -> dict[str, dict[float, list[float]]]:
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    data = read_texts(Path(os.environ["RETRIEVAL_DATA"]) / "banking77" / "banking_data" / "train.csv")
+    data = read_texts(data_folder() / "banking77" / "banking_data" / "train.csv")
     rows = next(random_batches(as_codes(data.labels or []), 128, seed=0))
     encoder = load_encoder(MINILM, "cpu")
     anchors, positives = (encoder.encode([data.texts[r] for r in side]) for side in rows)
@@ -46,8 +45,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
-    if "RETRIEVAL_DATA" not in os.environ:
-        sys.exit("skipped: set RETRIEVAL_DATA to the folder of data sets")
+    data_folder()  # before matplotlib is set up
     import matplotlib
 
     matplotlib.use("svg")

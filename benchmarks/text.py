@@ -17,9 +17,7 @@ are not the best that each could reach.
 """
 
 import argparse
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +28,7 @@ import numpy as np
 import text_tasks as tasks
 import torch
 from datasets import Dataset
-from machine import header
+from machine import data_folder, header
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -126,6 +124,14 @@ MNRL: dict[str, dict[str, Any]] = {"MNRL, scale 20": {}}
 HARDNESS = {
     f"MNRL, in-batch hardness {s}": {"hardness_mode": "in_batch_negatives", "hardness_strength": s} for s in (5.0, 9.0)
 }
+OF_PAIRS: dict[str, Any] = {
+    "HCL, κ = 2": "hcl(label_mask=False)",
+    "InfoNCE, t = .1": "infonce(label_mask=False)",
+    "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
+    "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
+    "HCL, κ = 2, t = .05, one direction": ONE_WAY,
+    "MNRL, scale 20": {},
+}
 
 
 def chosen(methods: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
@@ -146,32 +152,16 @@ def banking(asked: argparse.Namespace) -> None:
 
 
 def snli(asked: argparse.Namespace) -> None:
-    methods = {
-        "HCL, κ = 2": "hcl(label_mask=False)",
-        "InfoNCE, t = .1": "infonce(label_mask=False)",
-        "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
-        "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
-        "HCL, κ = 2, t = .05, one direction": ONE_WAY,
-        "MNRL, scale 20": {},
-    }
     config = TextConfig(steps=asked.steps or 40, batch_size=64, lr=asked.lr or 2e-5)
     compared(
-        "SNLI triplets", tasks.snli(), {"STS-B test": by_scores(tasks.stsb("test"))}, chosen(methods, asked), config
+        "SNLI triplets", tasks.snli(), {"STS-B test": by_scores(tasks.stsb("test"))}, chosen(OF_PAIRS, asked), config
     )
 
 
 def cosqa(asked: argparse.Namespace) -> None:
     data, held = tasks.cosqa()
-    methods = {
-        "HCL, κ = 2": "hcl(label_mask=False)",
-        "InfoNCE, t = .1": "infonce(label_mask=False)",
-        "HCL, κ = 2, t = .05": "hcl(temperature=0.05, label_mask=False)",
-        "InfoNCE, t = .05": "infonce(temperature=0.05, label_mask=False)",
-        "HCL, κ = 2, t = .05, one direction": ONE_WAY,
-        "MNRL, scale 20": {},
-    }
     config = TextConfig(steps=asked.steps or 40, batch_size=32, lr=asked.lr or 2e-5)
-    compared("CoSQA, docstring → code", data, {"web queries": held}, chosen(methods, asked), config)
+    compared("CoSQA, docstring → code", data, {"web queries": held}, chosen(OF_PAIRS, asked), config)
 
 
 def sentences(asked: argparse.Namespace) -> None:
@@ -334,8 +324,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps, instead of each part's own")
     parser.add_argument("--lr", type=float, help="learning rate of parts that compare losses, likewise")
     asked = parser.parse_args()
-    if not os.environ.get("RETRIEVAL_DATA"):
-        sys.exit("set RETRIEVAL_DATA to the folder of data sets")
+    data_folder()  # before anything is printed
     quiet_libraries()
     print(header(), flush=True)
     for name in asked.part or PARTS:
