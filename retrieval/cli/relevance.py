@@ -141,24 +141,22 @@ def _of_stores(flags: dict[str, Any], depth: int) -> "tuple[Run, set[str]]":
     from retrieval.index.search import search
     from retrieval.store import open_store
 
+    index = None
     if stated_kind(flags["corpus"]) == "index":
         refuse_unused("--corpus is an index, which is searched on the CPU", "--device")
         index = open_index(flags["corpus"], check=flags["check"])
-        _refuse_empty(flags["corpus"], index.rows.count)
-        asked = read_queries(index.manifest, flags["queries"], check=flags["check"])
-        ids = [str(i) for i in index.rows.ids_between(0, index.rows.count)]
-        _refuse_spaces(flags, asked.ids, ids)
+    corpus = open_store(flags["corpus"], check=flags["check"]) if index is None else index.rows
+    if not corpus.count:
+        raise UserError(f"{flags['corpus']}: has no rows; there is nothing to search")
+    asked = read_queries(corpus.manifest, flags["queries"], check=flags["check"])
+    ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
+    _refuse_spaces(flags, asked.ids, ids)
+    metric = corpus.manifest["metric"]
+    if index is None:
+        scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
+    else:
         found = search(index, asked.embeddings, min(depth + 1, len(ids)))
         scores, rows = found.scores, found.rows
-        metric = index.metric
-    else:
-        corpus = open_store(flags["corpus"], check=flags["check"])
-        _refuse_empty(flags["corpus"], corpus.count)
-        asked = read_queries(corpus.manifest, flags["queries"], check=flags["check"])
-        ids = [str(i) for i in corpus.ids_between(0, corpus.count)]
-        _refuse_spaces(flags, asked.ids, ids)
-        metric = corpus.manifest["metric"]
-        scores, rows = _exact(asked.embeddings, corpus, depth, metric, flags["device"])
     return as_run([str(i) for i in asked.ids], ids, scores, rows, metric), set(ids)
 
 
@@ -169,11 +167,6 @@ def _refuse_spaces(flags: dict[str, Any], queries: Any, corpus: list[str]) -> No
     if flags["run_output"] is not None:
         refuse_spaces("query", map(str, queries))
         refuse_spaces("id", corpus)
-
-
-def _refuse_empty(corpus: Path, count: int) -> None:
-    if not count:
-        raise UserError(f"{corpus}: has no rows; there is nothing to search")
 
 
 def _of_beir(flags: dict[str, Any], depth: int) -> "tuple[Qrels, Run, set[str]]":

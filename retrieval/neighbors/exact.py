@@ -64,10 +64,8 @@ def exact_neighbors(
     Raises UserError for vectors that are not finite, queries and base of different dimensions, and a k or metric that cannot be.
     """
     tiles = list(
-        neighbor_tiles(
-            queries, base, k, metric=metric, self_rows=self_rows, device=device, precisions=precisions
-        )
-    )  # fmt: skip
+        neighbor_tiles(queries, base, k, metric=metric, self_rows=self_rows, device=device, precisions=precisions)
+    )
     if not tiles:
         return Neighbors(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
     return Neighbors(np.concatenate([t.scores for t in tiles]), np.concatenate([t.ids for t in tiles]))
