@@ -6,6 +6,7 @@ Paper and equation of each part stand beside the part; here is which parts a met
 import ast
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from retrieval.errors import UserError
@@ -14,6 +15,7 @@ from .config import UNIFORM, FalseNegatives, LossConfig, Mix
 from .schedule import Schedule
 from .weights import Additive, Exp, Gaussian, Posterior, Uniform
 
+FORWARD = partial(LossConfig, directions="forward", within_side=False)  # anchors against the other side alone
 METHODS: dict[str, LossConfig] = {
     "hcl": LossConfig(),
     "debiased": LossConfig(weights=UNIFORM, tau_plus=0.1),
@@ -27,29 +29,17 @@ METHODS: dict[str, LossConfig] = {
     "sscl": LossConfig(mix=Mix()),
     "mochi": LossConfig(weights=UNIFORM, mix=Mix(with_anchor=16), memory=4096),
     "xbm": LossConfig(weights=UNIFORM, memory=4096),
-    "mnrl": LossConfig(weights=UNIFORM, temperature=0.05, directions="forward", within_side=False),
+    "mnrl": FORWARD(weights=UNIFORM, temperature=0.05),
     "clip": LossConfig(weights=UNIFORM, temperature=0.07, within_side=False),
     "gte": LossConfig(weights=UNIFORM, temperature=0.05, entry="joint"),
-    "siglip": LossConfig(
-        weights=UNIFORM, entry="sigmoid", bias=-10.0, learn_temperature=True, directions="forward", within_side=False
-    ),
+    "siglip": FORWARD(weights=UNIFORM, entry="sigmoid", bias=-10.0, learn_temperature=True),
     "hn-nce": LossConfig(temperature=0.07, within_side=False),
-    "gist": LossConfig(
-        weights=UNIFORM,
-        temperature=0.05,
-        directions="forward",
-        within_side=False,
-        false_negatives=FalseNegatives(guide=True),
-    ),
+    "gist": FORWARD(weights=UNIFORM, temperature=0.05, false_negatives=FalseNegatives(guide=True)),
     "positive-aware": LossConfig(weights=UNIFORM, false_negatives=FalseNegatives(kind="relative", margin=0.05)),
     "qwen3-mask": LossConfig(weights=UNIFORM, false_negatives=FalseNegatives(margin=-0.1)),
-    "llave": LossConfig(weights=Additive(), temperature=0.05, directions="forward", within_side=False),
-    "embedding-gemma": LossConfig(
-        weights=Additive(alpha=5.0, on="hard"), temperature=0.05, directions="forward", within_side=False
-    ),
-    "simcse": LossConfig(
-        weights=Additive(alpha=0.0, constant=0.0, on="hard"), temperature=0.05, directions="forward", within_side=False
-    ),
+    "llave": FORWARD(weights=Additive(), temperature=0.05),
+    "embedding-gemma": FORWARD(weights=Additive(alpha=5.0, on="hard"), temperature=0.05),
+    "simcse": FORWARD(weights=Additive(alpha=0.0, constant=0.0, on="hard"), temperature=0.05),
 }
 PLACES = ("weights", "false_negatives", "mix")
 CLASSES: dict[str, Any] = {
