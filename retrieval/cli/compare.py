@@ -61,10 +61,10 @@ def compare(
     from retrieval.eval.values import Unit
     from retrieval.formats.trec import read_qrels
 
-    flags["used"] = set()
+    used: set[str] = set()
     qrels = None if flags["qrels"] is None else read_qrels(flags["qrels"])
-    runs, left_out = paired([[_read(path, seed, qrels, flags) for path in paths] for _, paths in named])
-    refuse_unused("nothing that is compared asks for it", *(USED_BY_SOME - flags["used"]))
+    runs, left_out = paired([[_read(path, seed, qrels, flags, used) for path in paths] for _, paths in named])
+    refuse_unused("nothing that is compared asks for it", *(USED_BY_SOME - used))
     chosen = _chosen(values, [run for each in runs for run in each])
     if unit == "class" and runs[0][0].groups is None:
         raise UserError("--unit class: these queries have no classes")
@@ -110,8 +110,8 @@ def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> 
         )
 
 
-def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -> "PerQuery":
-    """What each query scored, read or measured now."""
+def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any], used: set[str]) -> "PerQuery":
+    """What each query scored, read or measured now; the flags that were needed for it are added to `used`."""
     from retrieval.artifact import read_manifest, stated_kind
     from retrieval.eval.values import read_per_query
 
@@ -135,7 +135,7 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
                 f"{path}: is a folder, and --qrels judges runs; search it by `eval relevance --corpus {path} --output …`, and "
                 f"compare that"
             )
-        flags["used"].add("--qrels")
+        used.add("--qrels")
         from retrieval.eval.relevance import evaluate_relevance
         from retrieval.formats.trec import read_run
 
@@ -144,7 +144,7 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any]) -
         raise UserError(f"{path}: --qrels is needed to judge a run")
     from retrieval.eval.clusters import Settings, evaluate_clusters
 
-    flags["used"] |= {"--labels", "--metric"}
+    used |= {"--labels", "--metric"}
     side = read_side(path, flags["labels"], flags["metric"], flags["check"])
     settings = Settings(metric=side.metric, seeds=0, seed=seed)
     return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids).queries

@@ -93,16 +93,16 @@ def _sections(named: Sequence[tuple[str, Path]], flags: dict[str, Any], seed: in
     """In the order that they were named; items of the same ids and labels together, where the first of them stands."""
     from retrieval.artifact import stated_kind
 
-    flags["labels_used"] = False
-    opened = {
-        name: _items(name, path, flags)
+    vectors = [
+        (name, path, *read_vectors(path, flags["metric"], flags["check"])[:2])
         for name, path in named
         if not path.is_dir() or stated_kind(path) in ("store", "index", None)
-    }
-    if not opened:
+    ]
+    if not vectors:
         refuse_unused("nothing here is vectors", "--metric", "--map", "--sample", "--images")
-    if flags["labels"] is not None and not flags["labels_used"]:
+    if flags["labels"] is not None and all(rows.labels is not None for _, _, rows, _ in vectors):
         raise UserError(f"--labels {flags['labels']}: nothing here is without labels; leave it out")
+    opened = {each[0]: _items(*each, flags) for each in vectors}
     shown: set[str] = set()
     for name, path in named:
         if name not in opened:
@@ -133,13 +133,10 @@ def _of_items(sides: "list[Items]", flags: dict[str, Any], seed: int) -> "Sectio
     return items_section(title, "", sides, way=flags["way"], sample=flags["sample"], seed=seed, stage=progress)
 
 
-def _items(name: str, path: Path, flags: dict[str, Any]) -> "Items":
+def _items(name: str, path: Path, rows: "Rows", metric: str, flags: dict[str, Any]) -> "Items":
     from retrieval.eval.report.items import Items
 
-    rows, metric, _ = read_vectors(path, flags["metric"], flags["check"])
-    labels = rows.labels
-    if labels is None and flags["labels"] is not None:
-        labels, flags["labels_used"] = read_labels(flags["labels"]), True
+    labels = read_labels(flags["labels"]) if rows.labels is None and flags["labels"] is not None else rows.labels
     if labels is not None and len(labels) != len(rows):
         raise UserError(f"{flags['labels']}: has {len(labels):,} labels, {path} {len(rows):,} vectors")
     pictures = _pictures(path, rows, flags["images"])
