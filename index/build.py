@@ -38,7 +38,7 @@ from .bundle import (
     write_faiss,
 )
 from .gpu import add_assigned, cagra, gpus, require_cagra, train_on
-from .kinds import layers, least_rows, lists_of, refuse_unsteerable
+from .kinds import layers, lists_of, refuse_unsteerable, unfit
 from .plan import Candidate, Goal, candidates
 from .tune import tune, worth
 
@@ -48,7 +48,7 @@ EFFORT = 128  # of adding to a graph (FAISS's efConstruction, 40 by default): be
 SAVED_EVERY = 120.0  # seconds between the states that a killed build goes on from
 STATE = "building.json"
 # Too few lists, links or dimensions, with which FAISS ends the process or never returns.
-TOO_FEW = re.compile(r"[A-Za-z]+0(?!\d)|HNSW1(?!\d)")
+TOO_FEW = re.compile(r"[A-Za-z]+0(?!\d)|HNSW1(?!\d)|NSG[1-7](?!\d)")
 Progress = Callable[[int], None]
 
 
@@ -83,7 +83,9 @@ def build(
         chosen, made = _taken_over(trained_by, factory, store)
     else:
         chosen = (
-            [Candidate(factory, 0, "as asked")] if factory is not None else candidates(store.count, store.dim, goal)
+            [Candidate(factory, 0, "as asked")]
+            if factory is not None
+            else candidates(store.count, store.dim, goal, store.manifest["metric"])
         )
         made = [new_index(one.factory, store, device) for one in chosen]  # a bad factory is refused before any work
     goal = goal or Goal()
@@ -172,15 +174,13 @@ def grow(
             if isinstance(part, faiss().IndexHNSW):  # the levels that it had drawn, which the file does not tell
                 for _ in range(part.ntotal):
                     part.hnsw.random_level()
-    if index is not None and store.count < (least := least_rows(index)):
-        raise UserError(
-            f"--factory {one.factory!r}: needs {least} vectors at least, and {store.folder} has {store.count:,}; take Flat"
-        )
     try:
         if index is None:
             index = cagra(store.embeddings(), faiss_metric(store.manifest["metric"]), one.factory, device)
         if not index.is_trained:
             train(index, store, seed, device)
+        if (why := unfit(index, store)) is not None:
+            raise UserError(f"--factory {one.factory!r}: {why.full}")
         add_rows(index, store, index.ntotal, path, progress, device)
     except RuntimeError as error:
         raise UserError(

@@ -19,7 +19,7 @@ from retrieval.store.writer import changing, made_by
 from .backend import faiss
 from .build import Progress, add_rows
 from .bundle import FIRST_FILE, KIND, Index, as_float32, faiss_message, open_index, read_faiss, write_faiss
-from .kinds import abilities, built_at_once, least_rows, lists_of
+from .kinds import abilities, built_at_once, lists_of, unfit
 from .plan import Goal
 from .tune import tune
 
@@ -72,8 +72,8 @@ def fold(folder: Path | str, progress: Progress = lambda rows: None) -> Index:
 
 
 def compact(folder: Path | str, progress: Progress = lambda rows: None) -> Index:
-    """Take deleted rows out, merge small shards, and build the FAISS index anew, as it was trained, over what is left; where that is
-    too few for its type FAISS gets none, and all are compared exactly."""
+    """Take deleted rows out, merge small shards, and build the FAISS index anew, as it was trained, over what is left; where its
+    type cannot be built of that FAISS gets none, and all are compared exactly."""
     folder = Path(folder)
     with changing(folder, KIND) as (rows, manifest):
         index = Index(rows)
@@ -84,10 +84,10 @@ def compact(folder: Path | str, progress: Progress = lambda rows: None) -> Index
                 raise UserError(
                     f"{folder}: a CAGRA graph is built at once, on a GPU; build the index again from its store"
                 )
-            enough = rows.count >= least_rows(grown)
-            if packed or enough or grown.ntotal:
+            fit = unfit(grown, rows) is None
+            if packed or fit or grown.ntotal:
                 grown.reset()
-                if enough:
+                if fit:
                     _attempt(folder, lambda: add_rows(grown, rows, 0, None, progress))
                 _replace(folder, manifest, grown)
     return open_index(folder)
@@ -145,7 +145,7 @@ def _joined(indexes: list[Index], linked: Store, progress: Progress) -> Any:
             return grown
     if not (whole and abilities(grown).grows):
         grown.reset()
-    if linked.count >= least_rows(grown):
+    if unfit(grown, linked) is None:
         _attempt(linked.folder, lambda: add_rows(grown, linked, grown.ntotal, None, progress))
     return grown
 

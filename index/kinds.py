@@ -7,11 +7,16 @@ rerank   coded vectors: how many times k candidates are fetched, to be scored ag
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from retrieval.errors import UserError
 
 from .backend import faiss
+
+if TYPE_CHECKING:
+    from retrieval.store import Store
 
 Settings = dict[str, Any]  # whole numbers; a rerank may lie between two
 KNOBS = ("nprobe", "effort", "rerank")  # lists, candidates of a graph, candidates scored again over k
@@ -54,9 +59,51 @@ def built_at_once(index: Any) -> bool:
     return any(getattr(part, "base_level_only", False) for part in layers(index))
 
 
-def least_rows(index: Any) -> int:
-    """How few rows FAISS can build a type of."""
-    return LEAST_OF_NSG if any(isinstance(part, faiss().IndexNSG) for part in layers(index)) else 0
+class Unfit(NamedTuple):
+    """Why FAISS can build no graph over some rows: what they are, and in full with what to do."""
+
+    short: str
+    full: str
+
+
+def unfit(index: Any, store: "Store") -> Unfit | None:
+    """Why FAISS can build no index of this type over a store's rows; None where it can.
+
+    An NSG hangs what nothing leads to on a node that has links left. Of equal vectors each takes the others for its nearest, so that
+    where these are as many as its links none is left, and FAISS looks for one forever.
+    """
+    graph = next((part for part in layers(index) if isinstance(part, faiss().IndexNSG)), None)
+    if graph is None:
+        return None
+    if store.count < LEAST_OF_NSG:
+        return Unfit(
+            "too few", f"needs {LEAST_OF_NSG} vectors at least, and {store.folder} has {store.count:,}; take Flat"
+        )
+    links, most = int(graph.nsg.R), _most_copies(index, store)
+    if 2 * most <= links:
+        return None
+    return Unfit(
+        "too often the same",
+        f"with {links} links a vector none may stand more than {links // 2} times, or FAISS might never return, and one of "
+        f"{store.folder} stands {most:,} times; take HNSW{links}",
+    )
+
+
+def _most_copies(index: Any, store: "Store") -> int:
+    """How often the most frequent vector of a store stands: as it is given, since a transform may round equal ones differently, or as
+    the index keeps it, since codes make more of them equal."""
+    given = kept = np.ascontiguousarray(store.embeddings(), np.float32)
+    for part in layers(index):
+        if isinstance(part, faiss().IndexPreTransform):
+            for number in range(part.chain.size()):
+                kept = part.chain.at(number).apply(kept)
+    return max(_copies(given), _copies(part.sa_encode(kept)))
+
+
+def _copies(rows: Any) -> int:
+    """How often the most frequent of some rows (n, d) stands."""
+    whole = rows.view(f"V{rows.shape[1] * rows.itemsize}")
+    return int(np.unique(whole, return_counts=True)[1].max())
 
 
 def lists_of(index: Any) -> Any:

@@ -9,6 +9,7 @@ EXACT_UP_TO = 200_000  # vectors; where nothing is asked for, exact search answe
 ALL_UP_TO = 2_000_000  # vectors; up to here the best types are built and the fastest is kept
 RECALL = 0.95
 MORE_LINKS_FROM = 0.97  # recall
+LARGEST_TABLE = 2**31  # bytes of distances between centres and codebook that FAISS keeps for euclidean codes
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Candidate:
     why: str
 
 
-def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
+def candidates(count: int, dim: int, goal: Goal | None, metric: str = "cosine") -> list[Candidate]:
     """What is worth building, the most promising first: one type, or some of which the fastest is to be kept.
 
     Measured on 60,000 × 784, 140,000 × 384 and a million × 128 (docs/log.md): graphs answer single queries fastest; in
@@ -69,9 +70,9 @@ def candidates(count: int, dim: int, goal: Goal | None) -> list[Candidate]:
             found = [*lists, graphs[0]]
     fit = [one for one in found if goal.memory is None or one.memory <= goal.memory]
     if not fit and goal.recall < 1 and count >= 1000:
-        fit = [one for one in _smaller(count, dim) if one.memory <= (goal.memory or 0)][:1]
+        fit = [one for one in _smaller(count, dim, metric) if one.memory <= (goal.memory or 0)][:1]
     if not fit:
-        least = min(one.memory for one in [*found, *(_smaller(count, dim) if goal.recall < 1 else [])])
+        least = min(one.memory for one in [*found, *(_smaller(count, dim, metric) if goal.recall < 1 else [])])
         raise UserError(
             f"--memory {goal.memory:,} bytes: {count:,} × {dim} vectors need {least:,} at least at recall {goal.recall}; "
             f"give more, or fewer dimensions"
@@ -93,11 +94,16 @@ def _graphs(count: int, dim: int, goal: Goal) -> list[Candidate]:
     """More links pay at high recall, on some data: then both race for queries that come one by one."""
     why = "a graph: fastest for one query at a time" if goal.single else "a graph, held against lists"
     links = (16,) if goal.recall < MORE_LINKS_FROM else (16, 32) if goal.single else (32,)
-    return [Candidate(f"HNSW{each}", count * (4 * dim + 4 * 2 * each + 12), why) for each in links]
+    return [Candidate(f"HNSW{each}", count * (4 * dim + 4 * 2 * each + 17), why) for each in links]
+
+
+def _in_lists(count: int, dim: int, code: int, block: int = 0) -> int:
+    """Bytes of an inverted file: codes and their ids, the centres, and what fills the last block of codes in each list."""
+    return count * (code + 8) + lists_for(count) * (4 * dim + block * code)
 
 
 def _whole_lists(count: int, dim: int) -> Candidate:
-    return Candidate(f"IVF{lists_for(count)},Flat", count * (4 * dim + 8), "lists of whole vectors")
+    return Candidate(f"IVF{lists_for(count)},Flat", _in_lists(count, dim, 4 * dim), "lists of whole vectors")
 
 
 def _lists(count: int, dim: int) -> list[Candidate]:
@@ -106,24 +112,27 @@ def _lists(count: int, dim: int) -> list[Candidate]:
     found = [
         Candidate(
             f"IVF{lists},PQ{dim // each}x4fs",
-            count * (dim // each // 2 + 8),
+            _in_lists(count, dim, dim // each // 2, block=32) + 4 * dim * 16,
             f"lists of 4-bit codes of {each} dimensions, scored again",
         )
         for each in (2, 4)
         if dim % each == 0
     ]
-    return found or [Candidate(f"IVF{lists},SQ8", count * (dim + 8), "lists of 8-bit codes, scored again")]
+    return found or [Candidate(f"IVF{lists},SQ8", _in_lists(count, dim, dim), "lists of 8-bit codes, scored again")]
 
 
-def _smaller(count: int, dim: int) -> list[Candidate]:
+def _smaller(count: int, dim: int, metric: str) -> list[Candidate]:
     """Codes of fewer and fewer bytes, whose vectors stay on disk."""
     lists = lists_for(count)
     found = [
         *_lists(count, dim),
-        Candidate(f"IVF{lists},RaBitQ", count * (dim // 8 + 16), "one bit a dimension, scored again"),
+        Candidate(f"IVF{lists},RaBitQ", _in_lists(count, dim, dim // 8 + 8), "one bit a dimension, scored again"),
     ]
     for each in (4, 8, 16):
         if dim % each == 0:
             codes = dim // each
-            found.append(Candidate(f"OPQ{codes},IVF{lists},PQ{codes}", count * (codes + 8), f"{codes} bytes a vector"))
+            memory = _in_lists(count, dim, codes) + 4 * dim * (dim + 256)  # the rotation and the codebook
+            if metric == "euclidean":
+                memory += min(4 * lists * codes * 256, LARGEST_TABLE)
+            found.append(Candidate(f"OPQ{codes},IVF{lists},PQ{codes}", memory, f"{codes} bytes a vector"))
     return sorted(found, key=lambda one: -one.memory)

@@ -7,12 +7,14 @@ from test_index import rows_for, store_of, unit
 
 from retrieval.errors import UserError
 from retrieval.index import build as building
+from retrieval.index import plan
 from retrieval.index.build import build
 from retrieval.index.bundle import open_index
-from retrieval.index.change import compact, remove, retune
+from retrieval.index.change import add, compact, remove, retune
 from retrieval.index.exchange import export_faiss, import_faiss
 from retrieval.index.hnswlib_file import write_hnswlib
-from retrieval.index.plan import Goal
+from retrieval.index.kinds import layers
+from retrieval.index.plan import Goal, candidates
 from retrieval.index.search import hits, search, within
 from retrieval.index.tune import interval
 from retrieval.neighbors import exact_neighbors
@@ -52,14 +54,48 @@ def test_of_vectors_that_repeat_any_will_do(tmp_path, factory, metric):
     assert told["recall"] > 0.99 and told["reached"]
 
 
+@pytest.mark.parametrize(("factory", "times"), [("NSG16", 9), ("NSG16,SQ8", 20), ("PCA12,NSG32", 17)])
+def test_an_nsg_of_vectors_that_repeat_is_refused(tmp_path, run_cli, factory, times):
+    """FAISS never returned where all stood 15 times for 16 links, and now and then where one of 1,300 stood 300 times."""
+    links = 32 if "32" in factory else 16
+    vectors = np.vstack([unit(300, seed=1), np.repeat(unit(1, seed=2), times, 0)])
+    store = store_of(tmp_path / "s", Rows(vectors, np.arange(len(vectors))))
+    with pytest.raises(
+        UserError, match=f"none may stand more than {links // 2} times.* stands {times} times; take HNSW"
+    ):
+        build(store, tmp_path / "refused", factory=factory)
+    whole = store_of(tmp_path / "w", Rows(vectors[: 300 + links // 2], np.arange(300 + links // 2)))
+    build(whole, tmp_path / "i", factory=factory)
+    late = Rows(vectors[300 + links // 2 - 1 :], np.arange(1000, 1001 + len(vectors) - 300 - links // 2))
+    add(tmp_path / "i", store_of(tmp_path / "late", late))
+    told = run_cli("index", "compact", tmp_path / "i").stdout
+    assert "compared exactly, too often the same for a graph of this type" in told
+    index = open_index(tmp_path / "i")
+    assert index.about["covers"] == 0 and hits(index, search(index, vectors[:1], 1))[0][0].id == 0
+
+
 @pytest.mark.parametrize(
-    "factory", ["HNSW0", "HNSW1", "NSG0", "IVF0,Flat", "PCA0,Flat", "OPQ0,PQ4", "IVF4,PQ0", "", " "]
+    "factory", ["HNSW0", "HNSW1", "NSG0", "NSG4", "NSG7,SQ8", "IVF0,Flat", "PCA0,Flat", "OPQ0,PQ4", "IVF4,PQ0", "", " "]
 )
 def test_factories_that_faiss_does_not_survive(tmp_path, factory):
     store = store_of(tmp_path / "s", rows_for(100))
     with pytest.raises(UserError, match="--factory.*(FAISS would not survive|is empty)"):
         build(store, tmp_path / "i", factory=factory)
     assert not list(tmp_path.glob(".i*"))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_memory_that_is_planned_is_what_faiss_takes(tmp_path, metric):
+    """With centres, rotation, codebooks and the table that FAISS keeps of euclidean codes, which are most of it where vectors are few."""
+    store = store_of(tmp_path / "s", Rows(unit(1000, dim=16), np.arange(1000)), metric=metric)
+    for one in [*candidates(1000, 16, Goal()), *plan._smaller(1000, 16, metric)]:
+        index = building.new_index(one.factory, store)
+        building.train(index, store, 0)
+        index.add(store.embeddings())
+        last = list(layers(index))[-1]
+        table = 4 * last.precomputed_table.size() if isinstance(last, faiss.IndexIVFPQ) else 0
+        taken = faiss.serialize_index(index).nbytes + table
+        assert taken - 1000 < one.memory < 1.3 * taken, one
 
 
 def test_a_plan_refuses_what_the_build_would(tmp_path, run_cli):

@@ -100,7 +100,9 @@ def build(
         given = "--factory" if factory else "--trained-by"
         raise UserError(f"--memory: chooses a type, and {given} has chosen; give one of them")
     taken = open_index(trained_by) if trained_by else None
-    chosen = [] if factory is not None or taken else candidates(source.count, source.dim, goal)
+    chosen = (
+        [] if factory is not None or taken else candidates(source.count, source.dim, goal, source.manifest["metric"])
+    )
     if plan:
         if factory is not None:
             new_index(factory, source, device)  # refuses what the build would
@@ -214,13 +216,13 @@ def findings(made: "Index") -> list[str]:
 
 def late_rows(opened: "Index") -> list[str]:
     """Said however few they are: a single query of a graph takes half as long again with one, three times as long with 9,000."""
-    from retrieval.index.kinds import least_rows
+    from retrieval.index.kinds import unfit
 
     late = opened.rows.count - opened.covered
     if not late or opened.exact:
         return []
-    if not opened.covered and late < least_rows(opened.faiss):
-        return [f"  {plural(late, 'row')} compared exactly, too few for a graph of this type"]
+    if not opened.covered and (why := unfit(opened.faiss, opened.rows)) is not None:
+        return [f"  {plural(late, 'row')} compared exactly, {why.short} for a graph of this type"]
     return [f"  {plural(late, 'late row')} compared exactly; `retrieval index compact` gives them to FAISS"]
 
 
