@@ -272,8 +272,10 @@ def require_same_encoder(manifest: Manifest, fingerprint: str | None, source: st
 
 
 def faiss_message(error: Exception) -> str:
-    """FAISS's message without its C++ signature and source line."""
+    """FAISS's message without its C++ signature, source line and condition; the condition where it says no more."""
     plain = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(error), flags=re.DOTALL)
+    plain = re.sub(r"^'.*' failed: ", "", plain, flags=re.DOTALL)
+    plain = re.sub(r"^'(.*)' failed\s*$", r"needs \1", plain, flags=re.DOTALL)
     return " ".join(plain.split())[:200]
 
 

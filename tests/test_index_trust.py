@@ -104,6 +104,21 @@ def test_a_plan_refuses_what_the_build_would(tmp_path, run_cli):
     assert "FAISS cannot make it" in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        ("IVF64,Flat", "(Number of training points (20) should be at least as large as number of clusters (64))"),
+        ("PQ7", "(The dimension of the vector (d) should be a multiple of the number of subquantizers (M))"),
+        ("LSH", "(needs metric == METRIC_L2)"),
+        ("NOPE", "(could not parse index string NOPE)"),
+    ],
+)
+def test_what_faiss_refuses_is_said_without_its_conditions(tmp_path, run_cli, factory, says):
+    store_of(tmp_path / "s", rows_for(20)).close()
+    told = run_cli("index", "build", tmp_path / "s", "--factory", factory, "--output", tmp_path / "i", code=2).stderr
+    assert says in told and "failed" not in told and "static_cast" not in told
+
+
 def test_the_largest_seed(tmp_path):
     assert (
         build(store_of(tmp_path / "s", rows_for(300)), tmp_path / "i", factory="IVF4,PQ4", seed=2**32 - 1).rows.count
