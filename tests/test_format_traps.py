@@ -9,7 +9,7 @@ from foreign import back, plain
 
 from retrieval.errors import UserError
 from retrieval.formats import export
-from retrieval.store import Held, Rows, create
+from retrieval.store import Held, Kind, Rows, create, open_store
 
 
 def bad_parquet(path, **columns):
@@ -112,3 +112,36 @@ def test_ids_of_several_lines_want_parquet(tmp_path):
     with pytest.raises(UserError, match="no single line"):
         export(store, tmp_path / "x.npy", ids=tmp_path / "ids")
     assert not (tmp_path / "ids").exists() and not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_rounded_unit_vectors_come_back_into_their_dtype(run_cli, tmp_path, dtype, ending):
+    """Of few dimensions their lengths are off by up to .003, which float32 does not explain."""
+    vectors = np.random.default_rng(0).normal(size=(500, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = create(tmp_path / "s", Held(Rows(vectors.astype(np.float32), np.arange(500))), Kind(3, dtype))
+    out = tmp_path / f"x{ending}"
+    run_cli("store", "export", store.folder, "--output", out)
+    words = ("store", "import", out, "--metric", "cosine", "--output", tmp_path / "again")
+    assert "of length 1, which cosine needs" in run_cli(*words, code=2).stderr
+    assert not (tmp_path / ".again.partial").exists()
+    run_cli(*words, "--dtype", dtype)
+    assert np.array_equal(open_store(tmp_path / "again").embeddings(), store.embeddings())
+    np.save(tmp_path / "long.npy", 1.02 * vectors)
+    words = ("store", "import", tmp_path / "long.npy", "--metric", "cosine", "--dtype", dtype)
+    assert "500 of 500 rows are not of length 1" in run_cli(*words, "--output", tmp_path / "no", code=2).stderr
+
+
+def test_the_distance_of_an_hdf5_file_may_be_bytes_or_none_of_ours(run_cli, tmp_path):
+    for name, distance in (("bytes", np.bytes_("angular")), ("other", "hamming"), ("none", None)):
+        with h5py.File(tmp_path / f"{name}.hdf5", "w") as file:
+            file["train"] = np.eye(4)
+            if distance is not None:
+                file.attrs["distance"] = distance
+    words = ("--output", tmp_path / "s")
+    assert "cosine" in run_cli("store", "import", tmp_path / "bytes.hdf5", *words).stdout
+    words = ("store", "import", tmp_path / "other.hdf5", "--output", tmp_path / "t")
+    assert "says hamming, which no store compares by; give the --metric" in run_cli(*words, code=2).stderr
+    assert "euclidean" in run_cli(*words, "--metric", "euclidean").stdout
+    assert "does not say how" in run_cli("store", "import", tmp_path / "none.hdf5", *words[3:], code=2).stderr

@@ -108,6 +108,23 @@ class Broken(Held):
         return super().rows(start, stop, ids)
 
 
+def test_what_is_not_finished_is_told_from_what_is_not_there(tmp_path, run_cli):
+    with pytest.raises(ZeroDivisionError):
+        create(tmp_path / "s", Broken(rows(20)), KIND)
+    for words in (("store", "info"), ("store", "verify"), ("index", "build"), ("index", "info"), ("search",)):
+        told = run_cli(*words, tmp_path / "s", code=2).stderr
+        assert "s: is not finished" in told and "the same command again goes on" in told
+    told = run_cli("embed", "--encoder", "e", "--data", tmp_path / "s", "--output", tmp_path / "t", code=2).stderr
+    assert "s: is not finished" in told
+    with pytest.raises(UserError, match="s: is not finished"):
+        open_store(tmp_path / "s")
+    create(tmp_path / "s", Held(rows(20)), KIND)
+    assert "20 items" in run_cli("store", "info", tmp_path / "s").stdout
+    with pytest.raises(ZeroDivisionError):
+        create(tmp_path / "none", Broken(rows(20, 20)), KIND, run=lambda job: 1 / 0)
+    assert "does not exist" in run_cli("store", "info", tmp_path / "none", code=2).stderr
+
+
 def test_making_a_store_again_leaves_what_an_interrupted_addition_wrote(tmp_path):
     create(tmp_path / "s", Held(rows(20)), KIND)
     with pytest.raises(ZeroDivisionError):

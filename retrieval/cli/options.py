@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,9 +14,21 @@ from .commands import load_config, together
 from .output import emit, plural
 
 
+class _Existing(click.Path):
+    """A path that exists; of a folder that is not there yet it says where that is being made."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.dir_okay:
+            from retrieval.artifact import UNFINISHED, unfinished
+
+            if unfinished(Path(value)):
+                raise UserError(f"{value}: {UNFINISHED}")
+        return super().convert(value, param, ctx)
+
+
 def existing(kind: str) -> click.Path:
     """A path argument that must exist; `kind` is "file", "folder" or "any"."""
-    return click.Path(path_type=Path, exists=True, dir_okay=kind != "file", file_okay=kind != "folder")
+    return _Existing(path_type=Path, exists=True, dir_okay=kind != "file", file_okay=kind != "folder")
 
 
 named_ids = together(
@@ -134,9 +147,12 @@ def pick_device(asked: str | None) -> str:
 
 def refuse_missing(*paths: Path, give: str = "data to train on") -> None:
     """Raise UserError, before anything is imported that takes seconds, for what is neither there nor the name of a data set."""
+    from retrieval.artifact import UNFINISHED, unfinished
     from retrieval.data.tables import is_hub_name
 
     for path in paths:
+        if unfinished(path):
+            raise UserError(f"{path}: {UNFINISHED}")
         if not path.exists() and not is_hub_name(path):
             raise UserError(f"{path}: no such file or folder; give {give}")
 

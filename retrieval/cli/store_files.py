@@ -119,10 +119,9 @@ def import_(
     metric = _metric(opened, metric, output if add or replace else None)
     ids = _one_a_row(ids_path, read_id_file(ids_path), opened.count) if ids_path else None
     labels = _one_a_row(labels_path, read_labels(labels_path), opened.count) if labels_path else None
-    source = Imported(opened, metric, normalize, ids, labels)
-    kind = Kind(
-        opened.dim, as_stored(dtype, output, add or replace), metric, normalized=normalize or metric == "cosine"
-    )
+    stored_as = as_stored(dtype, output, add or replace)
+    source = Imported(opened, metric, normalize, ids, labels, stored_as)
+    kind = Kind(opened.dim, stored_as, metric, normalized=normalize or metric == "cosine")
     with progress("import", opened.count) as advance:
 
         def run(job: Job) -> None:
@@ -146,6 +145,10 @@ def _metric(opened: "Opened", asked: str | None, changed: Path | None) -> str:
         with open_store(changed) as store:
             return str(store.manifest["metric"])
     if asked is None and opened.metric is None:
+        if (distance := getattr(opened, "distance", None)) is not None:
+            raise UserError(
+                f"{opened.path}: says {distance}, which no store compares by; give the --metric that orders its vectors alike"
+            )
         raise UserError(
             f"{opened.path}: does not say how its vectors are compared; give --metric, and --normalize to make lengths 1"
         )

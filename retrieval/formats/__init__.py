@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from retrieval.artifact import sha256_file, sha256_json, writing_atomically
 from retrieval.errors import UserError
 from retrieval.store import SHARD_ROWS, UNIT, Ids, Rows, Store
+from retrieval.store.dtypes import ROUNDED
 
 from .arrays import BINS, RECORDS, open_array, write_array
 
@@ -77,7 +78,8 @@ def _ending(path: Path) -> str:
 class Imported:
     """A foreign file as a store's source: its own ids and labels or those of other files, lengths made 1 or checked.
 
-    own_ids: n strings or integers, or None; labels: n strings, or None. metric: "cosine" demands unit vectors.
+    own_ids: n strings or integers, or None; labels: n strings, or None. metric: "cosine" demands unit vectors. dtype: what they are to be
+    stored as, of which they may have been before: lengths may be off by as much as it rounds.
     """
 
     opened: Opened
@@ -85,6 +87,7 @@ class Imported:
     normalize: bool
     own_ids: Ids | None = None
     labels: list[str] | None = None
+    dtype: str = "float32"
 
     @property
     def count(self) -> int:
@@ -124,7 +127,8 @@ class Imported:
             yield lambda lengths: lengths == 0, "zero, so have no direction", mend
         if self.metric == "cosine" and not self.normalize:
             remedy = "add --normalize" + ("" if self.opened.metric else ", or say --metric inner_product or euclidean")
-            yield lambda lengths: np.abs(lengths - 1) > UNIT, "not of length 1, which cosine needs", remedy
+            slack = ROUNDED.get(self.dtype, UNIT)
+            yield lambda lengths: np.abs(lengths - 1) > slack, "not of length 1, which cosine needs", remedy
 
     def _refusal(self, bad: Fault, what: str, remedy: str) -> UserError:
         """Says how many rows of the whole file are so: who mends the first alone meets the next otherwise."""

@@ -28,8 +28,13 @@ class AnnBenchmarks:
     path: Path
     part: str
     data: Any
-    metric: str | None
+    distance: str | None
     columns: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str | None:
+        """None where the file names no distance, or one that no store has, such as hamming."""
+        return METRIC_OF.get(self.distance or "")
 
     @property
     def count(self) -> int:
@@ -63,7 +68,8 @@ def open_ann_benchmarks(path: Path, part: str) -> AnnBenchmarks:
             f"{path}: has no vectors in {part!r} (found: {found}); ann-benchmarks files have train and test"
         )
     distance = file.attrs.get("distance")
-    return AnnBenchmarks(path, part, data, METRIC_OF.get(distance) if isinstance(distance, str) else None)
+    distance = distance.decode(errors="replace") if isinstance(distance, bytes) else distance
+    return AnnBenchmarks(path, part, data, distance if isinstance(distance, str) else None)
 
 
 class Forgiving:

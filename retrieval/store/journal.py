@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ class Shards:
             file.flush()
             os.fsync(file.fileno())
         self.done[number] = entry
+
+    @contextmanager
+    def leaving_nothing(self) -> Iterator[None]:
+        """A block that leaves no journal if it fails before a shard is done: there is nothing to go on from."""
+        try:
+            yield
+        finally:
+            if not self.done:
+                (self.folder / JOURNAL).unlink(missing_ok=True)
 
     @property
     def rows(self) -> int:

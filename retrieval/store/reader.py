@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.artifact import REMEDIES, Manifest, read_manifest, sha256_json
+from retrieval.artifact import REMEDIES, UNFINISHED, Manifest, read_manifest, sha256_json, unfinished
 from retrieval.artifact import verify as verify_files
 from retrieval.errors import Gone, UserError
 from retrieval.locks import start_reading
@@ -42,7 +42,7 @@ class Store:
 
     def __init__(self, folder: Path, *, kind: str = KIND, check: bool = False, trusted: bool = False) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder{REMEDIES[kind]}")
+            raise UserError(f"{folder}: {UNFINISHED if unfinished(folder) else 'no such folder' + REMEDIES[kind]}")
         self.folder, self.kind = folder, kind
         while True:
             self._descriptor = start_reading(folder)

@@ -126,14 +126,10 @@ def create(
         _remove_all_but(folder, {JOURNAL, *(shards.name(number) for number in shards.done)})
         manifest |= _without_rows(kind, source) | (notes or {}) | {"plan": plan}
         if part is not None:
-            manifest["part"] = {
-                "number": part[0],
-                "of": part[1],
-                "rows": source.count,
-                "settings": settings,
-                "whole": whole,
-            }
-        run(Job(source, kind, shards, 0, asked))
+            told = {"number": part[0], "of": part[1], "rows": source.count, "settings": settings, "whole": whole}
+            manifest["part"] = told
+        with shards.leaving_nothing():
+            run(Job(source, kind, shards, 0, asked))
         _enter_all(manifest, shards)
     # Not before the store stands: until then the same call may have to go on.
     output = output.resolve()  # as it was written: by way of a folder that is not there, say
