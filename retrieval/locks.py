@@ -24,7 +24,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except OSError as error:
             os.close(descriptor)
             raise UserError(f"{folder}: its file system has no locks ({error}); write to another place") from None
-        if _still_there(descriptor, folder / LOCK):
+        if still_there(descriptor, folder / LOCK):
             break
         os.close(descriptor)  # the folder was renamed between the two calls
     try:
@@ -33,32 +33,56 @@ def sole_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _still_there(descriptor: int, path: Path) -> bool:
+def still_there(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to the file that was opened."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 
 
-def start_reading(folder: Path) -> int:
-    """A descriptor of the folder that tells writers that someone reads it, until it is closed."""
+def start_reading(folder: Path, manifest: str) -> tuple[int, int]:
+    """Descriptors of a folder and of its manifest; the second tells writers that someone reads this generation, until it is closed.
+
+    The manifest's name stands for another file after the next change. Raises FileNotFoundError where there is none.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    # On a file system without locks old files may go while we read: an error then, never a wrong row.
+    try:
+        # On a file system without locks old files may go while we read: an error then, never a wrong row.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits only while old files are being removed
+        generation = os.open(manifest, os.O_RDONLY, dir_fd=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
     with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits only while old files are being removed
-    return descriptor
+        fcntl.flock(generation, fcntl.LOCK_SH)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return descriptor, generation
 
 
 @contextmanager
-def nobody_reading(folder: Path) -> Iterator[bool]:
-    """Whether no reader has the folder open; none can begin before the block ends."""
+def no_reader_beginning(folder: Path) -> Iterator[bool]:
+    """Whether nobody is just beginning to read; none can before the block ends."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
+        yield _alone(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_read(manifest: Path) -> bool:
+    """Whether someone reads the generation of a manifest."""
+    descriptor = os.open(manifest, os.O_RDWR)  # which the locks of a network's file system ask for
+    try:
+        return not _alone(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _alone(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

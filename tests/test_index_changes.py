@@ -184,6 +184,30 @@ def test_a_reader_keeps_its_generation(store, later, tmp_path):
         old.rows.close()
 
 
+def test_files_of_generations_that_nobody_reads_go_while_another_is_read(store, later, tmp_path):
+    """A server that always runs kept the files of every generation since its start."""
+    folder = tmp_path / "index"
+
+    def files():
+        return {path.name for path in folder.iterdir()} - {".lock"}
+
+    first = build(store, folder, factory="IVF16,Flat")
+    kept = files() - {"manifest.json"}
+    second = add(folder, later, replace=True)
+    assert kept < files() and "manifest-1.json" in files()
+    compact(folder).rows.close()
+    assert kept < files() and set(second.manifest["files"]) < files()  # both are read
+    assert hits(first, search(first, unit(2), 3)) and hits(second, search(second, unit(2), 3))
+    first.rows.close()
+    third = remove(folder, ["id-1"])
+    assert files() == {*second.manifest["files"], *third.manifest["files"], "manifest.json", "manifest-2.json"}
+    assert hits(second, search(second, unit(2), 3))
+    second.rows.close()
+    fourth = remove(folder, ["id-2"])
+    assert files() == {*third.manifest["files"], *fourth.manifest["files"], "manifest.json", "manifest-4.json"}
+    assert not kept & files()
+
+
 def test_the_same_addition_twice_adds_once_and_others_are_refused(store, later, tmp_path):
     folder = tmp_path / "index"
     build(store, folder, factory="HNSW16")

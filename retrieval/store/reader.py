@@ -14,10 +14,19 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.artifact import REMEDIES, UNFINISHED, Manifest, read_manifest, sha256_json, unfinished
+from retrieval.artifact import (
+    MANIFEST,
+    REMEDIES,
+    UNFINISHED,
+    Manifest,
+    read_manifest,
+    read_statement,
+    sha256_json,
+    unfinished,
+)
 from retrieval.artifact import verify as verify_files
 from retrieval.errors import Gone, UserError
-from retrieval.locks import start_reading
+from retrieval.locks import start_reading, still_there
 
 from .dtypes import STORED_AS, Encoded, Floats, decode
 from .maps import map_shards
@@ -34,6 +43,11 @@ class Part(NamedTuple):
     norms: Floats
 
 
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class Store:
     """One generation of a store, opened for reading. Rows are counted without the deleted ones.
 
@@ -45,12 +59,16 @@ class Store:
             raise UserError(f"{folder}: {UNFINISHED if unfinished(folder) else 'no such folder' + REMEDIES[kind]}")
         self.folder, self.kind = folder, kind
         while True:
-            self._descriptor = start_reading(folder)
-            self._finalizer = weakref.finalize(self, os.close, self._descriptor)
+            try:
+                self._descriptor, generation = start_reading(folder, MANIFEST)
+            except FileNotFoundError:
+                read_statement(folder, kind)  # says that there is none
+                continue
+            self._finalizer = weakref.finalize(self, _close, self._descriptor, generation)
             self.manifest: Manifest = read_manifest(folder, kind, check=check, trusted=trusted)
-            if os.path.samestat(os.fstat(self._descriptor), os.stat(folder)):
+            if still_there(generation, folder / MANIFEST):
                 break
-            self._finalizer()  # another was put in its place meanwhile, and the manifest is that one's
+            self._finalizer()  # another took its place meanwhile, and may be what was read
         self._live: dict[int, Ints | None] = {}
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ and the same change called again goes on from there.
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.artifact import MANIFEST, Manifest, creating, seal, sha256_json, write_atomically
+from retrieval.artifact import MANIFEST, Manifest, creating, read_sealed, seal, sha256_json, write_atomically
 from retrieval.errors import UserError
-from retrieval.locks import LOCK, nobody_reading, sole_writer
+from retrieval.locks import LOCK, is_read, no_reader_beginning, sole_writer
 
 from .ids import Place, as_list, find, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
@@ -27,7 +28,9 @@ from .reader import KIND, Store
 from .shard import Ids, Rows, shard_name, write_shard
 from .source import Source, id_type, ids_of, refuse_repeated, source_of
 
-OURS = re.compile(r"part-\d+\..*|index(-\d+)?\.faiss|pending\.jsonl|\..*\.tmp")  # files of a store or an index
+SUPERSEDED = re.compile(r"manifest-\d+\.json")  # of a generation that was followed by another
+# Files of a store or an index.
+OURS = re.compile(rf"part-\d+\..*|index(-\d+)?\.faiss|pending\.jsonl|\..*\.tmp|{SUPERSEDED.pattern}")
 
 
 @dataclass(frozen=True)
@@ -220,23 +223,39 @@ def changing(folder: Path, artifact: str = KIND) -> Iterator[tuple[Store, Manife
             before = sha256_json(manifest)
             yield store, manifest
         if sha256_json(manifest) != before:
+            _keep_superseded(folder, manifest["generation"])
             manifest["generation"] += 1
             seal(folder, artifact, manifest)
         _drop_superseded(folder, manifest)
 
 
+def _keep_superseded(folder: Path, generation: int) -> None:
+    """Give the manifest a second name before another takes its own, by which its readers are known."""
+    kept = folder / f"manifest-{generation}.json"
+    kept.unlink(missing_ok=True)  # of a change that did not come to an end
+    with suppress(OSError):  # a file system without links: its readers may lose files, as where there are no locks
+        os.link(folder / MANIFEST, kept)
+
+
 def _drop_superseded(folder: Path, manifest: Manifest) -> None:
-    """Remove the files of ours that only older generations need, unless somebody still reads one of those; they go another time. Shards
+    """Remove the files of ours that only older generations need, but for those that somebody still reads; they go another time. Shards
     of an interrupted change that may still go on are kept."""
     needed = {MANIFEST, *manifest["files"], *(path.name for path in folder.iterdir() if not OURS.fullmatch(path.name))}
     head, pending = read_journal(folder)
     if head.get("first", -1) >= manifest["next_part"]:
         needed |= {JOURNAL, *(shard_name(head["first"] + number) for number in pending)}
-    with nobody_reading(folder) as alone:
-        if alone:
-            _remove_all_but(folder, needed)
+    with no_reader_beginning(folder) as sure:
+        if sure:
+            _remove_all_but(folder, needed | _still_read(folder))
         elif JOURNAL not in needed:
             (folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _still_read(folder: Path) -> set[str]:
+    """The manifests of older generations that somebody reads, and the files of those."""
+    read = [path for path in folder.iterdir() if SUPERSEDED.fullmatch(path.name) and is_read(path)]
+    stated = [read_sealed(path) or {"files": ()} for path in read]
+    return {path.name for path in read}.union(*(each["files"] for each in stated))
 
 
 def _remove_all_but(folder: Path, names: set[str]) -> None:

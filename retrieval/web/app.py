@@ -71,7 +71,10 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
 
     def gone(request: Request, error: Exception) -> Response:
         return told(
-            {"error": "the index was removed, or replaced by what cannot be served; start the server again"}, 503
+            {
+                "error": "the index was removed, or replaced by what cannot be served; it is tried again every few seconds"
+            },
+            503,
         )
 
     def failed(request: Request, error: Exception) -> Response:

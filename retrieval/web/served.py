@@ -136,9 +136,12 @@ class Served:
             self.index()
             with self._reopening:  # what took its place may just be opening
                 newest = self._index
-            self.gone = newest is index
-            if self.gone:
+            if newest is index:
+                if not self.gone:
+                    self.say(f"answers 503: the files of generation {index.manifest['generation']} are gone too")
+                self.gone = True
                 raise
+            self.gone = False
             return self._answered(newest, question)
 
     def _answered(self, index: Index, question: Question) -> dict[str, Any]:
