@@ -141,6 +141,11 @@ def test_names_that_a_run_cannot_hold_are_refused_before_the_search(tmp_path, ru
     store_of(tmp_path / "spaced", Rows(x[:1], ["q 0"]))
     run_cli("index", "build", store.folder, "--output", tmp_path / "i")
     words, run = ["search", tmp_path / "i", "--output", tmp_path / "a.run"], ["--store", tmp_path / "queries"]
+    store_of(tmp_path / "one", Rows(x[:1], ["q"]))
+    told = run_cli("search", tmp_path / "i", "--store", tmp_path / "one", "-k", "1", "--output", tmp_path / "1.npy")
+    assert told.stdout.endswith(": 1 query, 1 result\n")
+    told = run_cli("index", "tune", tmp_path / "i", "--queries", tmp_path / "one", code=2)
+    assert "has 1 query; give two at least" in told.stderr
     run_cli(*words, *run, "--label", "a", "-k", 50)
     (tmp_path / "a.run").unlink()
     for module, name in ((ask, "search"), (ask, "load_encoder"), (search, "search")):

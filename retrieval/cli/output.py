@@ -23,8 +23,9 @@ def told_size(size: float) -> str:
 
 
 def plural(count: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+    """ "1 file", "2 files", "2 queries"."""
+    many = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    return f"{count:,} {what if count == 1 else many}"
 
 
 def silence(on: bool) -> None:

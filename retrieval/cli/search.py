@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .commands import refuse_unused
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import as_line, emit
+from .output import as_line, emit, plural
 
 if TYPE_CHECKING:
     from retrieval.images import Picture
@@ -108,7 +108,7 @@ def search(
     if output is not None:
         _write(output, opened, names, found)
         result = {"output": str(output), "queries": len(names), "results": int((found.rows >= 0).sum())}
-        lines = [f"{output}: {result['queries']:,} queries, {result['results']:,} results"]
+        lines = [f"{output}: {plural(result['queries'], 'query')}, {plural(result['results'], 'result')}"]
     else:
         results = hits(opened, found)
         told = [{"query": q, "hits": [plain(hit) for hit in best]} for q, best in zip(names, results, strict=True)]
