@@ -93,6 +93,7 @@ def search(
         if late:
             found = _joined(found, _late(index, queries, min(k, late), rows), k, index.metric)
     how = _how("approximate", late) | {"settings": dict(settings), "covered": index.covered}
+    how |= {} if where is None else {"allowed": allowed}
     return _found(index, found, how)
 
 

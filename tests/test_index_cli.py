@@ -104,7 +104,7 @@ def test_rows_that_faiss_does_not_cover_are_said_when_they_are_added(place, run_
     assert len(run_cli("index", "compact", place / "HNSW16").stdout.splitlines()) == 1
 
 
-def test_search_goes_where_it_is_told(place, run_cli):
+def test_search_goes_where_it_is_told(place, run_cli, monkeypatch):
     run_cli("index", "build", place / "store", "--factory", "HNSW16", "--output", place / "i")
     base = ["search", place / "i", "--store", place / "queries"]
     full = told(run_cli(*base, "-k", 5, "--explain", "--json"))
@@ -115,6 +115,12 @@ def test_search_goes_where_it_is_told(place, run_cli):
     among = told(run_cli(*base, "-k", 5, "--among", place / "ids.txt", "--explain", "--json"))
     assert {hit["id"] for one in among["results"] for hit in one["hits"]} == {"id-7", "id-8"}
     assert among["how"] == {"way": "exact", "compared": 2}
+    assert "may be found" not in run_cli(*base, "-k", 5, "--explain").stdout
+    with monkeypatch.context() as patch:
+        patch.setattr("retrieval.index.search.EXACT_UP_TO", 0)
+        words = [*base, "-k", 5, "--label", "2", "--explain"]
+        assert "rows may be found; recall was measured without a filter" in run_cli(*words).stdout
+        assert told(run_cli(*words, "--json"))["how"]["allowed"] > 100
     near = told(run_cli(*base, "--radius", 0.6, "--json"))["results"]
     assert (
         all(hit["score"] >= 0.6 for one in near for hit in one["hits"]) and sum(len(one["hits"]) for one in near) > 30

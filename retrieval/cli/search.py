@@ -228,6 +228,11 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
             f"{opened.about['factory']} over {how['covered']:,} rows, {tuned}",
             f"recall@{told['k']} {told['recall']:.3f} ({low:.3f}–{high:.3f}) when measured, with {told['rows']:,} rows",
         ] + ([f"{lines[0]}, which came later"] if how["compared"] else [])
+        if "allowed" in how:
+            lines.append(
+                f"{how['allowed']:,} rows may be found; recall was measured without a filter, and is lower where they lie away "
+                f"from the query"
+            )
     return [f"     {line}" for line in lines]
 
 
