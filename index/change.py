@@ -11,7 +11,8 @@ from typing import Any
 from retrieval.artifact import Manifest, creating, now, seal
 from retrieval.errors import UserError
 from retrieval.neighbors import Floats
-from retrieval.store import Ids, Kind, Store, StoreRows, append, delete, open_store
+from retrieval.store import Ids, Store, delete
+from retrieval.store import add as add_to_store
 from retrieval.store.compact import repack
 from retrieval.store.merge import in_order, link_rows, plan_of_merge, refuse_unlike
 from retrieval.store.writer import changing, made_by
@@ -32,11 +33,7 @@ def add(folder: Path | str, store: Store | Path | str, *, replace: bool = False)
 
     The same call twice in a row adds nothing the second time. Types that do not grow compare late rows exactly, however many.
     """
-    folder, store = Path(folder), store if isinstance(store, Store) else open_store(store)
-    with Store(folder, kind=KIND) as rows:
-        made = store.manifest
-        kind = Kind(store.dim, rows.dtype, made["metric"], made["normalized"], made["modality"], made["encoder"])
-    append(folder, StoreRows(store), kind, replace=replace, artifact=KIND)
+    add_to_store(folder, store, replace=replace, artifact=KIND)
     index = open_index(folder)
     late = index.rows.count - index.covered
     if index.abilities.grows and late >= max(FOLDED_FROM, FOLDED_SHARE * index.rows.count):

@@ -47,7 +47,7 @@ def head_over(encoder: Encoder, store: Store) -> list[nn.Module]:
             return _after_cut([module.cpu().float() for module in modules[count:]], store.dim)
     raise UserError(
         f"{store.folder}: was made by {made_by['name']}, which {encoder.name} is not a head over; give --data the texts or "
-        f"images themselves"
+        f"images themselves (a store is added to another by store add, to an index by index add)"
     )
 
 

@@ -9,7 +9,8 @@ from test_index import rows_for, store_of, unit
 
 from retrieval.formats import open_vectors
 from retrieval.formats.trec import read_run
-from retrieval.store import Rows
+from retrieval.index.bundle import open_index
+from retrieval.store import Rows, open_store
 
 
 @pytest.fixture
@@ -93,6 +94,33 @@ def test_ids_that_are_not_there_are_passed_over_where_that_is_asked(tmp_path, ru
         assert said in run_cli(*words, "--missing-ok").stdout
         again = told(run_cli(*words, "--missing-ok", "--json"))
         assert (again["missing"], again["count"], again["generation"]) == (3, 49, 2)
+
+
+def test_a_day_with_nothing_to_remove_is_no_mistake(place, tmp_path, run_cli):
+    none = tmp_path / "none.txt"
+    none.write_text("")
+    run_cli("index", "build", place / "store", "--output", place / "i")
+    for command in (["index", "remove", place / "i"], ["store", "delete", place / "store"]):
+        for flags in ([], ["--missing-ok"]):
+            assert "no ids, nothing was done" in run_cli(*command, "--ids", none, *flags).stdout
+        assert told(run_cli(*command, "--ids", none, "--json"))["generation"] == 1
+        assert "give --id ID or --ids FILE" in run_cli(*command, code=2).stderr
+
+
+def test_a_store_is_added_to_a_store_as_to_an_index(place, run_cli):
+    run_cli("index", "build", place / "store", "--output", place / "i")
+    for command in ("store", "index"):
+        there = place / ("store" if command == "store" else "i")
+        added = run_cli(command, "add", there, place / "new")
+        assert "100 rows added" in added.stdout
+        assert "nothing was done" in run_cli(command, "add", there, place / "new").stdout
+    store, index = open_store(place / "store"), open_index(place / "i").rows
+    np.testing.assert_array_equal(store.embeddings(), index.embeddings())
+    assert store.load().ids == index.load().ids and store.count == 1000
+    run_cli("store", "delete", place / "store", "--id", "id-1")
+    again = run_cli("store", "add", place / "store", place / "new", "--replace")
+    assert "0 rows added, 100 replaced, 999 in all" in again.stdout
+    assert "of the new ids already" in run_cli("store", "add", place / "store", place / "new", code=2).stderr
 
 
 def test_rows_that_faiss_does_not_cover_are_said_when_they_are_added(place, run_cli):

@@ -66,7 +66,8 @@ def remove(
     made = remove_rows(folder, typed, missing_ok=missing_ok)
     gone = before - made.rows.count
     missing = len(ids) - gone if missing_ok else 0
-    what = f"{plural(gone, 'row')} removed" if gone or missing else "these rows were removed already, nothing was done"
+    already = "these rows were removed already, nothing was done" if ids else "no ids, nothing was done"
+    what = f"{plural(gone, 'row')} removed" if gone or missing else already
     what += f", {plural(missing, 'id')} not there" if missing else ""
     _say(folder, made, what, as_json, missing=missing)
 

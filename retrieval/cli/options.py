@@ -39,13 +39,13 @@ named_ids = together(
 
 
 def read_ids(named: tuple[str, ...], path: Path | None) -> list[str]:
-    """The ids of `--id` and `--ids`, each once. Raises UserError where there are none."""
+    """The ids of `--id` and `--ids`, each once; none of an empty file, as a day without removals has it. Raises UserError where neither
+    is given."""
     from retrieval.formats import read_lines
 
-    ids = list(dict.fromkeys([*named, *(read_lines(path) if path else [])]))
-    if not ids:
+    if not named and path is None:
         raise UserError("give --id ID or --ids FILE")
-    return ids
+    return list(dict.fromkeys([*named, *(read_lines(path) if path else [])]))
 
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:

@@ -88,6 +88,34 @@ def verify(folder: Path, seed: int, as_json: bool) -> None:
 
 @store.command()
 @store_argument
+@click.argument("other", type=existing("folder"))
+@click.option("--replace", is_flag=True, help="Rows whose ids are there replace the old ones.")
+@checks
+@common
+def add(folder: Path, other: Path, replace: bool, check: bool, seed: int, as_json: bool) -> None:
+    """Add the rows of the store OTHER to STORE.
+
+    \b
+    Example:
+      retrieval store add store new-store --replace
+    """
+    from retrieval.store import add as add_rows
+    from retrieval.store import open_store
+
+    with open_store(other, check=check) as given:
+        with open_store(folder) as opened:
+            before, generation = opened.count, opened.manifest["generation"]
+        made = add_rows(folder, given, replace=replace)
+        new = made.count - before
+        what = f"{plural(new, 'row')} added" + (f", {given.count - new:,} replaced" if replace else "")
+    again = made.manifest["generation"] == generation
+    what = "has these rows already, nothing was done" if again else what
+    result = {"store": str(folder), "count": made.count, "generation": made.manifest["generation"]}
+    emit(result, as_json, [f"{folder}: {what}, {made.count:,} in all"])
+
+
+@store.command()
+@store_argument
 @named_ids
 @common
 def delete(
@@ -111,7 +139,8 @@ def delete(
     missing = len(ids) - gone if missing_ok else 0
     result = {"store": str(folder), "deleted": gone, "count": left.count, "generation": left.manifest["generation"]}
     result["missing"] = missing
-    what = f"{gone:,} deleted" if gone or missing else "these rows were deleted already"
+    already = "these rows were deleted already" if ids else "no ids, nothing was done"
+    what = f"{gone:,} deleted" if gone or missing else already
     what += f", {plural(missing, 'id')} not there" if missing else ""
     emit(result, as_json, [f"{folder}: {what}, {left.count:,} left"])
 

@@ -15,7 +15,7 @@ from .merge import merge
 from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, read_columns, write_columns
 from .source import Held, Source, StoreRows
-from .writer import Job, append, create, delete
+from .writer import Job, add, append, create, delete
 
 __all__ = [
     "KIND",
@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "Store",
     "StoreRows",
+    "add",
     "append",
     "compact",
     "create",

@@ -24,9 +24,9 @@ from retrieval.locks import LOCK, is_read, no_reader_beginning, sole_writer
 from .ids import Place, as_list, find, named, refuse_without_numbers
 from .journal import JOURNAL, Entry, Shards, read_journal
 from .kind import Kind, refuse_other_rows, refuse_unfit
-from .reader import KIND, Store
+from .reader import KIND, Store, open_store
 from .shard import Ids, Rows, shard_name, write_shard
-from .source import Source, id_type, ids_of, refuse_repeated, source_of
+from .source import Source, StoreRows, id_type, ids_of, refuse_repeated, source_of
 
 SUPERSEDED = re.compile(r"manifest-\d+\.json")  # of a generation that was followed by another
 # Files of a store or an index.
@@ -188,6 +188,16 @@ def append(
                 manifest[name] = [*manifest.get(name, []), *value]
             manifest["plan"] = plan
     return Store(folder, kind=artifact, trusted=True)
+
+
+def add(folder: Path | str, store: Store | Path | str, *, replace: bool = False, artifact: str = KIND) -> Store:
+    """`append` the rows of another store, in the dtype of this one."""
+    folder, store = Path(folder), store if isinstance(store, Store) else open_store(store)
+    with Store(folder, kind=artifact) as there:
+        dtype = there.dtype
+    made = store.manifest
+    kind = Kind(store.dim, dtype, made["metric"], made["normalized"], made["modality"], made["encoder"])
+    return append(folder, StoreRows(store), kind, replace=replace, artifact=artifact)
 
 
 def delete(folder: Path | str, ids: Ids, artifact: str = KIND, *, missing_ok: bool = False) -> Store:

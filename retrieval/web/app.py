@@ -92,7 +92,14 @@ def make_app(served: Served, host: str, as_line: Callable[[dict[str, Any]], str]
             Route("/api/search", search, methods=["GET", "POST"]),
             Route("/api/picture", picture),
         ],
-        middleware=[Middleware(OwnName, refused=told({"error": "this server answers to localhost only"}, 400))]
+        middleware=[
+            Middleware(
+                OwnName,
+                refused=told(
+                    {"error": "this server answers to the name localhost only; a proxy sends Host: localhost"}, 400
+                ),
+            )
+        ]
         if is_local(host)
         else [],
         exception_handlers={Gone: gone, UserError: refused, HTTPException: failed, Exception: broken},
