@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,26 @@ def test_the_readmes_other_commands_run(after_the_first, run_cli, monkeypatch):
         and "starting from `small` and `all-MiniLM-L6-v2`" in card
         and "κ = 2" in card
     )
+
+
+def test_the_weeks_script_runs_and_may_be_run_again(after_the_first, run_cli, monkeypatch, tmp_path):
+    for name in ("run", "index"):
+        shutil.copytree(after_the_first[0] / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    Path("new.csv").write_text("id,text,label\n0,where is my card,a\n9000,a new question,b\n")
+    page = (ROOT / "docs" / "index.md").read_text("utf-8")
+    (script,) = (block for block in blocks("sh", page) if "--output week" in block)
+    lines = [shlex.split(line, comments=True) for line in script.splitlines()]
+    assert (lines[0], lines[-1]) == (["set", "-e"], ["rm", "-r", "week"])
+    counts = []
+    for gone in ("1\n2\n", "1\n2\n", ""):
+        Path("gone.txt").write_text(gone)
+        for _, *words in lines[1:-1]:
+            run_cli(*words)
+        shutil.rmtree("week")
+        counts.append(json.loads(run_cli("index", "info", "index", "--json").stdout)["count"])
+    before = json.loads(run_cli("index", "info", after_the_first[0] / "index", "--json").stdout)["count"]
+    assert counts == [before - 1] * 3
 
 
 def answers(words):
