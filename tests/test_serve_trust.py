@@ -3,6 +3,7 @@ files may be open."""
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -29,8 +30,8 @@ def index(tmp_path):
 
 
 @contextmanager
-def command(index, main="from retrieval.cli import main; main()", **options):
-    words = [sys.executable, "-c", main, "serve", str(index), "--port", "0", "--json"]  # fmt: skip
+def command(index, main="from retrieval.cli import main; main()", words=(), **options):
+    words = [sys.executable, "-c", main, "serve", str(index), "--port", "0", "--json", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ}
     with subprocess.Popen(words, **pipes, **options) as process:
         try:
@@ -46,6 +47,22 @@ def test_the_command_serves_until_it_is_ended(index):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and stderr.strip() == "ended"
+
+
+def test_the_log_has_a_line_a_request_and_not_what_was_asked(index):
+    with command(index, words=["--log"]) as process:
+        address = json.loads(process.stdout.readline())["address"]
+        for path in ("health", "api/search?query=secret", "nosuch%0Apath"):
+            asked(address + path)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    lines = [re.sub(r"[\d.]+ ms$", "1 ms", line) for line in stderr.splitlines()]
+    *told, last = (re.sub(r"^20\d\d-\d\d-\d\dT\S+\+00:00 ", "", line) for line in lines)
+    assert last == "ended" and told == [
+        "GET /health 200 1 ms",
+        "GET /api/search 400 1 ms",
+        "GET /nosuch%0Apath 404 1 ms",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from .output import as_line, emit, say
 @click.option(
     "--index-device", "where_to", default="cpu", show_default=True, help="Where to search: cuda, or cuda:0,cuda:1."
 )
+@click.option("--log", is_flag=True, help="A line on stderr for each request: when, path, status, milliseconds.")
 @checks
 @uses_device
 @common
@@ -27,6 +28,7 @@ def serve(
     host: str,
     port: int,
     where_to: str,
+    log: bool,
     check: bool,
     device: str | None,
     seed: int,
@@ -43,7 +45,7 @@ def serve(
       curl "localhost:8000/api/search?query=card+not+working&k=3"
     """
     try:
-        from retrieval.web.app import is_local, make_app
+        from retrieval.web.app import is_local, logged, make_app
         from retrieval.web.running import listen, run
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "starlette"):
@@ -64,4 +66,5 @@ def serve(
     emit(about | {"address": address}, as_json, [f"{index}: {about['count']:,} items, {encoder}", f"{address}  (Ctrl-C ends it)"])  # fmt: skip
     if not is_local(host):
         say("Note: whoever reaches this machine can read the index; it has no passwords")
-    run(make_app(served, host, as_line), listening, say)
+    app = make_app(served, host, as_line)
+    run(logged(app, say) if log else app, listening, say)

@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retrieval.artifact import now
 from retrieval.errors import Gone, UserError
 
 from .question import Question, from_address, from_json
@@ -135,6 +137,29 @@ async def _body(request: Request) -> bytes:
     except (TimeoutError, ClientDisconnect):
         raise HTTPException(408, "the body did not come") from None
     return bytes(body)
+
+
+def logged(app: ASGIApp, say: Callable[[str], None]) -> ASGIApp:
+    """The application, which tells a line of each request: when it came, method and path, the status and milliseconds of its answer.
+    What was asked is not in it."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        came, began, status = now(), time.perf_counter(), "unanswered"
+
+        async def passed(message: Message) -> None:
+            nonlocal status
+            status = str(message["status"]) if message["type"] == "http.response.start" else status
+            await send(message)
+
+        try:
+            await app(scope, receive, passed)
+        finally:
+            path = scope["raw_path"].decode("ascii", "backslashreplace")
+            say(f"{came} {scope['method']} {path} {status} {1e3 * (time.perf_counter() - began):.1f} ms")
+
+    return answer
 
 
 def is_local(host: str) -> bool:
