@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from retrieval.data import read_texts, scan_texts
 from retrieval.data.columns import Asked
@@ -55,6 +56,17 @@ def test_inference_data_whose_judges_disagreed(tmp_path, kept):
     data.save_to_disk(path) if kept == "saved" else data.to_parquet(path)
     scores = read_texts(path).scores.tolist()
     assert scores[:2] == [1.0, 0.0] and scores[2] != scores[2]
+
+
+@pytest.mark.parametrize("kept", ["saved", "parquet"])
+def test_pictures_are_not_read_as_texts(tmp_path, kept):
+    rows = {"words": ["a"], "shown": [Image.new("RGB", (8, 8))]}
+    features = datasets.Features({"words": datasets.Value("string"), "shown": datasets.Image()})
+    data = datasets.Dataset.from_dict(rows, features=features)
+    path = tmp_path / ("set" if kept == "saved" else "set.parquet")
+    data.save_to_disk(path) if kept == "saved" else data.to_parquet(path)
+    with pytest.raises(UserError, match="line 1: its column 'shown' holds pictures or other bytes, and no text"):
+        read_texts(path, Asked(text="shown"))
 
 
 def test_a_dropped_column_of_classes_is_not_missed(tmp_path):

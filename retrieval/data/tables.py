@@ -175,6 +175,8 @@ def _split(path: Path, split: str) -> tuple[Any, dict[str, list[str]]]:
         if split not in loaded:
             raise UserError(f"{path}: has no split {split!r}; choose another split (found: {', '.join(loaded)})")
         loaded = loaded[split]
+    for name in [name for name, kind in loaded.features.items() if isinstance(kind, datasets.Image)]:
+        loaded = loaded.cast_column(name, datasets.Image(decode=False))  # as they stand there, as Parquet gives them
     return loaded, {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
 
 
