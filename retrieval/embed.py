@@ -60,7 +60,8 @@ class Corpus:
             payload += ["payload/caption"] if self.data.captions is not None else []
         else:
             payload = ["payload/text"]
-        return [*(["labels"] if self.data.has_labels else []), *payload]
+        kept = [f"payload/{name}" for name in self.data.payload]
+        return [*(["labels"] if self.data.has_labels else []), *payload, *kept]
 
     def ids(self, start: int, stop: int) -> Ids | None:
         ids = self.data.part(start, stop).ids if self.data.has_ids else None
@@ -87,6 +88,7 @@ def rows_of(block: Texts | Images, vectors: Floats, ids: Ids) -> Rows:
     else:
         payload = {"path": [str(path) for path in block.source]} if isinstance(block.source, list) else {}
         payload |= {} if block.captions is None else {"caption": block.captions}
+    payload |= {name: list(column) for name, column in block.payload.items()}
     return Rows(vectors, ids, None if block.labels is None else list(block.labels), payload)
 
 

@@ -22,6 +22,7 @@ FLAGS = {  # what a column can be, and what click calls the option that names it
     "label": "label",
     "id": "id_column",
     "score": "score",
+    "payload": "payload",
 }
 USUAL = {"min_score": None, "negatives": 7, "split": "train"}
 
@@ -34,6 +35,9 @@ def column(which: str, help: str, **more: Any) -> Callable[[F], F]:
 text, image, label, identifier = (
     column(which, f"Column of {what}.")
     for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
+)
+payload = column(
+    "payload", "Column to keep beside them, which results then show; may be given several times.", multiple=True
 )
 text_or_anchor = column("text", "Column of texts.  [default: found by name; of pairs the anchors]")
 _pairs = (

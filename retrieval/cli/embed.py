@@ -95,6 +95,7 @@ OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip
     columns.image,
     columns.label,
     columns.identifier,
+    columns.payload,
     click.option("--split", default="train", show_default=True, help="Of a data set with several."),
     click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them."),
     title="Data",

@@ -29,6 +29,8 @@ PAIR_COLUMNS = (
     PREMISE,
 )
 ID_COLUMNS = ("id", "_id")
+RESERVED = ("text", "path", "caption", "score", "id", "label")  # what results have of their own
+PAYLOAD = "payload/"  # before the name of a column that is kept beside the texts, as stores have it
 NEGATIVES = 7  # of each row that are used unless asked otherwise
 COMMAS = "separate columns by commas, or call a file with tabs .tsv"
 _COUNTING = {
@@ -54,6 +56,7 @@ class Asked:
     label: str | None = None
     id: str | None = None
     score: str | None = None
+    payload: tuple[str, ...] = ()
     negatives: int = NEGATIVES
     optional: bool = False
 
@@ -95,8 +98,8 @@ class Asked:
 
     def refuse_without_columns(self, path: object) -> None:
         """Raise UserError if a column is named of what has none."""
-        for which in ("anchor", "text", "image", "label", "id", "score"):
-            name = getattr(self, which)
+        named = [(which, getattr(self, which)) for which in ("anchor", "text", "image", "label", "id", "score")]
+        for which, name in (*named, *(("payload", name) for name in self.payload)):
             if name is not None and not self.optional:
                 raise UserError(f"--{which} {name}: {path} has no columns; give a table, or leave it out")
 
@@ -121,8 +124,31 @@ def named_column(source: object, names: Sequence[str], flag: str, name: str | No
 
 
 def wanted_columns(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
-    """Which column serves as what: {our name: its name}, in our order. first: a row, to tell scores from labels."""
+    """Which column serves as what: {our name: its name}, in our order, at the end those that are kept. first: a row, to tell
+    scores from labels."""
+    wanted = _wanted(source, names, first, asked)
+    used = {what: wanted.get(what) for what in ("text", "anchor", "label", "id")}
+    return wanted | {PAYLOAD + name: name for name in kept_columns(source, names, asked, used)}
 
+
+def kept_columns(source: object, names: Sequence[str], asked: Asked, used: dict[str, str | None]) -> list[str]:
+    """The columns that the user wants kept, in one order for all tables. used: those that are kept anyway, by what they are. Raises
+    UserError for one of these, one that the table lacks, and a name that no payload can have."""
+    for name in asked.payload:
+        named_column(source, names, "payload", name)
+        what = next((what for what, column in used.items() if column == name), None)
+        if what is not None:
+            raise UserError(
+                f"--payload {name}: is the {what} of each row of {source}, which is kept anyway; leave it out"
+            )
+        if name in RESERVED:
+            raise UserError(f"--payload {name}: results have {name!r} of their own; rename the column in {source}")
+        if "/" in name or name in ("", "."):
+            raise UserError(f"--payload {name}: no store can have a column of this name; rename it in {source}")
+    return sorted(set(asked.payload))
+
+
+def _wanted(source: str, names: Sequence[str], first: dict[str, Any], asked: Asked) -> dict[str, str]:
     def find(choices: Sequence[str]) -> str | None:
         return next((name for choice in choices for name in names if name.strip().lower() == choice), None)
 
@@ -204,11 +230,14 @@ def _is_number(value: object) -> bool:
 def cells(source: str, wanted: dict[str, str], number: int, row: dict[str, Any]) -> dict[str, str]:
     """What a row has in the wanted columns, by our names; a negative may be missing. A document of BEIR is title and text."""
     where = f"{source}: line {number}"
-    found = {name: one_text(where, column, row.get(column)) for name, column in wanted.items()}
+    found = {
+        name: (cell_text if name.startswith(PAYLOAD) else one_text)(where, column, row.get(column))
+        for name, column in wanted.items()
+    }
     if "title" in found:
         found["text"] = titled(found.pop("title"), found["text"])
     for name, value in found.items():
-        if not value and not name.startswith("negative"):
+        if not value and not name.startswith(("negative", PAYLOAD)):
             raise UserError(f"{source}: line {number} has no {wanted[name]!r}; complete or remove the row")
     if "id" in found:
         found["id"] = as_text(row[wanted["id"]])  # ids are as they are written
@@ -220,16 +249,21 @@ def one_text(where: str, column: str, value: object) -> str:
     be negatives of each other. Raises UserError for several texts, and for what is none. where: the file and the line."""
     if isinstance(value, str):
         return value.strip()
-    try:
-        text = as_text(value)
-    except TypeError:
-        raise UserError(
-            f"{where}: its column {column!r} holds pictures or other bytes, and no text; name another column"
-        ) from None
+    text = cell_text(where, column, value)
     if isinstance(value, list | dict):
         kind = "a list" if isinstance(value, list) else "an object"
         raise UserError(f"{where}: its column {column!r} holds {kind}, where one text is read; write a row a text")
     return text.strip()
+
+
+def cell_text(where: str, column: str, value: object) -> str:
+    """A cell as it is written. Raises UserError for what is no text."""
+    try:
+        return as_text(value)
+    except TypeError:
+        raise UserError(
+            f"{where}: its column {column!r} holds pictures or other bytes, and no text; name another column"
+        ) from None
 
 
 def titled(title: str, text: str) -> str:
@@ -246,7 +280,9 @@ def as_text(value: object) -> str:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # as data sets have pictures
         raise TypeError("pictures are no text")
     return (
-        json.dumps(value, default=_as_word) if isinstance(value, bool | int | float | list | dict) else _as_word(value)
+        json.dumps(value, ensure_ascii=False, default=_as_word)
+        if isinstance(value, bool | int | float | list | dict)
+        else _as_word(value)
     )
 
 

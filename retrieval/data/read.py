@@ -11,7 +11,7 @@ import numpy as np
 from retrieval.artifact import sha256_file, sha256_json
 from retrieval.errors import UserError
 
-from .columns import NLI, PAIR_LABELS, Asked, cells, wanted_columns
+from .columns import NLI, PAIR_LABELS, PAYLOAD, Asked, cells, wanted_columns
 from .documents import Nested, as_pairs, collection, is_collection, nested_columns, nested_row
 from .rows import FORMATS, Lines, line_rows
 from .tables import is_hub_name, is_table, table_rows, told_split
@@ -75,7 +75,7 @@ def scan_texts(path: Path, block: int, split: str = "train", asked: Asked | None
     wanted = {
         name: column
         for name, column in wanted_columns(str(path), fields, first[2], asked).items()
-        if name in ("anchor", "text", "title", "label", "id")
+        if name in ("anchor", "text", "title", "label", "id") or name.startswith(PAYLOAD)
     }
     starts, count = [], 0
     labels: dict[str, None] = {}  # in their order
@@ -135,6 +135,7 @@ def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Numbered], field
     refuse_alike(path, known)
     columns = told.finish()
     ids = columns.pop("id", None)
+    payload = {name.removeprefix(PAYLOAD): columns.pop(name) for name in wanted if name.startswith(PAYLOAD)}
     origin = _origin(path, len(next(iter(columns.values()))), wanted, fields, len(known))
     texts = Texts(
         columns,
@@ -142,6 +143,7 @@ def _collect(path: Path, wanted: dict[str, str], rows: Iterable[Numbered], field
         ids,
         origin,
         np.array(scores) if "score" in wanted else None,
+        payload,
     )
     _refuse_repeated(path, ids)
     return texts
@@ -170,6 +172,10 @@ def _score(source: str, number: int, column: str, value: str) -> float:
 
 def _collect_nested(path: Path, rows: Iterable[tuple[int, Nested]], asked: Asked) -> Texts:
     """A row a positive. The number of negatives is that of the row that has most, up to as many as asked."""
+    if asked.payload:
+        raise UserError(
+            f"--payload {asked.payload[0]}: a row of {path} has several texts; write a row a text, or leave it out"
+        )
     names = [f"negative_{at + 1}" for at in range(asked.negatives)]
     queries, held = 0, 0
     told = Collected(["anchor", "positive", *names])
@@ -192,6 +198,8 @@ def _collect_nested(path: Path, rows: Iterable[tuple[int, Nested]], asked: Asked
 def _origin(path: Path, count: int, wanted: dict[str, str], fields: list[str], classes: int) -> str:
     if path.suffix.lower() == ".txt":
         return f"{count:,} lines"
-    said = f"{count:,} rows, columns {', '.join(wanted.values())}" + (f", {classes:,} classes" if classes else "")
+    said = f"{count:,} rows, columns {', '.join(dict.fromkeys(wanted.values()))}" + (
+        f", {classes:,} classes" if classes else ""
+    )
     others = [name for name in fields if name not in wanted.values()]
     return said + (f"; not used: {', '.join(others)}" if others else "")

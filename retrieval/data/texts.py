@@ -4,8 +4,8 @@ import hashlib
 import json
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +18,8 @@ from scipy.sparse.csgraph import connected_components
 
 from retrieval.errors import UserError
 from retrieval.given import strings
+
+from .columns import PAYLOAD
 
 if TYPE_CHECKING:
     from .rows import Place
@@ -103,7 +105,7 @@ class Texts:
 
     `columns` is {"text": […]} or {"anchor": […], "positive": […], "negative": […], …}; all have one length. A row may have fewer
     negatives than another: the rest are empty. `labels`, `ids` and `scores` (of pairs) are None where the data have none.
-    `origin` says in words what was understood.
+    `origin` says in words what was understood. `payload`: other columns, which are kept beside the embedded one.
     """
 
     columns: Mapping[str, Sequence[str]]
@@ -111,6 +113,7 @@ class Texts:
     ids: Sequence[str] | None = None
     origin: str = ""
     scores: NDArray[np.float64] | None = None
+    payload: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Columns may be arrays and pandas. Raises UserError for other values than strings, and for columns that differ in length."""
@@ -121,9 +124,12 @@ class Texts:
             None if column is None else _column(name, column, count)
             for name, column in (("labels", self.labels), ("ids", self.ids))
         )
+        payload = {name: _column(name, column, count) for name, column in self.payload.items()}
+        if "text" in payload:
+            raise UserError("payload: 'text' is what is embedded; call the column otherwise")
         if self.scores is not None and len(self.scores) != count:
             raise UserError(f"{count:,} rows, {len(self.scores):,} scores; give one a row")
-        for name, value in (("columns", columns), ("labels", labels), ("ids", ids)):
+        for name, value in (("columns", columns), ("labels", labels), ("ids", ids), ("payload", payload)):
             object.__setattr__(self, name, value)
 
     @property
@@ -144,7 +150,8 @@ class Texts:
     def fingerprint(self) -> str:
         """Names what is embedded and stored."""
         digest = hashlib.sha256()
-        for column in (self.texts, self.labels, self.ids):
+        kept = [list(self.payload), *self.payload.values()] if self.payload else []
+        for column in (self.texts, self.labels, self.ids, *kept):
             for start in range(0, len(column or ()), BLOCK):
                 digest.update(json.dumps(list((column or ())[start : start + BLOCK])).encode())
             digest.update(b"|")
@@ -168,16 +175,21 @@ class Texts:
 
     def part(self, start: int, stop: int) -> "Texts":
         """Rows start:stop."""
-        columns = {name: list(column[start:stop]) for name, column in self.columns.items()}
-        labels, ids = (None if column is None else list(column[start:stop]) for column in (self.labels, self.ids))
-        return Texts(columns, labels, ids, self.origin, None if self.scores is None else self.scores[start:stop])
+        scores = None if self.scores is None else self.scores[start:stop]
+        return self._picked(lambda column: list(column[start:stop]), scores)
 
     def take(self, rows: Iterable[int]) -> "Texts":
         """Any rows, in the order asked for."""
         chosen = list(rows)
-        columns = {name: taken(column, chosen) for name, column in self.columns.items()}
-        labels, ids = (None if column is None else taken(column, chosen) for column in (self.labels, self.ids))
-        return Texts(columns, labels, ids, self.origin, None if self.scores is None else self.scores[chosen])
+        scores = None if self.scores is None else self.scores[chosen]
+        return self._picked(lambda column: taken(column, chosen), scores)
+
+    def _picked(self, pick: Callable[[Sequence[str]], list[str]], scores: NDArray[np.float64] | None) -> "Texts":
+        columns, payload = (
+            {name: pick(column) for name, column in held.items()} for held in (self.columns, self.payload)
+        )
+        labels, ids = (None if column is None else pick(column) for column in (self.labels, self.ids))
+        return Texts(columns, labels, ids, self.origin, scores, payload)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -211,6 +223,11 @@ class TextFile:
     @property
     def has_ids(self) -> bool:
         return "id" in self.wanted
+
+    @property
+    def payload(self) -> list[str]:
+        """The names of the columns that are kept."""
+        return [name.removeprefix(PAYLOAD) for name in self.wanted if name.startswith(PAYLOAD)]
 
     def __len__(self) -> int:
         return self.count

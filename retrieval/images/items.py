@@ -1,8 +1,9 @@
 """Pictures with labels: in memory, or decoded when they are asked for."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Images:
     source: uint8 (n, height, width) grey or (n, height, width, 3) colour, or a list of n `Picture`s. ids: of those, what the
     folder, table or tar calls each, wherever that lies; None for arrays, which are numbered by row. at_least: the shorter
     side in pixels that whoever asks has a use for, as `decode` takes it. captions: what is shown beside them.
+    payload: columns that are kept.
     """
 
     source: Bytes | list[Picture]
@@ -32,6 +34,7 @@ class Images:
     ids: list[str] | None = None
     at_least: int | None = None
     captions: list[str] | None = None
+    payload: Mapping[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,24 +60,27 @@ class Images:
     @property
     def fingerprint(self) -> str:
         """Names what is embedded and stored: files by name, size and time, parts of files also by place, arrays by content."""
+        told: list[Any] = [] if self.captions is None else [self.captions]
+        told += [dict(self.payload)] if self.payload else []
         if isinstance(self.source, list):
-            told = [] if self.captions is None else [self.captions]
             return sha256_json([self.ids, stamps(self.source), self.labels, *told])
         content = hashlib.sha256(np.ascontiguousarray(self.source).data).hexdigest()
-        return sha256_json([self.source.shape, content, self.labels])
+        return sha256_json([self.source.shape, content, self.labels, *told])
 
     def part(self, start: int, stop: int) -> "Images":
         """Rows start:stop."""
-        labels, ids, captions = (column and column[start:stop] for column in (self.labels, self.ids, self.captions))
-        return replace(self, source=self.source[start:stop], labels=labels, ids=ids, captions=captions, skipped=())
+        return self._picked(self.source[start:stop], lambda column: column[start:stop])
 
     def take(self, rows: Iterable[int]) -> "Images":
         """Any rows, in the order asked for."""
         chosen = list(rows)
         source = [self.source[row] for row in chosen] if isinstance(self.source, list) else self.source[chosen]
-        columns = (self.labels, self.ids, self.captions)
-        labels, ids, captions = (column and [column[row] for row in chosen] for column in columns)
-        return replace(self, source=source, labels=labels, ids=ids, captions=captions, skipped=())
+        return self._picked(source, lambda column: [column[row] for row in chosen])
+
+    def _picked(self, source: Bytes | list[Picture], pick: Callable[[list[str]], list[str]]) -> "Images":
+        labels, ids, captions = (column and pick(column) for column in (self.labels, self.ids, self.captions))
+        payload = {name: pick(column) for name, column in self.payload.items()}
+        return replace(self, source=source, labels=labels, ids=ids, captions=captions, payload=payload, skipped=())
 
 
 def described(count: int, labels: list[str] | None, captions: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.data import ID_COLUMNS, LABEL_COLUMNS, Lines
-from retrieval.data.columns import Asked, as_text, named_column, one_text
+from retrieval.data.columns import Asked, as_text, cell_text, kept_columns, named_column, one_text
 from retrieval.data.rows import line_rows
 from retrieval.data.tables import as_class, class_names, is_hub_name, is_table, table_files
 from retrieval.errors import UserError
@@ -86,16 +86,20 @@ def picture_column(table: Table) -> str | None:
 
 
 def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = False) -> Images:
-    """Rows of a picture and perhaps a label and an id, and with `captions` a caption. missing: also of pictures that are not there."""
+    """Rows of a picture and perhaps a label, an id and columns to keep, and with `captions` a caption. missing: also of
+    pictures that are not there."""
     column, label, name = _columns(table, asked)
     caption = table.find(CAPTION_COLUMNS) if captions else None
     if caption in (column, label, name, *table.holding):
         caption = None
-    taken = [each for each in (column, label, name, caption) if each]
+    used = {"picture": column, "label": label, "id": name, "caption": caption}
+    kept = kept_columns(table.path, table.names, asked, used)
+    taken = [*filter(None, used.values()), *kept]
     source: list[Picture] = []
     labels: list[tuple[int, Any]] = []
     ids: list[str] = []
     told: list[str] = []
+    payload: dict[str, list[str]] = {each: [] for each in kept}
     for number, row in table.rows(taken):
         source.append(picture_of(table, number, column, row[column], missing=missing))
         if label:
@@ -106,13 +110,15 @@ def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = Fa
             ids.append(row[column])
         if caption:
             told.append(as_caption(row[caption]))
+        for each in kept:
+            payload[each].append(cell_text(f"{table.path}: line {number}", each, row[each]))
     if not source:
         raise UserError(f"{table.path}: is empty; give a row an image")
     classes = _labels(table, label, labels) if label else None
     origin = f"{described(len(source), classes)}; columns {', '.join(taken)}"
     if others := [each for each in table.names if each not in taken]:
         origin += f"; not used: {', '.join(others)}"
-    return Images(source, classes, origin, ids=ids or None, captions=told or None)
+    return Images(source, classes, origin, ids=ids or None, captions=told or None, payload=payload)
 
 
 def _columns(table: Table, asked: Asked) -> tuple[str, str | None, str | None]:
