@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from retrieval.errors import UserError
 
-from .columns import counts
+from .columns import counts, one_cell
 from .texts import shortened
 
 LONGEST_CELL = 2**31 - 1  # characters; Python's own limit is 131,072
@@ -61,6 +61,7 @@ def _plain_rows(lines: Lines) -> Iterator[Row]:
 
 def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> Iterator[Row]:
     path, place = lines.path, lines.place
+    names: list[str] = []
     csv.field_size_limit(LONGEST_CELL)
     try:
         reader = csv.DictReader(lines, fields, delimiter=delimiter, strict=True)
@@ -74,6 +75,7 @@ def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> I
                 return
             number = lines.place[1]
             if None in row:
+                _refuse_semicolons(path, names)
                 raise UserError(f"{path}: line {number} has more fields than the header; quote the text")
             if None in row.values():
                 raise UserError(f"{path}: line {number} has fewer fields than the header; complete or remove it")
@@ -83,7 +85,15 @@ def _delimited_rows(lines: Lines, delimiter: str, fields: list[str] | None) -> I
                 )
             yield place, number, row
     except csv.Error as error:
+        _refuse_semicolons(path, names)
         raise UserError(f"{path}: the row that begins at line {place[1] + 1}: {error}; close the quote") from None
+
+
+def _refuse_semicolons(path: Path, names: list[str]) -> None:
+    """Raise UserError where a row's commas and quotes are no fault, since its columns are separated otherwise, as by some spreadsheets."""
+    if one_cell(names):
+        mark = "tabs" if path.suffix.lower() == ".tsv" else "commas"
+        raise UserError(f"{path}: its columns are separated by semicolons; separate them by {mark}")
 
 
 def json_rows(lines: Lines) -> Iterator[Row]:
