@@ -258,7 +258,7 @@ def test_flags_are_said_as_they_were_given():
         ),
         ("frage,a", {"anchor": "frage", "positive": "b"}, "rename its column 'a' to 'b'", "frage,b"),
         ("said,b", {"text": "said", "label": "topic"}, "columns said; not used: b.*classes to 'topic'", "said,topic"),
-        ("text,b", {}, "rename its column of classes to 'label'", "text,label"),
+        ("text,b", {}, "rename its column of classes to 'label' or name it by --label, or", "text,label"),
     ],
 )
 def test_a_file_to_judge_by_is_told_which_names_it_needs(tmp_path, header, asked, remedy, renamed):

@@ -296,6 +296,11 @@ def test_mistakes_are_one_line(pairs, run_cli, tmp_path, options, words):
 
 def test_data_without_pairs_are_refused(texts, run_cli, tmp_path):
     assert "has no pairs to mine for" in run_cli("mine", "--data", texts, "--model", MINILM, "--output", tmp_path / "x.jsonl", code=2).stderr  # fmt: skip
+    other = tmp_path / "other.csv"
+    other.write_text("frage,thema\na,b\n")
+    for data in (texts, other):
+        error = run_cli("mine", "--data", data, "--model", MINILM, "--output", tmp_path / "x.jsonl", code=2).stderr
+        assert "by --anchor and --positive" in error and "--text" not in error
     with pytest.raises(UserError, match="leaves no 3"):
         Mining(last=2)
 

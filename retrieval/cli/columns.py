@@ -63,13 +63,13 @@ columns = together(*_pairs, text, label, *_scores, title="Columns")
 of_pairs = together(*_pairs, *_scores, title="Columns")
 
 
-def asked_columns(flags: dict[str, Any], *, optional: bool = False) -> "Asked":
-    """The columns that the flags name. optional: of a file that need not have them."""
+def asked_columns(flags: dict[str, Any], *, optional: bool = False, pairs: bool = False) -> "Asked":
+    """The columns that the flags name. optional: of a file that need not have them. pairs: nothing else will do."""
     from retrieval.data import Asked
 
     given = {which: flags[flag] for which, flag in FLAGS.items() if flags.get(flag)}
     counted = {} if flags.get("negatives") is None else {"negatives": flags["negatives"]}
-    return Asked(**given, **counted, optional=optional)
+    return Asked(**given, **counted, optional=optional, pairs=pairs)
 
 
 def as_words(flags: dict[str, Any]) -> list[str]:
@@ -85,12 +85,14 @@ def as_words(flags: dict[str, Any]) -> list[str]:
     return words
 
 
-def training_data(path: Path, flags: dict[str, Any], *, split: str | None = None, optional: bool = False) -> "Texts":
+def training_data(
+    path: Path, flags: dict[str, Any], *, split: str | None = None, optional: bool = False, pairs: bool = False
+) -> "Texts":
     """The texts; of scored pairs those that count as positives. split: another than that of the training data. optional: named columns
-    need not be there."""
+    need not be there. pairs: nothing else will do."""
     from retrieval.data import read_texts
 
-    data = read_texts(path, asked_columns(flags, optional=optional), split or flags["split"])
+    data = read_texts(path, asked_columns(flags, optional=optional, pairs=pairs), split or flags["split"])
     if data.scores is None and flags["min_score"] is not None and not optional:
         raise UserError(f"--min-score: {path} has no scored pairs; leave it out, or name their column by --score")
     return _positives(data, path, flags, flags["min_score"])

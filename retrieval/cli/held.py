@@ -88,9 +88,10 @@ def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> 
         return by_pairs(data)
     if data.labels is None:
         label = asked.label if asked is not None and asked.label else "label"
+        named = " or name it by --label" if asked is not None and not asked.label else ""
         raise UserError(
-            f"{path}: has nothing to judge by ({data.origin}); rename its column of classes to {label!r}, or give pairs, scored "
-            f"pairs, or a BEIR folder"
+            f"{path}: has nothing to judge by ({data.origin}); rename its column of classes to {label!r}{named}, or give pairs, "
+            f"scored pairs, or a BEIR folder"
         )
     if len(set(data.labels)) < 2:
         raise UserError(

@@ -128,9 +128,11 @@ def mine(**flags: Any) -> None:
         seed=flags["seed"],
     )
     quiet_libraries()
-    data = training_data(flags["data"], flags)
+    data = training_data(flags["data"], flags, pairs=True)
     if not data.is_pairs:
-        raise UserError(f"{flags['data']}: has no pairs to mine for; give columns anchor and positive")
+        raise UserError(
+            f"{flags['data']}: has no pairs to mine for ({data.origin}); name their columns by --anchor and --positive"
+        )
     say(f"{flags['data']}: {data.origin}")
     scratch = staging_folder(output)
     scratch.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ _COUNTING = {
 @dataclass(frozen=True)
 class Asked:
     """Columns that the user names, and how many negatives of each row to use. optional: those that a file has count, and the rest
-    are found by name, as for a file that is judged by."""
+    are found by name, as for a file that is judged by. pairs: single texts are of no use."""
 
     anchor: str | None = None
     positive: str | None = None
@@ -59,6 +59,7 @@ class Asked:
     payload: tuple[str, ...] = ()
     negatives: int = NEGATIVES
     optional: bool = False
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if (self.anchor is None) != (self.positive is None):
@@ -167,18 +168,22 @@ def _wanted(source: str, names: Sequence[str], first: dict[str, Any], asked: Ask
     text = named("text", asked.text) or find(TEXT_COLUMNS)
     label = named("label", asked.label) or find(LABEL_COLUMNS)
     if text is None:
-        raise UserError(
-            f"{source}: no column text, or anchor and positive (found: {', '.join(names) or 'none'}); "
-            + (
-                COMMAS
-                if one_cell(names)
-                else _renaming(names, said, label, identifier)
-                if asked.optional
-                else "rename one in the header, or name it by --text, or --anchor and --positive"
-            )
-        )
+        lacks = "columns anchor and positive" if said.pairs else "column text, or anchor and positive"
+        remedy = _remedy(names, said, label, identifier)
+        raise UserError(f"{source}: no {lacks} (found: {', '.join(names) or 'none'}); {remedy}")
     of_beir = asked.text is None and {"_id", "title", "text"} <= set(names)
     return {"text": text} | ({"title": "title"} if of_beir else {}) | ({"label": label} if label else {}) | extra
+
+
+def _remedy(names: Sequence[str], asked: Asked, label: str | None, identifier: str | None) -> str:
+    """How a table of which no column is known by its name is made to be read."""
+    if one_cell(names):
+        return COMMAS
+    if asked.optional:
+        return _renaming(names, asked, label, identifier)
+    if asked.pairs:
+        return "name those of the pairs by --anchor and --positive"
+    return "rename one in the header, or name it by --text, or --anchor and --positive"
 
 
 def _renaming(names: Sequence[str], asked: Asked, label: str | None, identifier: str | None) -> str:
