@@ -139,7 +139,10 @@ def test_the_small_network_trains_and_opens_plainly(tmp_path):
     vector = plain.encode([grey])[0]
     assert vector.shape == (128,) and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert np.allclose(vector, encoder.encode([data[700]])[0], atol=1e-5)
-    assert load_encoder(str(tmp_path / "run"), "cpu").fingerprint == mark
+    loaded = load_encoder(str(tmp_path / "run"), "cpu")
+    assert loaded.fingerprint == mark
+    shown = [data[row] for row in range(700, 764)]
+    assert np.array_equal(encoder.encode(shown), loaded.encode(shown))  # so a run is judged as what it saves is
 
 
 def test_training_sees_pictures_as_the_saved_encoder_will():

@@ -80,6 +80,7 @@ def train_image(
     model.to(memory_format=torch.channels_last)
     collator = Collator(model, sources, config.mini_batch_size, pictures, config.apart)
     curve = fit(model, collator, config, loss_config, **running)
+    model.to(memory_format=torch.contiguous_format)  # as it is loaded: convolutions round otherwise in the other
     if config.projection:
         remove_projection(model)
     return curve
