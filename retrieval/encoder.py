@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MINILM = "all-MiniLM-L6-v2"
 HUB_SECONDS = 10
+# What an encoder is given for pictures: also arrays, and as sentence-transformers has them, {"image": …}.
+PICTURES = Picture | Image.Image | np.ndarray | torch.Tensor | dict
 ENCODER_FILES = ("modules.json", "config.json")
 
 # What a transformers configuration says beyond the function that the model computes.
@@ -80,6 +82,11 @@ class Encoder:
         texts = [isinstance(item, str) for item in items]
         if any(texts) and not all(texts):
             raise UserError(f"items: {items[texts.index(False)]!r} is no text, as others are; leave it out")
+        for number, item in enumerate(() if texts[0] else items):
+            if not isinstance(item, PICTURES):
+                raise UserError(
+                    f"items: number {number} is of type {type(item).__name__}, neither a text nor a picture; leave it out"
+                )
         self.require("text" if texts[0] else "image")
         return Encoding(self.model, role=role).encode(items)
 

@@ -252,4 +252,6 @@ def test_folders_stand_for_what_is_in_them(tmp_path, minilm):
         search(index, VECTORS, -1)
     with pytest.raises(UserError, match="items: None is no text, as others are"):
         minilm.encode(["a", None])
+    with pytest.raises(UserError, match="items: number 1 is of type NoneType, neither a text nor a picture"):
+        minilm.encode([np.zeros((8, 8, 3), np.uint8), None])
     assert np.array_equal(minilm.encode(Column(["a", "b"])), minilm.encode(["a", "b"]))
