@@ -36,6 +36,10 @@ def test_train_embed_search_and_report_from_tars(run_cli, shards, tmp_path):
     assert "not where they were" not in result.output and "data:image/jpeg;base64" in page.read_text()
     missing = run_cli("search", index, "--encoder", run, "--image", f"{shards}/0.tar/none.png", code=2)
     assert "none.png: no such file" in missing.output
+    folder = run_cli("search", index, "--encoder", run, "--image", shards, code=2)
+    assert f"--image {shards}: is a folder; give a picture" in folder.output
+    text = run_cli("search", index, "--encoder", run, "--query", "a shoe", code=2)
+    assert "takes no texts; search by --image FILE" in text.output
 
 
 def test_captions_of_a_table_are_shown(run_cli, pictures, tmp_path):

@@ -95,8 +95,11 @@ def test_text_and_image_encoders_are_told_apart(run_cli, tmp_path, pictures, min
     assert not (tmp_path / "run").exists() and not (tmp_path / "store").exists()
 
 
-def test_searching_with_another_encoder_is_refused(text_path, run_cli, tmp_path):
+def test_searching_with_another_encoder_is_refused(text_path, run_cli, tmp_path, pictures):
     folder, _ = text_path
+    picture = next(pictures.rglob("*.png"))
+    shown = run_cli("search", folder / "index", "--image", picture, code=2).stderr
+    assert "takes no pictures; search by --query TEXT" in shown
     asked = ["search", folder / "index", "--query", "x", "--encoder"]
     assert "is not the encoder of this index" in run_cli(*asked, MINILM, code=2).stderr
     assert "not an encoder" in run_cli(*asked, tmp_path, code=2).stderr

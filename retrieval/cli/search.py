@@ -251,7 +251,11 @@ def _encoded_queries(
 
     items: list[Any] = list(queries) or [_picture(path) for path in pictures]
     names = list(queries) or [str(path) for path in pictures]
-    return names, encoded(encoder_of(opened, name, pick_device(device)), items, names)
+    encoder = encoder_of(opened, name, pick_device(device))
+    if not encoder.takes("text" if queries else "image"):
+        flag, kind, other = ("--query", "texts", "--image FILE") if queries else ("--image", "pictures", "--query TEXT")
+        raise UserError(f"{flag}: {encoder.name}, which made this index, takes no {kind}; search by {other}")
+    return names, encoded(encoder, items, names)
 
 
 def _picture(path: Path) -> "Picture":
@@ -259,6 +263,8 @@ def _picture(path: Path) -> "Picture":
     from retrieval.images import decode, picture_at
 
     found = picture_at(str(path))
+    if found is None and path.is_dir():
+        raise UserError(f"--image {path}: is a folder; give a picture, and --image once more for another")
     if found is None:
         raise UserError(f"{path}: no such file; give a picture, or a tar and the name of one in it (shard.tar/1.jpg)")
     decode(found)
