@@ -188,6 +188,10 @@ def test_progress_in_a_log_is_lines(monkeypatch, capsys):
         advance(3, note="loss 1.0")
         advance(2)
     assert re.fullmatch(r"train 3/10  loss 1.0\ntrain 5/10, \S+/s, 0 s left\n", capsys.readouterr().err)
+    with output.progress("train", 10, 4) as advance:
+        advance()
+        advance()
+    assert re.fullmatch(r"train 5/10\ntrain 6/10, \S+/s, 0 s left\n", capsys.readouterr().err)
 
 
 def test_an_index_finds_its_encoder_from_anywhere(text_path, run_cli, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Training an encoder for real, small: kills, several processes, parts of an encoder, and what each option promises."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_accumulated_batches_are_their_mean(tiny):
     assert plan.steps == 6
     sources = _sources(encoder.model, [PAIRS], [plan], None, TextConfig(**SETTINGS))
     assert len(list(Shares(sources, TextConfig(**SETTINGS).total_steps([plan]) * 2))) == 12
+
+
+def test_the_time_left_does_not_count_what_comes_before_the_first_step(command, run_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("retrieval.cli.output.SECONDS_A_LINE", -1)
+    told = run_cli(*command, "--head", "--output", tmp_path / "run").stderr
+    assert re.search(r"^train 1/\d+  loss", told, re.M) and re.search(
+        r"^train 2/\d+, \S+/s, \d+ s left  loss", told, re.M
+    )
 
 
 def test_steps_are_told_not_batches(command, run_cli, tmp_path):

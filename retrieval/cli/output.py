@@ -71,10 +71,11 @@ def _finite(value: Any) -> Any:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar on stderr, or where that is no terminal a line now and then; yields advance(steps, note="…")."""
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A bar on stderr, or where that is no terminal a line now and then; yields advance(steps, note="…"). done: steps that need not be
+    done again, which say nothing of how fast the others are."""
     if _silent or not sys.stderr.isatty():
-        yield _lines(what, total)
+        yield _lines(what, total, done)
         return
     from rich.console import Console
     from rich.progress import (
@@ -95,7 +96,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(what, total=total, note="")
+        task = bar.add_task(what, total=total, completed=done, note="")
 
         def advance(steps: int = 1, note: str = "") -> None:
             bar.update(task, advance=steps, note=note)
@@ -103,9 +104,9 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         yield advance
 
 
-def _lines(what: str, total: int) -> Advance:
+def _lines(what: str, total: int, done: int) -> Advance:
     """Progress for a log: a line every ten seconds, with the time that is left at this rate."""
-    done, last = 0, time.monotonic()
+    last = time.monotonic()
     first: tuple[float, int] | None = None  # when the first steps were done, and how many: the rate counts from there
 
     def advance(steps: int = 1, note: str = "") -> None:

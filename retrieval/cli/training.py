@@ -253,8 +253,7 @@ def _told(
         say(f"goes on from step {begun} of an interrupted training")
     _watch_by_tensorboard(flags["report_to"], scratch.parent)
     batches = steps * config.accumulate
-    with progress("train", batches) as bar:
-        bar(begun * config.accumulate)
+    with progress("train", batches, begun * config.accumulate) as bar:
         yield lambda curve: show(bar, curve, batches)
 
 
