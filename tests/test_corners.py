@@ -88,7 +88,7 @@ def test_checkpoints_judged_by_other_data_are_not_gone_on_from(command, run_cli,
 
     with monkeypatch.context() as patch:
         patch.setattr("retrieval.cli.training.finish", killed)
-        run_cli(*judged, pairs_file, code=130)
+        assert "the same command goes on from step 6" in run_cli(*judged, pairs_file, code=130).stderr
     assert "interrupted training" in run_cli(*judged, tmp_path / "other.csv", code=2).output
     assert "goes on from step" in run_cli(*judged, pairs_file).output
 

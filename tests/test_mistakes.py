@@ -177,6 +177,16 @@ def test_ctrl_c_says_what_is_left(run_cli, tmp_path, monkeypatch):
     assert "interrupted; nothing stands half-written" in run_cli(*words, code=130).stderr
 
 
+def test_ctrl_c_says_that_training_begins_anew_without_a_checkpoint(command, run_cli, tmp_path, monkeypatch):
+    def interrupt(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrieval.cli.training._trained", interrupt)
+    told = run_cli(*command, "--output", tmp_path / "run", code=130).stderr
+    assert "the same command begins anew, since there is no checkpoint yet" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.csv"]
+
+
 @pytest.mark.parametrize("part,place", [("index.faiss", 40), ("index.faiss", -9), ("part-00000.h5", -40)])
 def test_a_flipped_byte_is_noticed_on_opening(text_path, run_cli, tmp_path, part, place):
     shutil.copytree(text_path[0] / "index", tmp_path / "index")

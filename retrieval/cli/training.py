@@ -136,10 +136,22 @@ def run_folder(output: Path, base: "Manifest", overwrite: bool) -> "Iterator[tup
         of_first(lambda: None)
         try:
             yield folder, manifest
-        except BaseException:
-            if not list((folder / "checkpoints").glob("checkpoint-*")):
+        except BaseException as error:
+            step = _kept(folder / "checkpoints")
+            if not step:
                 shutil.rmtree(folder)  # nothing to go on from
+            if step or isinstance(error, KeyboardInterrupt):
+                left = f"goes on from step {step}" if step else "begins anew, since there is no checkpoint yet"
+                say(f"{output}: the same command {left}")
             raise
+
+
+def _kept(scratch: Path) -> int:
+    """The step that a killed training goes on from, 0 where it has no checkpoint."""
+    from retrieval.train.whole import last_checkpoint
+
+    found = last_checkpoint(scratch) if scratch.is_dir() else None
+    return int(found.rsplit("-", 1)[1]) if found else 0
 
 
 @dataclass(frozen=True)
@@ -242,14 +254,10 @@ def _told(
     config: "Settings", plans: "list[Plan]", scratch: Path, flags: dict[str, Any]
 ) -> "Iterator[Callable[[Curve], None]]":
     """The progress line of a training, which is told its curve; says where an interrupted one goes on."""
-    from retrieval.train.whole import last_checkpoint
-
     steps = config.total_steps(plans)
     if flags["eval_every"] and flags["eval_every"] > steps:
         raise UserError(f"--eval-every {flags['eval_every']}: training has {steps} steps; give at most that")
-    found = last_checkpoint(scratch) if scratch.is_dir() else None
-    begun = int(found.rsplit("-", 1)[1]) if found else 0
-    if begun:
+    if begun := _kept(scratch):
         say(f"goes on from step {begun} of an interrupted training")
     _watch_by_tensorboard(flags["report_to"], scratch.parent)
     batches = steps * config.accumulate
