@@ -73,6 +73,27 @@ def test_for_people(files, run_cli):
     )
 
 
+def test_one_of_a_kind_is_told_in_the_singular(tmp_path, run_cli):
+    """c is as near to a as to b; d is alone in its class."""
+    found = np.array([[-1, 0], [1, 0], [0, 0.5], [0, 9]], np.float32)
+    np.save(tmp_path / "v.npy", found)
+    (tmp_path / "l.txt").write_text("x\nx\nx\ny")
+    words = (
+        "eval",
+        "clusters",
+        tmp_path / "v.npy",
+        "--metric",
+        "euclidean",
+        "--labels",
+        tmp_path / "l.txt",
+        "--runs",
+        0,
+    )
+    shown = run_cli(*words).stdout
+    assert "\n1 item shares its class with no other and is no query\n" in shown
+    assert "\n1 query has two nearest neighbours equally near;" in shown
+
+
 def test_labels_of_other_kinds(files, run_cli):
     levels = read_json(run_cli(*WORDS, "paths.txt", "--hierarchy", "/", "--json"))["levels"]
     assert [(level["level"], level["classes"]) for level in levels] == [(1, 2), (2, 12)]

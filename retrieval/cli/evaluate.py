@@ -12,7 +12,7 @@ from retrieval.metrics import METRICS
 from .commands import Group, refuse_unused, together
 from .evaluated import Side, read_side, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, uses_device
-from .output import emit, progress, say
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.clusters import Clusters
@@ -233,21 +233,27 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if "per_class" in result:
         worst = sorted(result["per_class"], key=lambda each: (each["map@r"], each["class"]))[:SHOWN_CLASSES]
         lines += ["", "classes that cluster least, by map@r:"]
-        lines += [f"  {each['map@r']:.4f}  {each['class']}  ({each['queries']:,} queries)" for each in worst]
+        lines += [f"  {each['map@r']:.4f}  {each['class']}  ({plural(each['queries'], 'query')})" for each in worst]
         lines += ["", "neighbours of another class:"] if result["confusion"] else []
         for mixed in result["confusion"][:SHOWN_CLASSES]:
             one, other = mixed["example"]
             lines.append(
                 f"  {mixed['share']:.1%} of those of {mixed['query']} are {mixed['neighbor']}, e.g. {one} ~ {other}"
             )
-    told = f"{counts['queries']:,} queries among {counts['n']:,} items"
+    told = f"{plural(counts['queries'], 'query')} among {plural(counts['n'], 'item')}"
     told += f" of {counts['classes']:,} classes" if "classes" in counts else ""
-    notes = [
-        f"{counts['unanswerable']:,} items share their class with no other and are no queries"
-        if counts["unanswerable"]
-        else "",
-        f"{counts['tied']:,} queries have two nearest neighbours equally near; the first row counts as nearer"
-        if counts["tied"]
-        else "",
-    ]
-    return [*lines, "", told, *rough(counts["queries"], counts.get("classes")), *(note for note in notes if note)]
+    return [*lines, "", told, *rough(counts["queries"], counts.get("classes")), *_notes(counts)]
+
+
+def _notes(counts: dict[str, int]) -> list[str]:
+    """What there is to know of some items."""
+    alone, tied = counts["unanswerable"], counts["tied"]
+    lines = []
+    if alone == 1:
+        lines.append("1 item shares its class with no other and is no query")
+    elif alone:
+        lines.append(f"{alone:,} items share their class with no other and are no queries")
+    if tied:
+        have = f"{plural(tied, 'query')} {'has' if tied == 1 else 'have'}"
+        lines.append(f"{have} two nearest neighbours equally near; the first row counts as nearer")
+    return lines

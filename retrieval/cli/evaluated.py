@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import UserError
 
+from .output import plural
+
 if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery
     from retrieval.formats.trec import Run
@@ -125,7 +127,8 @@ def as_run(queries: list[str], ids: list[str], scores: Any, rows: Any, metric: s
 
 def rough(queries: int, classes: int | None = None) -> list[str]:
     """Lines where there are too few queries, or classes, for the bootstrap."""
-    lines = [f"{queries:,} queries are few: intervals are rough, and too narrow"] if queries < FEW else []
+    are = "is" if queries == 1 else "are"
+    lines = [f"{plural(queries, 'query')} {are} few: intervals are rough, and too narrow"] if queries < FEW else []
     few = classes is not None and classes < FEW
     return lines + ([f"{classes:,} classes are few: intervals by class are too narrow"] if few else [])
 

@@ -9,6 +9,7 @@ from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 from .evaluated import as_run, rough
+from .output import plural
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts
@@ -279,7 +280,7 @@ def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: in
 
 def told_changes(name: str, found: dict[str, Any]) -> list[str]:
     """For people: a line a metric."""
-    title = f"{name}, {found['queries']:,} queries"
+    title = f"{name}, {plural(found['queries'], 'query')}"
     lines = [f"{title:<25} before    after   difference, 95 % interval; verdict corrected for several metrics"]
     for metric, each in found["metrics"].items():
         low, high = each["interval"]
