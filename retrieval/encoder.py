@@ -31,7 +31,7 @@ T = TypeVar("T")
 MINILM = "all-MiniLM-L6-v2"
 HUB_SECONDS = 10
 # What an encoder is given for pictures: also arrays, and as sentence-transformers has them, {"image": …}.
-PICTURES = Picture | Image.Image | np.ndarray | torch.Tensor | dict
+PICTURES = (Picture, Image.Image, np.ndarray, torch.Tensor, dict)
 ENCODER_FILES = ("modules.json", "config.json")
 
 # What a transformers configuration says beyond the function that the model computes.
