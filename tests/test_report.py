@@ -263,6 +263,9 @@ def test_a_report_of_everything(artifacts, run_cli, tmp_path):
     assert len(told["sections"][0]["sides"]) == 1 and told["sections"][0]["differences"] == []  # the same vectors, once
     assert told["sections"][0]["note"].startswith(f"{folder / 'index'}: Flat, recall@10 1")
     page = (tmp_path / "r.html").read_text("utf-8")
+    assert re.search(r"Made by retrieval report on \d{4}-\d\d-\d\d\.", page) and "Examples, not a measure" in page
+    (trained_on,) = told["sections"][1]["config"]["data"]
+    assert f"<dt>data</dt><dd>{trained_on}</dd>" in page
     assert told["bytes"] == len(page.encode()) < 5_000_000
     assert {path.name for path in (tmp_path / "f").iterdir()} == set(told["figures"]) and len(told["figures"]) > 15
     judged = read_json(run_cli("eval", "clusters", folder / "store", "--json"))

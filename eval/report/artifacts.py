@@ -132,6 +132,8 @@ def run_section(title: str, config: Plain, metrics: Plain | None, curve: Sequenc
         of = {told[name]: each for name, each in seen.items()}
         figures["ess"] = lines("negatives", "Negatives of an anchor: how many there are, and how many count", of, "step", "negatives of an anchor")  # fmt: skip
     plain = {name: value for name, value in config.items() if not isinstance(value, dict | list) and value is not None}
+    if isinstance(config.get("data"), list):  # texts may be read from several files
+        plain["data"] = ", ".join(config["data"])
     values = {"config": dict(config), "metrics": metrics, "curve": columns}
     judged = {name: meaning(name) for each in (metrics or {}).values() for name in each["metrics"]}
     return Section("run", title, values, figures, {"settings": plain, "described": judged | DESCRIBED})

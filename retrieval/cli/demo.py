@@ -43,13 +43,13 @@ def demo(output: Path, overwrite: bool, seed: int, as_json: bool) -> None:
     """
     started = time.monotonic()
     quiet_libraries()
-    from retrieval.artifact import creating
+    from retrieval.artifact import creating, now
     from retrieval.eval.report.page import render
 
     with creating(output, "demo", overwrite=overwrite) as (folder, manifest):
         sections = [*_digits(folder / "digits", seed), *_docs(folder / "docs", seed)]
         seconds = time.monotonic() - started
-        foot = f"Made by retrieval demo in {seconds:.0f} seconds. Everything is measured on items that were never trained on."
+        foot = f"Made by retrieval demo on {now()[:10]} in {seconds:.0f} seconds. Everything is measured on items that were never trained on."
         lead = (
             "The same search before and after fine-tuning with hardness-controlled contrastive loss (κ\u202f=\u202f2)."
         )

@@ -65,7 +65,7 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
     """
     refuse_existing(flags["overwrite"], flags["output"])
     named = [(name, paths[0]) for name, paths in named_paths(sources, several=False)]
-    from retrieval.artifact import write_atomically
+    from retrieval.artifact import now, write_atomically
     from retrieval.eval.report.page import render, write_figures
 
     if flags["figures"] is not None:
@@ -73,7 +73,7 @@ def report(sources: tuple[str, ...], as_json: bool, seed: int, **flags: Any) -> 
             raise UserError(f"--figures {flags['figures']}: is not empty; choose another folder, or add --overwrite")
         flags["figures"].mkdir(parents=True, exist_ok=True)
     sections = list(_sections(named, flags, seed))
-    foot = "Made by retrieval report. Intervals are 95 %."
+    foot = f"Made by retrieval report on {now()[:10]}. Intervals are 95 %."
     page = render(flags["title"], "", sections, foot).encode(errors="backslashreplace")
     write_atomically(flags["output"], page)
     files = [] if flags["figures"] is None else write_figures(flags["figures"], sections)
