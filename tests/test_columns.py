@@ -237,7 +237,7 @@ def test_flags_are_said_as_they_were_given():
         "0.5",
     ]
     context = cli.commands["sweep"].make_context(
-        "sweep", [*given, "--data", "x.csv", "--model", MINILM, "--output", "y"]
+        "sweep", [*given, "--data", "x.csv", "--model", MINILM, "--output", "y"], **cli.context_settings
     )
     with context.scope():
         assert isinstance(context, click.Context)
