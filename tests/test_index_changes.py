@@ -1,4 +1,4 @@
-"""Indexes that change: added, replaced, removed rows on every type; generations; merging; FAISS files in and out."""
+"""Indexes that change: added, replaced, removed rows on every type; merging; FAISS files in and out."""
 
 import faiss
 import numpy as np
@@ -166,45 +166,6 @@ def test_many_late_rows_are_given_to_faiss(store, tmp_path, monkeypatch):
     index = add(folder, store_of(tmp_path / "third", rows_for(150, seed=4, first=5000)))
     assert index.covered == index.rows.count == 1248
     same_as_exact(index, 0.8)
-
-
-def test_a_reader_keeps_its_generation(store, later, tmp_path):
-    folder = tmp_path / "index"
-    for factory in ("IVF16,Flat", None):
-        old = build(store, folder, factory=factory, overwrite=True)
-        before = search(old, unit(5), 3)
-        add(folder, later, replace=True)
-        compact(folder)
-        remove(folder, ["id-1", "id-2"])
-        again = search(old, unit(5), 3)  # the FAISS file of a generation that is no more is read now
-        np.testing.assert_array_equal(before.rows, again.rows)
-        assert hits(old, again)[1][0].id == "id-1"
-        with pytest.raises(UserError, match="has changed since this was found"):
-            hits(open_index(folder), again[:1].first(2))
-        old.rows.close()
-
-
-def test_files_of_generations_that_nobody_reads_go_while_another_is_read(store, later, tmp_path):
-    """A server that always runs kept the files of every generation since its start."""
-    folder = tmp_path / "index"
-
-    def files():
-        return {path.name for path in folder.iterdir()} - {".lock"}
-
-    first = build(store, folder, factory="IVF16,Flat")
-    kept = files() - {"manifest.json"}
-    second = add(folder, later, replace=True)
-    assert kept < files() and "manifest-1.json" in files()
-    compact(folder).rows.close()
-    assert kept < files() and set(second.manifest["files"]) < files()  # both are read
-    assert hits(first, search(first, unit(2), 3)) and hits(second, search(second, unit(2), 3))
-    first.rows.close()
-    third = remove(folder, ["id-1"])
-    assert files() == {*second.manifest["files"], *third.manifest["files"], "manifest.json", "manifest-2.json"}
-    assert hits(second, search(second, unit(2), 3))
-    second.rows.close()
-    fourth = remove(folder, ["id-2"])
-    assert files() == {*third.manifest["files"], *fourth.manifest["files"], "manifest.json", "manifest-4.json"}
 
 
 def test_the_same_addition_twice_adds_once_and_others_are_refused(store, later, tmp_path):
