@@ -157,6 +157,8 @@ def test_a_search_tells_them(tiny, tmp_path, run_cli):
     found = run_cli("search", tmp_path / "i", *quick, "--query", "A jug of clay", "-k", 1, "--json")
     (hit,) = json.loads(found.stdout)["results"][0]["hits"]
     assert (hit["id"], hit["text"], hit["price"], hit["url"]) == ("a", *SHOP[0][2:])
+    shown = run_cli("search", tmp_path / "i", *quick, "--query", "A jug of clay", "-k", 1).stdout
+    assert shown.rstrip().endswith(f"{SHOP[0][2].strip()}  price: {SHOP[0][3]}  url: {SHOP[0][4]}")
     newer = shop(tmp_path / "newer.csv", [("d", *SHOP[0][1:])])
     words = ["embed", *quick, "--data", newer, "--append", "--output", tmp_path / "s"]
     assert "of the new rows: payload/text; make them agree" in run_cli(*words, code=2).stderr

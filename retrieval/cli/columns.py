@@ -37,7 +37,7 @@ text, image, label, identifier = (
     for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
 )
 payload = column(
-    "payload", "Column to keep beside them, for search --json and serve; may be given several times.", multiple=True
+    "payload", "Column to keep beside them, which results then show; may be given several times.", multiple=True
 )
 text_or_anchor = column("text", "Column of texts.  [default: found by name; of pairs the anchors]")
 _pairs = (

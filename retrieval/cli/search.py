@@ -276,4 +276,7 @@ def _described(hit: "Hit") -> str:
 
     shown = shortened(hit.payload.get("text") or hit.payload.get("caption", ""), 100)
     name = hit.id if isinstance(hit.id, str) or not shown else ""  # numbers are mostly those of rows
-    return "  ".join(str(part) for part in (name, hit.label and f"[{hit.label}]", shown) if part or part == 0)
+    own = ("text", "caption", "path")  # a picture's path is its id, or says no more
+    others = [f"{key}: {shortened(value, 60)}" for key, value in hit.payload.items() if key not in own and value]
+    parts = (name, hit.label and f"[{hit.label}]", shown, *others)
+    return "  ".join(str(part) for part in parts if part or part == 0)
