@@ -24,6 +24,7 @@ from retrieval.neighbors import Ints
 
 from .values import PerQuery, Unit
 
+NOT_SHOWN = "no difference shown"
 FLIPS = 10_000
 DRAWN = 2**22  # signs drawn at a time
 
@@ -45,7 +46,7 @@ class Compared:
     def verdict(self) -> str:
         """Which is better, if that is shown: the interval excludes 0, and so does the adjusted test."""
         if self.adjusted >= 0.05 or self.interval[0] <= 0 <= self.interval[1]:
-            return "no difference shown"
+            return NOT_SHOWN
         return "better" if self.difference > 0 else "worse"
 
 

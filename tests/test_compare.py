@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import ttest_ind, ttest_rel
 from test_cli import read_json
 
+from retrieval.cli.compare import _note_other_classes
 from retrieval.errors import UserError
 from retrieval.eval.compare import compare, flipped, holm, mixed, paired
 from retrieval.eval.values import PerQuery, read_per_query
@@ -200,6 +201,15 @@ def test_what_is_not_shown_of_other_classes_is_said(tmp_path, run_cli):
     )
     shown = run_cli("eval", "compare", tmp_path / "one.csv", tmp_path / "even.csv")
     assert "even.csv is better" in shown.stdout and "Note" not in shown.stderr
+
+
+def test_what_only_classes_show_is_no_loss(capsys):
+    shown, other = (compare([table([0.0] * 8)], [table([value] * 8)], "r@1") for value in (1.0, 0.0))
+    assert (shown.verdict(), other.verdict()) == ("better", "no difference shown")
+    _note_other_classes([other], [shown])
+    assert not capsys.readouterr().err
+    _note_other_classes([shown], [other])
+    assert "r@1: shown of other queries of these 8 classes" in capsys.readouterr().err
 
 
 def test_few_classes_are_said_to_be_few(evaluations, run_cli):

@@ -17,7 +17,7 @@ from .output import emit, say
 
 if TYPE_CHECKING:
     from retrieval.eval.compare import Compared
-    from retrieval.eval.values import PerQuery
+    from retrieval.eval.values import PerQuery, Unit
     from retrieval.formats.trec import Qrels
 
 USED_BY_SOME = {"--qrels", "--labels", "--metric"}
@@ -58,7 +58,6 @@ def compare(
     named = named_paths(systems)
     from retrieval.eval.compare import compare as compare_runs
     from retrieval.eval.compare import corrected, paired
-    from retrieval.eval.values import Unit
     from retrieval.formats.trec import read_qrels
 
     used: set[str] = set()
@@ -72,7 +71,7 @@ def compare(
         say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
     pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
 
-    def tested(by: Unit) -> "list[Compared]":
+    def tested(by: "Unit") -> "list[Compared]":
         return corrected([compare_runs(runs[0], runs[other], metric, unit=by, seed=seed) for other, metric in pairs])
 
     found = tested(unit)
@@ -102,7 +101,10 @@ def compare(
 
 def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> None:
     """Queries of one class fail together, so that what they show may be of these classes alone."""
-    lost = [one.metric for one, other in zip(found, by_class, strict=True) if one.verdict() != other.verdict()]
+    from retrieval.eval.compare import NOT_SHOWN
+
+    pairs = zip(found, by_class, strict=True)
+    lost = [one.metric for one, other in pairs if one.verdict() != NOT_SHOWN == other.verdict()]
     if lost:
         say(
             f"Note: {', '.join(dict.fromkeys(lost))}: shown of other queries of these {by_class[0].units:,} classes, not of other classes "
@@ -161,13 +163,13 @@ def _chosen(values: tuple[str, ...], runs: "list[PerQuery]") -> list[str]:
 
 
 def _sentence(first: str, second: str, found: "Compared", unit: str) -> str:
-    from retrieval.eval.compare import told_p
+    from retrieval.eval.compare import NOT_SHOWN, told_p
 
     low, high = found.interval
     runs = "" if found.runs == (1, 1) else f", {found.runs[0]} and {found.runs[1]} runs"
     size = f"{found.units:,} {'queries' if unit == 'query' else 'classes'}{runs}, adjusted p {told_p(found.adjusted)}"
     verdict = found.verdict()
     means = f"{found.means[0]:.4f} → {found.means[1]:.4f}"
-    if verdict == "no difference shown":
-        return f"{found.metric}: no difference shown between {first} and {second} at this size: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {means}  ({size})"
+    if verdict == NOT_SHOWN:
+        return f"{found.metric}: {NOT_SHOWN} between {first} and {second} at this size: {found.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {means}  ({size})"
     return f"{found.metric}: {second} is {verdict} than {first} by {abs(found.difference):.4f} [{min(abs(low), abs(high)):.4f}, {max(abs(low), abs(high)):.4f}]  {means}  ({size})"
