@@ -31,13 +31,15 @@ REMEDIES = {
     "run": "; `retrieval train` makes one",
     "evaluation": "; `retrieval eval` with --output makes one",
 }
-UNFINISHED = "is not finished: what makes it was interrupted, or still runs; the same command again goes on"
 Manifest = dict[str, Any]
 
 
-def unfinished(final: Path) -> bool:
-    """Whether what makes `final` has begun, and was interrupted or still runs."""
-    return not final.exists() and staging_folder(final).is_dir()
+def refuse_unfinished(final: Path) -> None:
+    """Raise UserError where what makes `final` has begun, and it does not stand there yet."""
+    if not final.exists() and staging_folder(final).is_dir():
+        raise UserError(
+            f"{final}: is not finished: what makes it was interrupted, or still runs; the same command again goes on"
+        )
 
 
 def staging_folder(final: Path) -> Path:

@@ -175,6 +175,22 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def store(tmp_path):
+    """900 unit vectors in five classes, as tests of indexes have them."""
+    from test_index import rows_for, store_of
+
+    return store_of(tmp_path / "store", rows_for(900))
+
+
+@pytest.fixture
+def later(tmp_path):
+    """150 rows more, of which 50 have ids that are there already."""
+    from test_index import rows_for, store_of
+
+    return store_of(tmp_path / "later", rows_for(150, seed=7, first=850))
+
+
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory):
     """A table: forty digits as files, each with a caption; two captions of the first two."""

@@ -51,11 +51,6 @@ def store_of(folder, rows, **kind):
     )
 
 
-@pytest.fixture
-def store(tmp_path):
-    return store_of(tmp_path / "store", rows_for(900))
-
-
 @pytest.mark.parametrize("factory", [None, *FACTORIES])
 def test_build_search_and_plain_faiss(store, tmp_path, factory):
     index = build(store, tmp_path / "index", factory=factory)

@@ -20,17 +20,6 @@ from retrieval.neighbors import exact_neighbors
 from retrieval.store import Rows, delete
 
 
-@pytest.fixture
-def store(tmp_path):
-    return store_of(tmp_path / "store", rows_for(900))
-
-
-@pytest.fixture
-def later(tmp_path):
-    """150 rows more, of which 50 have ids that are there already."""
-    return store_of(tmp_path / "later", rows_for(150, seed=7, first=850))
-
-
 def test_a_type_that_does_not_grow_keeps_many_late_rows(store, later, tmp_path, monkeypatch):
     """Giving them to FAISS would fail after they were published."""
     build(store, tmp_path / "index", factory="NSG16,Flat")

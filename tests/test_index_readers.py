@@ -15,17 +15,6 @@ from retrieval.index.change import add, compact, remove
 from retrieval.index.search import hits, search
 
 
-@pytest.fixture
-def store(tmp_path):
-    return store_of(tmp_path / "store", rows_for(900))
-
-
-@pytest.fixture
-def later(tmp_path):
-    """150 rows more, of which 50 have ids that are there already."""
-    return store_of(tmp_path / "later", rows_for(150, seed=7, first=850))
-
-
 def test_a_reader_keeps_its_generation(store, later, tmp_path):
     folder = tmp_path / "index"
     for factory in ("IVF16,Flat", None):

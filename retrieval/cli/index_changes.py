@@ -9,7 +9,7 @@ from retrieval.errors import UserError
 
 from .index import index, index_argument, late_rows
 from .options import checks, common, existing, named_ids, read_ids, writes
-from .output import emit, plural, progress, say
+from .output import emit, plural, progress, say, told_addition
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index
@@ -36,10 +36,8 @@ def add(folder: Path, store: Path, replace: bool, check: bool, seed: int, as_jso
         with Store(folder, kind=KIND) as rows:
             before, generation = rows.count, rows.manifest["generation"]
         made = add_rows(folder, opened, replace=replace)
-        new = made.rows.count - before
-        what = f"{plural(new, 'row')} added" + (f", {opened.count - new:,} replaced" if replace else "")
         again = made.manifest["generation"] == generation
-        _say(folder, made, "has these rows already, nothing was done" if again else what, as_json)
+        _say(folder, made, told_addition(before, made.rows.count, opened.count, replace, again), as_json)
 
 
 @index.command()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from retrieval.artifact import refuse_unfinished, require_folder_of
 from retrieval.errors import UserError, first_line
 
 from .commands import load_config, together
@@ -19,10 +20,7 @@ class _Existing(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if self.dir_okay:
-            from retrieval.artifact import UNFINISHED, unfinished
-
-            if unfinished(Path(value)):
-                raise UserError(f"{value}: {UNFINISHED}")
+            refuse_unfinished(Path(value))
         return super().convert(value, param, ctx)
 
 
@@ -50,8 +48,6 @@ def read_ids(named: tuple[str, ...], path: Path | None) -> list[str]:
 
 def refuse_existing(overwrite: bool, *paths: Path | None) -> None:
     """Raise UserError where a file would be replaced unasked, or has no folder to stand in."""
-    from retrieval.artifact import require_folder_of
-
     for path in paths:
         if path is None:
             continue
@@ -147,12 +143,10 @@ def pick_device(asked: str | None) -> str:
 
 def refuse_missing(*paths: Path, give: str = "data to train on") -> None:
     """Raise UserError, before anything is imported that takes seconds, for what is neither there nor the name of a data set."""
-    from retrieval.artifact import UNFINISHED, unfinished
     from retrieval.data.tables import is_hub_name
 
     for path in paths:
-        if unfinished(path):
-            raise UserError(f"{path}: {UNFINISHED}")
+        refuse_unfinished(path)
         if not path.exists() and not is_hub_name(path):
             raise UserError(f"{path}: no such file or folder; give {give}")
 

@@ -28,6 +28,13 @@ def plural(count: int, what: str) -> str:
     return f"{count:,} {what if count == 1 else many}"
 
 
+def told_addition(before: int, after: int, given: int, replace: bool, again: bool) -> str:
+    """What an addition of so many rows did, by how many there were before and after. again: it was made already."""
+    if again:
+        return "has these rows already, nothing was done"
+    return f"{plural(after - before, 'row')} added" + (f", {given - after + before:,} replaced" if replace else "")
+
+
 def silence(on: bool) -> None:
     """Whether this process keeps its lines, bars and results to itself: one of several that do the same work."""
     global _silent

@@ -7,7 +7,7 @@ import click
 
 from .commands import Group
 from .options import checks, common, existing, named_ids, read_ids, verify_artifact, writes
-from .output import emit, plural, progress, say
+from .output import emit, plural, progress, say, told_addition
 
 if TYPE_CHECKING:
     from retrieval.store import Store
@@ -106,10 +106,8 @@ def add(folder: Path, other: Path, replace: bool, check: bool, seed: int, as_jso
         with open_store(folder) as opened:
             before, generation = opened.count, opened.manifest["generation"]
         made = add_rows(folder, given, replace=replace)
-        new = made.count - before
-        what = f"{plural(new, 'row')} added" + (f", {given.count - new:,} replaced" if replace else "")
-    again = made.manifest["generation"] == generation
-    what = "has these rows already, nothing was done" if again else what
+        again = made.manifest["generation"] == generation
+        what = told_addition(before, made.count, given.count, replace, again)
     result = {"store": str(folder), "count": made.count, "generation": made.manifest["generation"]}
     emit(result, as_json, [f"{folder}: {what}, {made.count:,} in all"])
 

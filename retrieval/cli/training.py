@@ -148,9 +148,11 @@ def run_folder(output: Path, base: "Manifest", overwrite: bool) -> "Iterator[tup
 
 def _kept(scratch: Path) -> int:
     """The step that a killed training goes on from, 0 where it has no checkpoint."""
+    if not scratch.is_dir():  # a mistake is said before what takes seconds to import
+        return 0
     from retrieval.train.whole import last_checkpoint
 
-    found = last_checkpoint(scratch) if scratch.is_dir() else None
+    found = last_checkpoint(scratch)
     return int(found.rsplit("-", 1)[1]) if found else 0
 
 

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from retrieval.artifact import (
     MANIFEST,
     REMEDIES,
-    UNFINISHED,
     Manifest,
     read_manifest,
     read_statement,
+    refuse_unfinished,
     sha256_json,
-    unfinished,
 )
 from retrieval.artifact import verify as verify_files
 from retrieval.errors import Gone, UserError
@@ -56,7 +55,8 @@ class Store:
 
     def __init__(self, folder: Path, *, kind: str = KIND, check: bool = False, trusted: bool = False) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: {UNFINISHED if unfinished(folder) else 'no such folder' + REMEDIES[kind]}")
+            refuse_unfinished(folder)
+            raise UserError(f"{folder}: no such folder{REMEDIES[kind]}")
         self.folder, self.kind = folder, kind
         while True:
             try:
