@@ -116,13 +116,8 @@ class Index:
         return self.abilities.coded and (self.device != "cpu" or self.engine is self.faiss)
 
     @cached_property
-    def selects(self) -> bool:
-        """Whether FAISS can be told to look at some rows only; its GPU types take a selector and ignore it."""
-        return self.device == "cpu" and self.abilities.selects
-
-    @cached_property
     def calls(self) -> dict[tuple[tuple[str, int], ...], Any]:
-        """FAISS's parameters of calls without a selector, by their settings: making them takes as long as a short search."""
+        """FAISS's parameters of calls, by their settings: making them takes as long as a short search."""
         return {}
 
     @cached_property

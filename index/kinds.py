@@ -27,14 +27,12 @@ LEAST_OF_NSG = 200  # rows: FAISS refuses up to 100, and ended the process with 
 @dataclass(frozen=True)
 class Abilities:
     """knob: the parameter that trades time for recall, None if there is none; limit: its largest useful value. coded: its
-    scores are approximate. refined: it scores again by itself. selects: it can be told to look at some rows only. grows: it
-    takes more rows once it is built."""
+    scores are approximate. refined: it scores again by itself. grows: it takes more rows once it is built."""
 
     knob: str | None
     limit: int
     coded: bool
     refined: bool
-    selects: bool
     grows: bool
 
 
@@ -122,20 +120,17 @@ def abilities(index: Any) -> Abilities:
     refined = any(isinstance(part, f.IndexRefine) for part in chain)
     plain = isinstance(chain[-1], f.IndexFlat | f.IndexIVFFlat)
     changed = any(isinstance(part, f.IndexPreTransform) for part in chain)  # perhaps to fewer dimensions
-    searched = chain[-1] if graph is None else graph
-    deaf = takes_nothing(searched) or isinstance(searched, f.IndexIVFAdditiveQuantizer | f.IndexIVFPQR)
     return Abilities(
         knob,
         limit,
         coded=changed or not plain,
         refined=refined,
-        selects=not deaf,
         grows=not (isinstance(graph, f.IndexNSG) or built_at_once(index)),
     )
 
 
 def takes_nothing(index: Any) -> bool:
-    """Whether FAISS searches a type without any parameters: none for a call, and no selector of rows."""
+    """Whether FAISS searches a type without any parameters: none for a call."""
     f = faiss()
     return isinstance(index, f.IndexNSG | f.IndexPQ | f.IndexLSH | f.IndexAdditiveQuantizer | f.IndexFastScan)
 
@@ -147,7 +142,7 @@ def refuse_unsteerable(index: Any, name: str) -> None:
         raise UserError(f"{name}: FAISS lets no search choose how far it looks in this type; take another")
 
 
-def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
+def parameters(index: Any, settings: Settings) -> Any:
     """FAISS's search parameters for one call; the index itself stays as it is, so that threads can share it.
 
     Only an NSG takes none: its effort is set on the index.
@@ -155,19 +150,19 @@ def parameters(index: Any, settings: Settings, selector: Any = None) -> Any:
     f = faiss()
     index = f.downcast_index(index)
     if isinstance(index, f.IndexPreTransform):
-        return f.SearchParametersPreTransform(index_params=parameters(index.index, settings, selector))
+        return f.SearchParametersPreTransform(index_params=parameters(index.index, settings))
     if isinstance(index, f.IndexRefine):
-        inner = parameters(index.base_index, settings, selector)
+        inner = parameters(index.base_index, settings)
         return f.IndexRefineSearchParameters(k_factor=settings.get("rerank", 1), base_index_params=inner)
     if isinstance(index, f.IndexIVF):
         nprobe = min(settings.get("nprobe", 1), index.nlist)
         if isinstance(f.downcast_index(index.quantizer), f.IndexHNSW):  # which must find the lists first
             coarse = f.SearchParametersHNSW(efSearch=max(2 * nprobe, 64))
-            return f.SearchParametersIVF(nprobe=nprobe, sel=selector, quantizer_params=coarse)
-        return f.SearchParametersIVF(nprobe=nprobe, sel=selector)
+            return f.SearchParametersIVF(nprobe=nprobe, quantizer_params=coarse)
+        return f.SearchParametersIVF(nprobe=nprobe)
     if isinstance(index, f.IndexHNSW):
-        return f.SearchParametersHNSW(efSearch=settings.get("effort", 16), sel=selector)
+        return f.SearchParametersHNSW(efSearch=settings.get("effort", 16))
     if isinstance(index, f.IndexNSG):
         # FAISS draws so many different rows to begin with, and never returns where there are fewer.
         index.nsg.search_L = min(settings.get("effort", 16), max(1, index.ntotal))
-    return None if takes_nothing(index) else f.SearchParameters(sel=selector)
+    return None if takes_nothing(index) else f.SearchParameters()

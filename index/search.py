@@ -18,9 +18,10 @@ from .filters import Mask
 from .gpu import LARGEST_K, set_on_gpus
 from .kinds import KNOBS, Settings, parameters
 
-# Of so few rows that may be found, comparing all is as fast as an index that may look at nothing else, and exact.
-EXACT_UP_TO = 20_000
-EXACT_SHARE = 0.1  # likewise of all rows: a graph whose nodes are mostly forbidden leads nowhere
+EXACT_UP_TO = 20_000  # rows that may be found: comparing these takes milliseconds, and is exact
+# What takes a single query as long as comparing one row with it (docs/log.md): an eighth of a graph's node with its links; so many rows of lists
+# or codes; and in a batch so many rows.
+LINKS, STREAMED, BATCHED = 8, 8, 64
 LATE_SCORED = 2**21  # products of queries with rows that FAISS does not cover, at once; beyond, exact search is as fast
 # How far from 1 the squared length of a query may be: it may be a row that was stored.
 SQUARED_UNIT = 2 * max(ROUNDED.values())
@@ -81,11 +82,11 @@ def search(
         nothing = Neighbors(np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64))
         return _found(index, nothing, _how("exact", 0))
     covered = index.covered if where is None else int(np.count_nonzero(where[: index.covered]))
-    few = where is not None and (allowed <= EXACT_UP_TO or allowed <= EXACT_SHARE * count)
+    few = where is not None and allowed <= EXACT_UP_TO
     if index.exact or few or not covered:
         return _exactly(index, queries, k, where)
     settings = tuned_for(index, k) if settings is None else settings
-    found, late = _covered(index, queries, min(k, covered), covered, where, settings), 0
+    (found, whole), late = _covered(index, queries, min(k, covered), covered, where, settings), 0
     if index.covered < count:
         rows = np.arange(index.covered, count)
         rows = rows if where is None else rows[where[rows]]
@@ -93,7 +94,7 @@ def search(
         if late:
             found = _joined(found, _late(index, queries, min(k, late), rows), k, index.metric)
     how = _how("approximate", late) | {"settings": dict(settings), "covered": index.covered}
-    how |= {} if where is None else {"allowed": allowed}
+    how |= {} if where is None else {"allowed": allowed, "exact_queries": whole}
     return _found(index, found, how)
 
 
@@ -223,17 +224,58 @@ def _best(scores: Floats, k: int) -> Ints:
     return places[np.argsort(-scores[places], kind="stable")[:k]]
 
 
-def _covered(index: Index, queries: Floats, k: int, most: int, where: Mask | None, settings: Settings) -> Neighbors:
-    """What the FAISS index finds; rows that are deleted or not asked for are passed over. most: how many are left."""
-    selector = _selector(index, where)
-    if selector is None:
-        found = _faiss_search(index, queries, k, settings, None)
-        full = -1 not in found.ids[:, -1].tolist()  # of one query a tenth of the time that NumPy takes
-        return found if full else _filled(index, queries, found, where, settings, None)
-    if not index.selects:
-        return _more_until_enough(index, queries, k, where, settings)
-    settings = _widened(index, settings, index.about["covers"] / max(1, most))
-    return _filled(index, queries, _faiss_search(index, queries, k, settings, selector), where, settings, selector)
+def _covered(
+    index: Index, queries: Floats, k: int, covered: int, where: Mask | None, settings: Settings
+) -> tuple[Neighbors, int]:
+    """The k best of the `covered` rows that FAISS has and that may be found, and for how many queries these were all compared.
+
+    FAISS looks at every row, and is asked for as many more as are in the way. What may be found can lie farther from a query than all that may
+    not: queries that got fewer than k ask for four times as many, until comparing all is faster.
+    """
+    covers = int(index.about["covers"])
+    chance = covered / covers
+    asked = k if chance == 1 else min(covers, ceil((k + 2 * (k * (1 - chance)) ** 0.5) / chance))
+    settings = _widened(index, settings, asked / k)
+    found, short = None, np.arange(len(queries))
+    while where is None and found is None or _pays(index, settings, asked, covered, len(short)):
+        part = queries if found is None else queries[short]
+        some = _first_allowed(_faiss_search(index, part, asked, settings), k, where)
+        found = some if found is None else _put(found, short, some)
+        missing = [row < 0 for row in some.ids[:, -1].tolist()]  # of one query a tenth of the time that NumPy takes
+        if not any(missing):
+            return found, 0
+        short = short[missing]
+        asked, settings = 4 * asked, _widened(index, settings, 4.0)
+    rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
+    rest = _among(index, queries[short], k, rows)
+    return (rest if found is None else _put(found, short, rest)), len(short)
+
+
+def _pays(index: Index, settings: Settings, asked: int, rows: int, queries: int) -> bool:
+    """Whether FAISS finds so many results of each query in less time than these rows are compared with them (docs/log.md)."""
+    again = asked * settings.get("rerank", 1)
+    if again > (index.about["covers"] if index.device == "cpu" else LARGEST_K):
+        return False
+    if index.abilities.knob == "effort":
+        looks = LINKS * max(asked, settings.get("effort", 1))
+    else:
+        looks = index.about["covers"] / STREAMED * settings.get("nprobe", 1) / max(1, index.abilities.limit)
+    return bool(looks + again < rows * (1 / queries + 1 / BATCHED))
+
+
+def _first_allowed(found: Neighbors, k: int, where: Mask | None) -> Neighbors:
+    """The first k that may be found of each query, filled up with −1."""
+    if where is None and found.ids.shape[1] == k:
+        return found
+    may = (found.ids >= 0) & (True if where is None else where[found.ids])
+    found = found.ordered(np.argsort(~may, axis=1, kind="stable")[:, :k])
+    found.ids[np.arange(k) >= may.sum(1)[:, None]] = -1
+    return found
+
+
+def _put(found: Neighbors, queries: Ints, some: Neighbors) -> Neighbors:
+    found.scores[queries], found.ids[queries] = some.scores, some.ids
+    return found
 
 
 def tuned_for(index: Index, k: int) -> Settings:
@@ -249,29 +291,6 @@ def tuned_for(index: Index, k: int) -> Settings:
     return settings
 
 
-def _filled(
-    index: Index, queries: Floats, found: Neighbors, where: Mask | None, settings: Settings, selector: Any
-) -> Neighbors:
-    """Search again, wider, for queries that got fewer than they asked for; at last by comparing all."""
-    k, knob = found.ids.shape[1], index.abilities.knob
-    short = np.flatnonzero(found.ids[:, -1] < 0)
-    while len(short) and knob is not None and settings.get(knob, 1) < index.abilities.limit:
-        settings = _widened(index, settings, 4.0)
-        again = _faiss_search(index, queries[short], k, settings, selector)
-        found.scores[short], found.ids[short] = again.scores, again.ids
-        short = np.flatnonzero(found.ids[:, -1] < 0)
-    if len(short):
-        rows = _allowed(index, where)
-        again = _among(index, queries[short], k, rows)
-        found.scores[short], found.ids[short] = again.scores, again.ids
-    return found
-
-
-def _allowed(index: Index, where: Mask | None) -> Ints:
-    """The covered rows that may be found."""
-    return np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
-
-
 def _widened(index: Index, settings: Settings, times: float) -> Settings:
     """Settings that look at so many times as many rows: the neighbours that may be found lie farther apart."""
     knob = index.abilities.knob
@@ -280,21 +299,7 @@ def _widened(index: Index, settings: Settings, times: float) -> Settings:
     return settings | {knob: min(index.abilities.limit, ceil(settings.get(knob, 1) * times))}
 
 
-def _more_until_enough(index: Index, queries: Floats, k: int, where: Mask | None, settings: Settings) -> Neighbors:
-    """For a type that cannot pass over rows: it is asked for more until enough of them may be found; at last all are compared."""
-    asked = k
-    while True:
-        asked = 2 * asked
-        if asked >= index.about["covers"]:
-            rows = _allowed(index, where)
-            return _among(index, queries, k, rows)
-        found = _faiss_search(index, queries, asked, settings, None)
-        fit = (found.ids >= 0) & (True if where is None else where[found.ids])
-        if (fit.sum(1) >= k).all():
-            return found.ordered(np.argsort(~fit, axis=1, kind="stable")[:, :k])
-
-
-def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, selector: Any) -> Neighbors:
+def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings) -> Neighbors:
     engine, again, covers = index.engine, index.rescored, index.about["covers"]
     if not index.abilities.grows and settings.get("rerank", 1) * k > covers:  # an NSG asked for more never returns
         settings = settings | {"rerank": max(1, covers // k)}
@@ -306,21 +311,19 @@ def _faiss_search(index: Index, queries: Floats, k: int, settings: Settings, sel
         )
     scores, ids = np.empty((len(queries), fetched), np.float32), np.empty((len(queries), fetched), np.int64)
     pointer = faiss().swig_ptr  # FAISS's own wrapper does the same, and takes a tenth of a short search for it
-    engine.search_c(
-        len(queries), pointer(queries), fetched, pointer(scores), pointer(ids), _call(index, settings, selector)
-    )
+    engine.search_c(len(queries), pointer(queries), fetched, pointer(scores), pointer(ids), _call(index, settings))
     if index.metric == "euclidean":
         np.sqrt(np.abs(scores, out=scores), out=scores)  # FAISS's are squared, and 0 may come out a little below
     found = Neighbors(scores, index.live_rows(ids))
     return _scored_again(index, queries, found, k) if again else found
 
 
-def _call(index: Index, settings: Settings, selector: Any) -> Any:
+def _call(index: Index, settings: Settings) -> Any:
     if index.device != "cpu":
         set_on_gpus(index.engine, settings)
         return None
-    if selector is not None or not index.abilities.grows:  # an NSG's effort is set on the index, for every call anew
-        return parameters(index.engine, settings, selector)
+    if not index.abilities.grows:  # an NSG's effort is set on the index, for every call anew
+        return parameters(index.engine, settings)
     key = tuple(settings.items())
     if key not in index.calls:
         index.calls[key] = parameters(index.engine, settings)
@@ -334,15 +337,6 @@ def _scored_again(index: Index, queries: Floats, found: Neighbors, k: int) -> Ne
     exact[found.ids < 0] = -np.inf
     best = Neighbors(exact, found.ids).ordered(np.lexsort((found.ids, -exact), axis=1)[:, :k])
     return Neighbors(-best.scores, best.ids) if index.metric == "euclidean" else best
-
-
-def _selector(index: Index, where: Mask | None) -> Any:
-    """FAISS's selector of the rows that may be found, None if all may."""
-    if where is None and index.rows.ordinals is None:
-        return None
-    may = np.zeros(index.about["covers"], bool)
-    may[index.numbers(_allowed(index, where))] = True
-    return faiss().IDSelectorBitmap(np.packbits(may, bitorder="little"))
 
 
 def _joined(one: Neighbors, other: Neighbors, k: int, metric: str) -> Neighbors:

@@ -30,7 +30,7 @@ BY_DISTANCE = ["LSH", "IVF8,PQ4+4"]
 )
 def test_types_that_take_no_settings_search_and_filter(tmp_path, monkeypatch, factory, metric):
     monkeypatch.setattr(searching, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(searching, "EXACT_SHARE", 0)
+    monkeypatch.setattr(searching, "BATCHED", 1e-3)  # so that comparing all never pays
     store = store_of(tmp_path / "store", rows_for(900), metric=metric, normalized=metric == "cosine")
     index = build(store, tmp_path / "index", factory=factory)
     x, may = store.embeddings(), np.arange(900) % 3 == 0

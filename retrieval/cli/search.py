@@ -230,8 +230,12 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
         ] + ([f"{lines[0]}, which came later"] if how["compared"] else [])
         if "allowed" in how:
             lines.append(
-                f"{how['allowed']:,} rows may be found; recall was measured without a filter, and is lower where they lie away "
-                f"from the query"
+                f"{how['allowed']:,} rows may be found; recall was measured without a filter"
+                + (
+                    f"; all of them were compared for {how['exact_queries']:,} of the queries"
+                    if how["exact_queries"]
+                    else ""
+                )
             )
     return [f"     {line}" for line in lines]
 
