@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from retrieval.cpus import usable_cpus
 from retrieval.errors import UserError
-from retrieval.images import Cell, Images, Span
+from retrieval.images import Cell, Images, Span, as_seen
 from retrieval.pixels import least_side
 from retrieval.routes import reader
 from retrieval.tokens import (
@@ -128,7 +129,10 @@ class Encoding:
         return least_side(self.model)
 
     def _pictures(self, pictures: Any, batch: Ints) -> Features:
-        return self.model.preprocess([pictures[row] for row in batch.tolist()])
+        some = [pictures[row] for row in batch.tolist()]
+        if not isinstance(pictures, Images):  # whose are decoded so
+            some = [as_seen(each) if isinstance(each, Image.Image) else each for each in some]
+        return self.model.preprocess(some)
 
     def _text_batches(self, texts: list[str]) -> tuple[Batches, Ints]:
         """Batches of texts, each beginning with its longest, and the texts' lengths."""

@@ -19,7 +19,7 @@ from retrieval.artifact import MANIFEST, RUN_KIND, read_manifest
 from retrieval.encode import Encoding
 from retrieval.errors import UserError, first_line
 from retrieval.given import listed
-from retrieval.images import Picture
+from retrieval.images import Images, Picture
 from retrieval.openclip import CONFIG as OPEN_CLIP
 from retrieval.openclip import write_as_clip
 from retrieval.pixels import by_pillow, settings_of
@@ -71,14 +71,19 @@ class Encoder:
         return fingerprint(self.model)
 
     def encode(
-        self, items: Sequence[str] | Sequence[Image.Image] | Sequence[Picture], *, role: str | None = None
+        self, items: Sequence[str] | Sequence[Image.Image] | Sequence[Picture] | Images, *, role: str | None = None
     ) -> NDArray[np.float32]:
-        """Unit vectors (n, dim) float32 of texts or pictures (RGB, or files), in the order given. role: as in `Encoding`.
+        """Unit vectors (n, dim) float32 of texts or pictures, in the order given: files, or what Pillow opened, which is turned upright and
+        made RGB as files are. To an encoder of pictures alone strings are paths. role: as in `Encoding`.
 
         Raises UserError for items that the encoder does not take, and for one string, which would be encoded by the letter."""
+        if isinstance(items, Images):
+            items = items.source if isinstance(items.source, list) else [items[row] for row in range(len(items))]
         items = listed("items", items)
         if not items:
             return np.empty((0, self.dim), np.float32)
+        if not self.takes("text"):
+            items = [Path(item) if isinstance(item, str) else item for item in items]
         texts = [isinstance(item, str) for item in items]
         if any(texts) and not all(texts):
             raise UserError(f"items: {items[texts.index(False)]!r} is no text, as others are; leave it out")

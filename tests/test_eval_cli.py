@@ -174,3 +174,26 @@ def test_a_store_without_rows_is_refused(tmp_path, run_cli):
     for words in (["eval", "clusters"], judged):
         for name in ("empty", "index"):
             assert f"{name}: has no rows" in run_cli(*words, tmp_path / name, code=2).stderr
+
+
+def test_equal_ids_of_other_items_are_said(files, clusters, run_cli):
+    """Names such as cat/1.jpg and row numbers are alike in sets that have nothing in common."""
+    vectors, labels = clusters
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"{label}/{row}.jpg" for row, label in enumerate(labels)]
+    for folder, content in (("train", b"a"), ("test", b"b"), ("moved", b"a")):
+        for name in names[:60]:
+            (files / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (files / folder / name).write_bytes(content + name.encode())
+        payload = {"path": [f"{folder}/{name}" for name in names]}
+        create(folder + "-store", Held(Rows(unit, names, labels, payload)), Kind(unit.shape[1]))
+    for name, word in (("one", "text"), ("other", "word")):
+        create(name + "-texts", Held(Rows(unit, names, labels, {"text": [word] * 120})), Kind(unit.shape[1]))
+    said = run_cli("eval", "compare", "train-store", "test-store").stderr
+    assert (
+        "Warning: class-0/0.jpg is 'train/class-0/0.jpg' in train-store and 'test/class-0/0.jpg' in test-store" in said
+    )
+    assert "Warning" not in run_cli("eval", "compare", "train-store", "moved-store").stderr
+    said = run_cli("eval", "compare", "a=one-texts", "b=other-texts", "--json").stderr
+    assert "is 'text' in one-texts and 'word' in other-texts: other items of the same ids" in said
+    assert "Warning" not in run_cli("eval", "compare", "train-store", "one-texts").stderr

@@ -280,3 +280,22 @@ def test_mistakes_get_one_line(place, run_cli, words, said):
     names = {name: place / name for name in ("i", "store", "queries", "other", "small")} | {"p": place}
     result = run_cli(*[word.format(**names) for word in words], code=2)
     assert said in result.stderr and len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_what_is_not_kept_is_told_by_the_race_that_decided(tmp_path, monkeypatch):
+    """Not by each one's own queries a second, which other queries and other moments measured."""
+    from retrieval.cli.index import findings
+    from retrieval.index.build import build
+
+    opened = build(store_of(tmp_path / "store", rows_for(900)), tmp_path / "index", factory="IVF8,Flat")
+    told = opened.about["measured"] | {"raced": 2e-6, "reached": True}
+    others = [
+        {"factory": "HNSW16", "measured": told | {"raced": 3e-6, "recall": 0.97, "batch_qps": 1e9}},
+        {"factory": "IVF8,Flat", "measured": told | {"raced": 1e-6, "recall": 0.9, "reached": False}},
+    ]
+    monkeypatch.setitem(opened.about, "measured", told)
+    monkeypatch.setitem(opened.about, "others", others)
+    assert findings(opened)[-2:] == [
+        "  not kept: HNSW16, recall 0.970, 1.50 × the time a query in batches",
+        "  not kept: IVF8,Flat, recall 0.900, 0.50 × the time a query in batches, below the recall asked",
+    ]

@@ -207,3 +207,25 @@ def test_large_pictures_of_an_array_are_trained_on_whole(channels):
     assert views["pixel_values"].shape == (2, 3, 8, 8) and (views["pixel_values"] - 0.5).abs().max() < 0.1
     small = np.zeros((2, 9, 5, *channels), np.uint8)
     assert pictures_of(Images(small, None, ""), pixels, pictures.how).held[0].shape[2:] == (9, 5)
+
+
+def test_what_pillow_opened_is_encoded_as_its_file(tmp_path):
+    """Upright, and of sixteen bits: plain sentence-transformers looks at what Pillow opened as it lies."""
+    encoder = Encoder(encoder_of(lambda: vit(32), tmp_path / "m"), "vit")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(60, 40).save(tmp_path / "a.jpg", exif=exif)
+    values = np.random.default_rng(0).integers(0, 65536, (40, 60)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "b.png")
+    photo(60, 40).convert("CMYK").save(tmp_path / "c.jpg")
+    paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.jpg")]
+    wanted, opened = encoder.encode(paths), [Image.open(path) for path in paths]
+    assert np.array_equal(encoder.encode(opened), wanted)
+    assert np.array_equal(encoder.encode([str(path) for path in paths]), wanted)
+    assert np.array_equal(encoder.encode(read_images(tmp_path)), wanted)
+    arrays = np.stack([np.asarray(photo(40, 40))] * 2)
+    assert np.array_equal(encoder.encode(Images(arrays, None, "")), encoder.encode([photo(40, 40)] * 2))
+    with pytest.raises(UserError, match=r"gone.jpg: no such file"):
+        encoder.encode([str(tmp_path / "gone.jpg")])
+    plain = encoder.model.encode([each.convert("RGB") for each in opened[:1]], normalize_embeddings=True)
+    assert not np.allclose(plain, wanted[:1], atol=1e-3)  # or nothing would be turned here

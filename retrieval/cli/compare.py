@@ -11,7 +11,7 @@ from retrieval.metrics import METRICS
 
 from .commands import refuse_unused
 from .evaluate import evaluate, keeps
-from .evaluated import named_paths, read_side, refuse_evaluation, write_evaluation
+from .evaluated import SHOWN, named_paths, read_side, refuse_evaluation, write_evaluation
 from .options import checks, common, existing
 from .output import emit, say
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery, Unit
     from retrieval.formats.trec import Qrels
 
+Shown = tuple[list[str], dict[str, list[str]]]  # ids, and by name what stores keep of them
+LOOKED_AT = 20  # pictures whose paths differ
 USED_BY_SOME = {"--qrels", "--labels", "--metric"}
 HEADLINES = ("map@r", "r@1", "knn@20", "ndcg@10", "map@100", "recall@100")
 
@@ -61,14 +63,17 @@ def compare(
     from retrieval.formats.trec import read_qrels
 
     used: set[str] = set()
+    shown: dict[Path, Shown] = {}
     qrels = None if flags["qrels"] is None else read_qrels(flags["qrels"])
-    runs, left_out = paired([[_read(path, seed, qrels, flags, used) for path in paths] for _, paths in named])
+    runs, left_out = paired([[_read(path, seed, qrels, flags, used, shown) for path in paths] for _, paths in named])
     refuse_unused("nothing that is compared asks for it", *(USED_BY_SOME - used))
     chosen = _chosen(values, [run for each in runs for run in each])
     if unit == "class" and runs[0][0].groups is None:
         raise UserError("--unit class: these queries have no classes")
     if left_out:
         say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
+    if len(shown) > 1:
+        _warn_of_others(shown)
     pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
 
     def tested(by: "Unit") -> "list[Compared]":
@@ -112,8 +117,39 @@ def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> 
         )
 
 
-def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any], used: set[str]) -> "PerQuery":
-    """What each query scored, read or measured now; the flags that were needed for it are added to `used`."""
+def _warn_of_others(shown: dict[Path, Shown]) -> None:
+    """Row numbers, and names such as cat/1.jpg, are often alike in sets that have nothing in common."""
+    from retrieval.data import shortened
+
+    first, *others = shown
+    for path in others:
+        (ids, payload), (other_ids, other_payload) = shown[first], shown[path]
+        name = next((name for name in ("text", "path") if name in payload and name in other_payload), "")
+        here = dict(zip(ids, payload.get(name, ()), strict=False))
+        there = dict(zip(other_ids, other_payload.get(name, ()), strict=False))
+        unlike = [i for i in here.keys() & there.keys() if here[i] != there[i]]
+        found = next((i for i in sorted(unlike)[:LOOKED_AT] if name == "text" or _differ(here[i], there[i])), None)
+        if found is not None:
+            mine, theirs = (shortened(each[found], SHOWN) for each in (here, there))
+            say(
+                f"Warning: {found} is {mine!r} in {first} and {theirs!r} in {path}: other items of the same ids, of which nothing is "
+                f"shown; compare systems by the same queries"
+            )
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether the pictures at both paths are there, and not the same: folders are moved."""
+    from retrieval.images import content, picture_at
+
+    mine, theirs = picture_at(one), picture_at(other)
+    return mine is not None and theirs is not None and content(mine) != content(theirs)
+
+
+def _read(
+    path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any], used: set[str], shown: dict[Path, Shown]
+) -> "PerQuery":
+    """What each query scored, read or measured now; the flags that were needed for it are added to `used`, the items of what was measured now
+    to `shown`."""
     from retrieval.artifact import read_manifest, stated_kind
     from retrieval.eval.values import read_per_query
 
@@ -148,6 +184,7 @@ def _read(path: Path, seed: int, qrels: "Qrels | None", flags: dict[str, Any], u
 
     used |= {"--labels", "--metric"}
     side = read_side(path, flags["labels"], flags["metric"], flags["check"])
+    shown[path] = side.ids, side.payload
     settings = Settings(metric=side.metric, seeds=0, seed=seed)
     return evaluate_clusters(side.vectors, side.labels, settings, ids=side.ids).queries
 

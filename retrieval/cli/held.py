@@ -9,7 +9,7 @@ from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
 
 from .evaluated import as_run, rough
-from .output import plural
+from .output import plural, say
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts
@@ -144,6 +144,18 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     mark = sha256_json([*(part.fingerprint for part in parts), relevant.tolist(), asked.tolist()])
     kinds = tuple(map(Part, parts, ("document", "query")))
     return Held(kinds, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)
+
+
+def warn_of_pictures(judged: "Images", trained: "Images", flag: str, source: str) -> None:
+    """Say how many of the pictures that are judged by are trained on too."""
+    from retrieval.images import stand_in
+
+    count = int(stand_in(judged, trained).sum())
+    if count:
+        stand = "stands" if count == 1 else "stand"
+        say(
+            f"Warning: {count:,} of the {plural(len(judged), 'picture')} of --{flag.replace('_', '-')} {stand} in {source}"
+        )
 
 
 def by_shown(data: "Pairs") -> Held:

@@ -11,7 +11,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns
 from .commands import together
-from .held import Held, by_classes
+from .held import Held, by_classes, warn_of_pictures
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -71,7 +71,7 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
 
     read = read_images(flags["data"], skip_bad=skip_bad, split=split, asked=asked_columns(flags))
     data = without_singles(read, str(flags["data"]))
-    sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag))}
+    sets = {name: held for name, flag in SETS.items() if (held := _held_out(flags, flag, data))}
     loss, device = loss_config(flags), device_of(flags)
     # What follows takes seconds to import; everything above is said before.
     from retrieval.pixels import pixels_of
@@ -115,7 +115,7 @@ def _encoder(flags: dict[str, Any], data: "Images", device: str) -> "Encoder":
     return encoder
 
 
-def _held_out(flags: dict[str, Any], name: str) -> Held | None:
+def _held_out(flags: dict[str, Any], name: str, trained: "Images") -> Held | None:
     """What is judged before and after, of --eval-data or --general-data."""
     from retrieval.images import read_images
 
@@ -126,4 +126,5 @@ def _held_out(flags: dict[str, Any], name: str) -> Held | None:
     if data is None:
         return None
     say(f"{path}: {data.origin}")
+    warn_of_pictures(data, trained, name, str(flags["data"]))
     return by_classes(data)

@@ -13,7 +13,7 @@ from retrieval.train.words import KINDS
 from .amounts import Number
 from .columns import asked_columns, column
 from .commands import F, together
-from .held import Held, by_shown
+from .held import Held, by_shown, warn_of_pictures
 from .losses import fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -200,6 +200,10 @@ def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> dict[str, Held]:
                 raise UserError(
                     f"--{flag.replace('_', '-')} {flags[flag]}: has pairs of {what[0]}, --data of {what[1]}; give the same"
                 )
+            for column in ("anchor", "positive"):
+                shown, trained = judged.columns[column], data.columns[column]
+                if isinstance(shown, Images) and isinstance(trained, Images):
+                    warn_of_pictures(shown, trained, flag, str(flags["data"]))
             hard = flags["hard_captions"] if "captions" in kinds(judged) else 0
             sets[name] = by_shown(with_hard_captions(judged, hard, flags["kinds"], flags["seed"]))
     return sets

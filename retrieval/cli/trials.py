@@ -66,15 +66,14 @@ def _or_source(split: Callable[[], Any], source: str) -> Any:
 def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
     """Every held-out item that is not trained on asks for those of its class."""
     from retrieval.data import Texts
-    from retrieval.images import Images
+    from retrieval.images import Images, stand_in
 
     count = len(judged)
     if isinstance(judged, Texts) and isinstance(train, Texts):
         seen: set[Any] = {text for column in train.columns.values() for text in column}
         judged = judged.take([row for row, text in enumerate(judged.texts) if text not in seen])
-    elif isinstance(judged, Images) and isinstance(train, Images) and isinstance(judged.source, list):
-        seen = set(train.source) if isinstance(train.source, list) else set()
-        judged = judged.take([row for row, picture in enumerate(judged.source) if picture not in seen])
+    elif isinstance(judged, Images) and isinstance(train, Images):
+        judged = judged.take((~stand_in(judged, train)).nonzero()[0].tolist())
     if not len(judged):
         raise UserError("every held-out item is in the training data too; give others by --held-out")
     return by_classes(judged, count - len(judged))

@@ -30,10 +30,7 @@ def decode(picture: Picture, at_least: int | None = None) -> Image.Image:
         with _opened(picture) as opened:
             if at_least is not None:
                 opened.draft(None, (at_least, at_least))
-            no_adobe = opened.format in JPEG and opened.mode == "CMYK" and "adobe" not in opened.info
-            upright = ImageOps.exif_transpose(opened)
-            # Pillow takes all for Adobe's, and inverts.
-            return as_rgb(ImageChops.invert(upright) if no_adobe else upright)
+            return as_seen(opened)
     except FileNotFoundError:
         raise UserError(f"{picture}: no such file") from None
     except PermissionError:
@@ -52,6 +49,14 @@ def _opened(picture: Picture) -> Image.Image:
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(source)
+
+
+def as_seen(opened: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, upright and as RGB."""
+    no_adobe = opened.format in JPEG and opened.mode == "CMYK" and "adobe" not in opened.info
+    upright = ImageOps.exif_transpose(opened)
+    # Pillow takes all for Adobe's, and inverts.
+    return as_rgb(ImageChops.invert(upright) if no_adobe else upright)
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
