@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
-from retrieval.data import Texts, read_texts
+from retrieval.data import Asked, Texts, read_texts
 from retrieval.encoder import MINILM, load_encoder
 from retrieval.errors import UserError
 from retrieval.samples import docs_as_pairs, library_docs
@@ -282,7 +282,9 @@ def test_judges_decide(pairs, run_cli, tmp_path, tiny, minilm):
     "options,words",
     [
         (["--ranks", "5:6"], "leaves no 3 candidates"),
+        (["--ranks", "5:6"], "(--count)"),
         (["--ranks", "x"], "write ranks such as 10:100"),
+        (["--ranks", "²:30"], "write ranks such as 10:100"),
         (["--guide", "a", "--cross-encoder", "b"], "let one of them judge"),
         (["--output", "x.parquet"], "name a file that ends with"),
     ],
@@ -303,6 +305,22 @@ def test_data_without_pairs_are_refused(texts, run_cli, tmp_path):
         assert "by --anchor and --positive" in error and "--text" not in error
     with pytest.raises(UserError, match="leaves no 3"):
         Mining(last=2)
+
+
+def test_a_mistake_leaves_nothing_to_go_on_from(pairs, run_cli, tmp_path):
+    (tmp_path / "none").mkdir()
+    words = ["mine", "--data", pairs, "--model", tmp_path / "none", "--output", tmp_path / "a.jsonl"]
+    run_cli(*words, code=2)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_negatives_that_training_would_pass_over_are_told(pairs, run_cli, tmp_path, tiny):
+    words = ["mine", "--model", tiny, "--device", "cpu"]
+    first = run_cli(*words, "--data", pairs, "--count", 6, "--output", tmp_path / "a.jsonl")
+    assert "Note" not in first.stderr
+    again = run_cli(*words, "--data", tmp_path / "a.jsonl", "--count", 2, "--output", tmp_path / "b.jsonl")
+    assert "up to 8 negatives, of which training uses 7; give it --negatives 8" in again.stderr
+    assert len(read_texts(tmp_path / "b.jsonl", Asked(negatives=8)).columns) == 10
 
 
 def test_what_is_mined_is_read_back(run_cli, tiny, tmp_path):

@@ -42,7 +42,7 @@ class Mining:
     def __post_init__(self) -> None:
         if self.last - self.first < self.negatives or self.first < 0:
             raise UserError(
-                f"--ranks {self.first}:{self.last}: leaves no {self.negatives} candidates; give more ranks than --negatives"
+                f"--ranks {self.first}:{self.last}: leaves no {self.negatives} candidates; give at least as many ranks as negatives (--count)"
             )
 
 

@@ -16,7 +16,7 @@ from .columns import of_pairs, training_data
 from .commands import Command
 from .index import goal_of
 from .options import common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import emit, progress, say
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -42,7 +42,7 @@ class Ranks(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         first, _, last = str(value).partition(":")
-        if not (first.isdigit() and last.isdigit()):
+        if not (first.isdecimal() and last.isdecimal()):
             return self.fail(f"{value!r} is not understood; write ranks such as 10:100.", param, ctx)
         return int(first), int(last)
 
@@ -106,6 +106,7 @@ def mine(**flags: Any) -> None:
       retrieval mine --data train.csv --model all-MiniLM-L6-v2 --relative-margin 0.05 --output mined.jsonl
     """  # fmt: skip
     from retrieval.artifact import staging_folder
+    from retrieval.data.columns import NEGATIVES
     from retrieval.locks import sole_writer
     from retrieval.train.mining import Mining
 
@@ -137,13 +138,24 @@ def mine(**flags: Any) -> None:
     scratch = staging_folder(output)
     scratch.mkdir(parents=True, exist_ok=True)
     with sole_writer(scratch):
-        result = _mined(data, flags, mining, scratch)
+        try:
+            result = _mined(data, flags, mining, scratch)
+        except BaseException:
+            if not any(path.is_dir() for path in scratch.iterdir()):  # nothing is embedded yet to go on from
+                shutil.rmtree(scratch)
+            raise
         shutil.rmtree(scratch)
+    most = len(data.columns) - 2 + mining.negatives
+    if most > NEGATIVES:
+        say(f"Note: a row has up to {most} negatives, of which training uses {NEGATIVES}; give it --negatives {most}")
     examples = result.pop("examples")
-    lines = [f"{output}: {result['rows']:,} rows, {result['mined']:,} negatives", *_told(result, examples, mining)]
+    lines = [
+        f"{output}: {plural(result['rows'], 'row')}, {plural(result['mined'], 'negative')}",
+        *_told(result, examples, mining),
+    ]
     if result["short"]:
         lines.append(
-            f"  {result['short']:,} rows have fewer than {mining.negatives}: widen --ranks or the margins, or give a larger --corpus"
+            f"  {plural(result['short'], 'row')} with fewer than {mining.negatives}: widen --ranks or the margins, or give a larger --corpus"
         )
     emit(result, flags["as_json"], lines)
 
