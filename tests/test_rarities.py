@@ -13,11 +13,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertJapaneseTokenizer, BertModel
 
+from retrieval.cli import trials
 from retrieval.data import Texts
 from retrieval.data.texts import Collected
 from retrieval.encoder import load_encoder
 from retrieval.errors import UserError
 from retrieval.eval.sweep import propose
+from retrieval.train import head
 from retrieval.train.batches import Drawing
 from retrieval.train.loss import named
 from retrieval.train.text import TextConfig, plan_batches
@@ -130,3 +132,52 @@ def test_pairs_of_pictures_with_odd_names_are_written_and_read(tmp_path):
     pairs = [("0", "bad\udcff.png", "x" * 200_000)]
     write_evaluation({"output": tmp_path / "judged", "overwrite": False}, "pairs", {}, {"": table}, pairs)
     assert _told(tmp_path / "judged" / PAIRS)["0"] == ["bad\udcff.png", "x" * 200_000]
+
+
+def test_every_setting_of_a_sweep_fails_beside_trials_of_others(run_cli, texts, tiny, tmp_path, monkeypatch):
+    words = [
+        "sweep",
+        "--data",
+        texts,
+        "--model",
+        tiny,
+        "--device",
+        "cpu",
+        "--steps",
+        2,
+        "--temperature",
+        0.1,
+        "--seeds",
+        1,
+    ]
+    words += ["--output", tmp_path / "s", "--kappa"]
+    real, made = trials.Record._made, []
+
+    def only_one(*given):
+        if made:
+            raise KeyboardInterrupt
+        made.append(real(*given))
+
+    def fails(*_, **__):
+        raise UserError("step 1: the loss is nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.Record, "_made", only_one)
+        run_cli(*words, "0,1", code=130)
+    monkeypatch.setattr(head, "train_head", fails)
+    assert "every setting failed, the first so: step 1: the loss is nan" in run_cli(*words, 2, code=2).stderr
+
+
+def test_what_one_run_says_nothing_of_is_told(run_cli, texts, tiny, tmp_path):
+    words = ["sweep", "--data", texts, "--model", tiny, "--device", "cpu", "--steps", 2, "--temperature", 0.1]
+    told = "of one run it is not known how another seed would do"
+    assert told in run_cli(*words, "--kappa", "0,1", "--seeds", 1, "--output", tmp_path / "a").stdout
+    assert told not in run_cli(*words, "--kappa", "0,1", "--seeds", 2, "--output", tmp_path / "b").stdout
+    for name in "ab":
+        run_cli("report", tmp_path / name, "--output", tmp_path / f"{name}.html")
+        assert (told.capitalize() in (tmp_path / f"{name}.html").read_text("utf-8")) == (name == "a")
+
+
+def test_a_sweep_of_pictures_has_no_use_for_negatives(run_cli, pictures, tmp_path):
+    words = ["sweep", "--data", pictures, "--model", "small", "--whole", "--output", tmp_path / "s"]
+    assert "--negatives: is for texts" in run_cli(*words, "--negatives", 3, code=2).stderr

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from retrieval.errors import UserError
 
 from .columns import as_words
+from .output import plural
 
 if TYPE_CHECKING:
     from retrieval.eval.sweep import Point
@@ -114,7 +115,9 @@ def lines_of(result: dict[str, Any]) -> list[str]:
             low, high = against["interval"]
             line += f"{against['difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {point['verdict']}, p {told_p(against['adjusted'])}"
         told.append(line.rstrip())
-    told += [f"and {len(points) - SHOWN:,} settings that did less well"] if len(points) > SHOWN else []
+    told += [f"and {plural(len(points) - SHOWN, 'setting')} that did less well"] if len(points) > SHOWN else []
+    if any(point["runs"] == 1 for point in points):
+        told.append("of one run it is not known how another seed would do: interval and p are for it as it is")
     marked = [(point["label"], note) for point in points[1:SHOWN] for note in point["warnings"]]
     told += [f"Warning, {label}: {note}" for label, note in marked]
     told += [f"failed: {each['loss']}: {each['why']}" for each in result["failed"]]

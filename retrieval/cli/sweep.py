@@ -12,7 +12,7 @@ from retrieval.errors import UserError
 from . import columns, trials
 from .amounts import Numbers
 from .columns import asked_columns, training_data
-from .commands import Command, together
+from .commands import Command, refuse_unused, together
 from .held import Held
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
 from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
@@ -132,9 +132,10 @@ def _read(flags: dict[str, Any]) -> "tuple[Texts | Images, Texts | Images | None
     from retrieval.images import is_image_data, read_images
 
     of_pictures = is_image_data(flags["data"], flags["split"], asked_columns(flags))
-    idle = next((name for name in ("anchor", "score", "min_score") if of_pictures and flags[name] is not None), None)
-    if idle:
-        raise UserError(f"--{idle.replace('_', '-')}: is for texts, and {flags['data']} has pictures; leave it out")
+    if of_pictures:
+        refuse_unused(
+            f"is for texts, and {flags['data']} has pictures", "--anchor", "--score", "--min-score", "--negatives"
+        )
 
     def read(path: Path, split: str, *, optional: bool = False) -> "Texts | Images":
         if of_pictures:
@@ -238,7 +239,8 @@ def _run(axes: "dict[str, Axes]", record: Record, trainer: Trainer, held: Held, 
         for method, of in axes.items():
             found |= {each.loss.name: each for each in _try(method, of, flags, run)}
         if not found:
-            raise UserError(f"every setting failed, the first so: {next(iter(record.done.values()))['failed']}")
+            failed = next(trial["failed"] for trial in record.done.values() if not trial["table"])
+            raise UserError(f"every setting failed, the first so: {failed}")
         runs = {name: [each.table] for name, each in found.items()}
         for name in finalists({name: each.table for name, each in found.items()}, metric):
             more = (run(found[name].loss, seed + further) for further in range(1, flags["seeds"]))
