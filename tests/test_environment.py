@@ -10,8 +10,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from retrieval import cpus
+from retrieval.cli.processes import join
+from retrieval.errors import UserError
 from retrieval.eval.report.figures import forest
 from retrieval.store import Held, Kind, Rows, create, open_store
 
@@ -54,6 +57,25 @@ main()
     assert done.returncode == 130 and not done.stdout, done
     assert done.stderr.startswith("Error: interrupted; ") and "Traceback" not in done.stderr + done.stdout
     assert "Exception ignored" not in done.stderr
+
+
+def test_of_several_processes_one_says_that_they_are_interrupted(store, run_cli, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrieval.artifact.damaged", interrupted)
+    for rank, told in (("0", "Error: interrupted; "), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        said = run_cli("store", "verify", store, code=130).stderr
+        assert said.startswith(told) and bool(said) == bool(told)
+
+
+def test_more_processes_than_gpus_are_told_by_the_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="torchrun: 2 processes and 1 GPU; start one a GPU"):
+        join("cuda")
 
 
 def test_a_hangup_is_ignored_where_nohup_asks(store):

@@ -144,6 +144,7 @@ def test_a_full_disk_is_one_line_everywhere(run_cli, small_disk, texts, minilm):
     ):
         result = run_cli(*words, "--output", small_disk / "out", code=2)
         assert "the disk is full" in result.stderr and not (small_disk / "out").exists()
+        assert f"Error: {small_disk}" in result.stderr
 
 
 def test_overwrite_spares_artifacts_of_another_kind(text_path, texts, run_cli):

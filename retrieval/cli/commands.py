@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from retrieval.errors import UserError, is_disk_full, is_out_of_memory
 
 from .output import is_silent
+from .processes import is_first
 
 F = TypeVar("F", bound=Callable[..., Any])
 ELSEWHERE = "choose another place"
@@ -28,9 +29,13 @@ REMEDIES = {
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C."""
+    """Ctrl-C, which of several processes the first one tells."""
 
     exit_code = 130
+
+    def show(self, file: Any = None) -> None:
+        if is_first():
+            super().show(file)
 
 
 class Fault(click.ClickException):
@@ -45,6 +50,10 @@ class Fault(click.ClickException):
 
 class Command(click.Command):
     """A command whose options are shown under the titles of the groups that they came in."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.meta["output"] = ctx.params.get("output")  # for whoever tells that the disk is full
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         titled: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -79,7 +88,7 @@ class Commands(Group):
             raise Fault(f"{' '.join(error.format_message().split())} See `{command} --help`.") from None
         except KeyboardInterrupt:
             raise Interrupted(
-                "interrupted; nothing stands half-written under its final name, and `embed`, `index build`, `sweep` and `train` go on when they are run again"
+                "interrupted; nothing stands half-written under its final name, and `embed`, `index build`, `mine`, `sweep` and `train` go on when they are run again"
             ) from None
         except UserError as error:
             raise Fault(" ".join(str(error).split())) from error
@@ -90,7 +99,7 @@ class Commands(Group):
                 named = f"{error.filename}: " if error.filename is not None else ""
                 raise Fault(f"{named}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}") from error
             if is_disk_full(error):
-                where = getattr(error, "filename", None) or ctx.params.get("output") or Path.cwd()
+                where = getattr(error, "filename", None) or ctx.meta.get("output") or Path.cwd()
                 raise Fault(f"{where}: the disk is full; free some space and run the command again") from error
             if is_out_of_memory(error):
                 raise Fault(

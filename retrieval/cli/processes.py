@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from retrieval.errors import UserError
 
-from .output import silence
+from .output import plural, silence
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # while the first judges an encoder, the others wait
@@ -32,12 +32,13 @@ def join(device: str) -> str:
     import torch.distributed.nn  # after the group it would keep that for good, as its functions' default
     from torch import distributed
 
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
     silence(not is_first())
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # accelerate, to torch
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"torchrun: {local + 1} processes and {torch.cuda.device_count()} GPUs; start one a GPU")
+        if here > (gpus := torch.cuda.device_count()):  # all refuse, so that the first does, which speaks
+            raise UserError(f"torchrun: {here} processes and {plural(gpus, 'GPU')}; start one a GPU")
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
