@@ -58,6 +58,9 @@ def test_of_several_data_sets_the_least_score_is_for_those_that_need_it(tmp_path
         several_training_data([nli, pairs], flags)
     with pytest.raises(UserError, match="graded.csv: pairs are scored from 1 to 4.5; say .* --min-score"):
         several_training_data([nli, graded], flags | {"min_score": None})
+    named = flags | {"min_score": None, "anchor": "premise", "positive": "hypothesis"}
+    with pytest.raises(UserError, match="--anchor premise: .*pairs.csv has no .* every --data"):
+        several_training_data([nli, pairs], named)
     with pytest.raises(UserError, match="the highest is 1$"):
         several_training_data([nli], flags)
     with pytest.raises(UserError, match="pairs.csv has no scored pairs"):

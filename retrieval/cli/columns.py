@@ -100,12 +100,16 @@ def training_data(
 
 def several_training_data(paths: Sequence[Path], flags: dict[str, Any]) -> "list[Texts]":
     """`training_data` of each. Of several data sets --min-score is for those that cannot do without it. Raises UserError if none is
-    such."""
+    such, or one lacks a column that is named."""
     from retrieval.data import read_texts, says_positives
+    from retrieval.data.columns import NoColumn
 
     if len(paths) == 1:
         return [training_data(paths[0], flags)]
-    read = [read_texts(path, asked_columns(flags), flags["split"]) for path in paths]
+    try:
+        read = [read_texts(path, asked_columns(flags), flags["split"]) for path in paths]
+    except NoColumn as error:
+        raise UserError(f"{error}; it is asked of every --data: rename columns, to be alike or found by name") from None
     graded = [data.scores is not None and not says_positives(data.scores) for data in read]
     if flags["min_score"] is not None and not any(graded):
         raise UserError("--min-score: no --data has pairs with other scores than 0 and 1; leave it out")

@@ -43,6 +43,10 @@ _COUNTING = {
 }
 
 
+class NoColumn(UserError):
+    """A column that the user names is not there."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Columns that the user names, and how many negatives of each row to use. optional: those that a file has count, and the rest
@@ -120,7 +124,7 @@ def named_column(source: object, names: Sequence[str], flag: str, name: str | No
     """A column that the user names. Raises UserError where the table lacks it."""
     if name is not None and name not in names:
         hint = f"; {COMMAS}" if one_cell(names) else ""
-        raise UserError(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)}){hint}")
+        raise NoColumn(f"--{flag} {name}: {source} has no such column (found: {', '.join(names)}){hint}")
     return name
 
 
