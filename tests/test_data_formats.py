@@ -304,6 +304,7 @@ def test_what_is_told_before_training(minilm):
     assert (
         "33.3% of the texts are longer than the encoder reads, 128 tokens" in lines and "2 classes of 1 to 2" in lines
     )
+    assert "\n1 row repeats another; " in lines
     assert leaked(data, ["a b", "new"]) == 1
     pairs = Texts({"anchor": ["a"], "positive": ["a"]}, None, None, "")
     assert "1 pairs have the same text twice" in told_summary(summarise(pairs, lambda t: np.ones(len(t)), None))

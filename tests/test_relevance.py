@@ -174,6 +174,17 @@ def test_a_shallow_run_is_said(run_cli, tmp_path):
     assert "no query has more" not in run_cli(*words, "-k", 2).stdout
 
 
+def test_one_is_told_as_one(run_cli, tmp_path):
+    (tmp_path / "qrels").write_text("q 0 d 1\nr 0 d 1\n")
+    (tmp_path / "a.run").write_text("q Q0 q 1 0.5 x\n")
+    words = ["eval", "relevance", "--qrels", tmp_path / "qrels", "--run", tmp_path / "a.run"]
+    lines = run_cli(*words).stdout.splitlines()
+    assert {"2 judged queries", "1 judged query without results, counted as 0"} <= set(lines)
+    assert any(line.startswith("1 query finds a document of its own id") for line in lines)
+    (tmp_path / "qrels").write_text("q 0 d 1\n")
+    assert "1 judged query" in run_cli(*words).stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     "words,message",
     [

@@ -11,20 +11,20 @@ from .commands import refuse_unused
 from .evaluate import evaluate, keeps
 from .evaluated import as_run, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import emit, progress, say
+from .output import emit, plural, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.relevance import Relevance
     from retrieval.formats.trec import Qrels, Run
     from retrieval.neighbors import Floats
 
-NOTES = {
-    "without_results": "judged queries have no results and count as 0",
-    "without_relevant": "judged queries have no relevant document and are left out",
-    "not_judged": "queries with results were not judged and are left out",
-    "repeated": "results name a document of their query again; the best score counts",
-    "themselves": "results were the query itself and are left out",
-    "unknown": "documents that are judged relevant are not in the corpus, and count as missed",
+NOTES = {  # what is counted, and what becomes of it
+    "without_results": ("judged query", "without results, counted as 0"),
+    "without_relevant": ("judged query", "without a relevant document, left out"),
+    "not_judged": ("query", "with results but not judged, left out"),
+    "repeated": ("result", "for a document that the query has already; the best score counts"),
+    "themselves": ("result", "equal to the query itself, left out"),
+    "unknown": ("relevant document", "not in the corpus, counted as missed"),
 }
 
 
@@ -201,13 +201,17 @@ def _lines(found: "Relevance", result: dict[str, Any], qrels: "Qrels", run: "Run
     for name, value in result["metrics"].items():
         low, high = result["intervals"][name]
         lines.append(f"{name:<14}{value:>8.4f}   {low:.4f}–{high:.4f}")
-    lines += ["", f"{found.counts['queries']:,} judged queries"]
-    lines += [f"{count:,} {NOTES[name]}" for name, count in found.counts.items() if name in NOTES and count]
+    lines += ["", plural(found.counts["queries"] or 0, "judged query")]
+    for name, count in found.counts.items():
+        if name in NOTES and count:
+            what, becomes = NOTES[name]
+            lines.append(f"{plural(count, what)} {becomes}")
     lines += rough(len(found.queries.ids))
     depth, deepest = max((len(each) for each in run.scores.values()), default=0), max(result["ks"])
     if depth < deepest:
         lines.append(f"no query has more than {depth:,} results, so figures at {deepest:,} are of those")
     same = sum(query in run.scores.get(query, ()) for query in qrels)
     if same and not drop_self:
-        lines.append(f"{same:,} queries find a document of their own id; if that is the query itself, add --drop-self")
+        finds = "finds a document of its" if same == 1 else "find a document of their"
+        lines.append(f"{plural(same, 'query')} {finds} own id; if that is the query itself, add --drop-self")
     return lines

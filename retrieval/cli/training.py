@@ -14,7 +14,7 @@ from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
 from .held import Held, before_and_after, told_changes
-from .output import Advance, emit, progress, say
+from .output import Advance, emit, plural, progress, say
 from .processes import count, is_first, leave, of_first
 from .recommend import mean_of
 
@@ -360,7 +360,7 @@ def tell(result: dict[str, Any], curve: "Curve", as_json: bool) -> None:
     batches = len(curve) // result["steps"]
     of = f" of {batches} batches" if batches > 1 else ""
     lines = [
-        f"{result['output']}: trained {result['steps']:,} steps{of}, loss {first:.3f} → {last:.3f} (their first and last tenth)"
+        f"{result['output']}: trained {plural(result['steps'], 'step')}{of}, loss {first:.3f} → {last:.3f} (their first and last tenth)"
     ]
     for name, found in (result["metrics"] or {}).items():
         lines += told_changes(name, found)

@@ -75,7 +75,9 @@ def told_summary(told: dict[str, Any]) -> list[str]:
     if told.get("several_labels"):
         lines.append(f"Warning: {told['several_labels']:,} texts stand under several labels; keep one of each")
     if told["repeated_rows"]:
-        lines.append(f"{told['repeated_rows']:,} rows repeat others; equal texts are no negatives of each other")
+        count = told["repeated_rows"]
+        rows = "1 row repeats another" if count == 1 else f"{count:,} rows repeat others"
+        lines.append(f"{rows}; equal texts are no negatives of each other")
     if told.get("equal_pairs"):
         lines.append(f"{told['equal_pairs']:,} pairs have the same text twice")
     return lines
