@@ -2,6 +2,7 @@
 
 import errno
 
+CUT_SHORT = ("No space left on device", "PytorchStreamWriter failed writing", "unexpected pos")  # torch's, the last two
 WITHOUT_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "failed to map segment")
 
 
@@ -22,10 +23,16 @@ def first_line(error: BaseException) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` means "no space left": libraries (HDF5, safetensors, FAISS) keep only the text of the errno."""
+    """Whether `error` means "no space left": libraries (HDF5, safetensors, FAISS) keep only the text of the errno, or that less was
+    written than was to be."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in str(error)
+    return any(words in str(error) for words in CUT_SHORT)
+
+
+def is_file_too_large(error: BaseException) -> bool:
+    """Whether a file was to be larger than the process may write: safetensors keeps only the text of the errno."""
+    return isinstance(error, OSError) and error.errno == errno.EFBIG or f"(os error {errno.EFBIG})" in str(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,10 +11,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from retrieval import cpus
 from retrieval.cli.processes import join
-from retrieval.errors import UserError
+from retrieval.errors import UserError, is_disk_full, is_file_too_large
 from retrieval.eval.report.figures import forest
 from retrieval.store import Held, Kind, Rows, create, open_store
 
@@ -92,6 +93,24 @@ def test_too_large_a_file_is_one_line(store, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr == "Error: x.npy: file too large; raise the limit (ulimit -f), or choose a file system for larger files\n"  # fmt: skip
+
+
+def test_what_libraries_say_of_a_full_disk_and_too_large_a_file_is_understood(small_disk, tmp_path):
+    """Those that write checkpoints."""
+    weights = {"w": torch.ones(100_000)}
+    for save in (torch.save, save_file):
+        with pytest.raises(Exception) as full:
+            save(weights, small_disk / "w")
+        (small_disk / "w").unlink(missing_ok=True)
+        assert is_disk_full(full.value) and not is_file_too_large(full.value), save
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(Exception) as large:
+            save_file(weights, tmp_path / "w")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_file_too_large(large.value) and not is_disk_full(large.value)
 
 
 @pytest.mark.parametrize(

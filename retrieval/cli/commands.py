@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from retrieval.errors import UserError, is_disk_full, is_out_of_memory
+from retrieval.errors import UserError, is_disk_full, is_file_too_large, is_out_of_memory
 
 from .output import is_silent
 from .processes import is_first
@@ -20,7 +20,6 @@ ELSEWHERE = "choose another place"
 REMEDIES = {
     **dict.fromkeys((errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY), ELSEWHERE),
     errno.ENAMETOOLONG: "choose a shorter name; one of some more letters is written first",
-    errno.EFBIG: "raise the limit (ulimit -f), or choose a file system for larger files",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files",
     errno.EIO: "check the disk",
@@ -98,14 +97,24 @@ class Commands(Group):
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 named = f"{error.filename}: " if error.filename is not None else ""
                 raise Fault(f"{named}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}") from error
+            if is_file_too_large(error):
+                raise Fault(
+                    f"{_where(error, ctx)}: file too large; raise the limit (ulimit -f), or choose a file system for larger files"
+                ) from error
             if is_disk_full(error):
-                where = getattr(error, "filename", None) or ctx.meta.get("output") or Path.cwd()
-                raise Fault(f"{where}: the disk is full; free some space and run the command again") from error
+                raise Fault(
+                    f"{_where(error, ctx)}: the disk is full; free some space and run the command again"
+                ) from error
             if is_out_of_memory(error):
                 raise Fault(
                     "not enough memory; free some, raise what this process may have (ulimit -v, its container), or ask for less"
                 ) from error
             raise
+
+
+def _where(error: Exception, ctx: click.Context) -> Any:
+    """What could not be written, as far as that is known."""
+    return getattr(error, "filename", None) or ctx.meta.get("output") or Path.cwd()
 
 
 def together(*options: Callable[[F], F], title: str | None = None) -> Callable[[F], F]:
