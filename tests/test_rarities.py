@@ -1,5 +1,6 @@
 """What a reader found: encoders of rarer kinds, searches that are at their end, data with nothing to be near."""
 
+import json
 import shutil
 
 import numpy as np
@@ -181,3 +182,11 @@ def test_what_one_run_says_nothing_of_is_told(run_cli, texts, tiny, tmp_path):
 def test_a_sweep_of_pictures_has_no_use_for_negatives(run_cli, pictures, tmp_path):
     words = ["sweep", "--data", pictures, "--model", "small", "--whole", "--output", tmp_path / "s"]
     assert "--negatives: is for texts" in run_cli(*words, "--negatives", 3, code=2).stderr
+
+
+def test_a_sweep_of_whole_encoders_lasts_as_long_as_train_does(run_cli, texts, tiny, tmp_path):
+    words = ["--data", texts, "--model", tiny, "--device", "cpu", "--batch-size", 8]
+    sweep = ["sweep", *words, "--whole", "--kappa", 0, "--temperature", 0.1, "--seeds", 1, "--output", tmp_path / "s"]
+    assert " --steps 100 " in json.loads(run_cli(*sweep, "--json").stdout)["recommended"]["command"]
+    done = run_cli("train", "text", *words, "--no-general", "--output", tmp_path / "run", "--json")
+    assert json.loads(done.stdout)["steps"] == 100

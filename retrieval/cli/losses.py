@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HEAD_PASSES, HEAD_STEPS = 40.0, (20, 1000)  # over the data, and steps at least and at most; measured in docs/log.md
 IMAGE_EPOCHS = 6.0
+LEAST_STEPS = 100  # of an encoder that reads texts, however few there are, unless epochs are asked for
 
 
 masks = together(

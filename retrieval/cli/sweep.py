@@ -14,7 +14,7 @@ from .amounts import Numbers
 from .columns import asked_columns, training_data
 from .commands import Command, refuse_unused, together
 from .held import Held
-from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, fit_to_data, lasts, length, loss_config, masks
+from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, LEAST_STEPS, fit_to_data, lasts, length, loss_config, masks
 from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
 from .recommend import lines_of, mean_of, result_of
@@ -103,14 +103,16 @@ def sweep(as_json: bool, **flags: Any) -> None:  # fmt: skip
     losses = [_loss(method, {name: values[0] for name, values in of.items()}, flags) for method, of in axes.items()]
     train, held = trials.parts(data, held_out, str(flags["data"]), flags["seed"])
     flags["value"] = flags["value"] or held.metric
-    of_heads = not (flags["whole"] or flags["steps"] or flags["epochs"])  # whose number of steps is then ours to choose
+    is_open = not (flags["steps"] or flags["epochs"])  # then the number of steps is ours to choose, as `train` does
     passes = HEAD_PASSES if not flags["whole"] else 1.0 if held.is_text else IMAGE_EPOCHS
     flags["steps"], flags["epochs"] = length(flags, passes)
     out = f", {held.left_out:,} left out that are trained on" if held.left_out else ""
     # Refuses bad data before anything is encoded.
     plans = [trials.plan_of(train, loss, flags, flags["seed"]) for loss in losses]
-    if of_heads:
+    if is_open and not flags["whole"]:
         flags["steps"] = min(max(plans[0].steps, HEAD_STEPS[0]), HEAD_STEPS[1])
+    elif is_open and held.is_text:
+        flags["steps"] = max(plans[0].steps, LEAST_STEPS)
     say(f"{flags['data']}: {data.origin}; {len(train):,} to train on, {held.count:,} to judge by{out}")
     if held.count < FEW:
         say(f"Note: {held.count:,} queries tell settings apart only roughly; give more data, or --held-out FILE")

@@ -14,7 +14,7 @@ from .amounts import Number
 from .columns import asked_columns, column
 from .commands import F, together
 from .held import Held, by_shown, warn_of_pictures
-from .losses import fit_to_data, loss_config
+from .losses import LEAST_STEPS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from retrieval.images import Pairs
     from retrieval.train.pairs import PairConfig
 
-LEAST_STEPS = 100
 SCRATCH_RATE = 1e-3  # of a network from scratch beside an encoder that is not
 
 

@@ -12,7 +12,7 @@ from .amounts import Number
 from .columns import asked_columns, columns, several_training_data
 from .commands import together
 from .held import Held, by_classes, read_held
-from .losses import fit_to_data, loss_config
+from .losses import LEAST_STEPS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
 from .train import train
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from retrieval.encoder import Encoder
     from retrieval.train.text import TextConfig
 
-LEAST_STEPS = 100  # of an encoder, however few texts there are, unless epochs are asked for
 GENERAL = 400  # texts of the general set that comes with Python, about
 
 
