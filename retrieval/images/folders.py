@@ -1,7 +1,8 @@
 """Folders of image files: one folder a class, or none."""
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from retrieval.errors import UserError
@@ -48,22 +49,36 @@ def _told(others: Counter[str]) -> str:
 
 
 def _told_apart(path: Path) -> tuple[list[Path], Counter[str]]:
-    """The pictures below a folder, sorted, and how many other files of which endings there are. What is hidden counts as neither."""
+    """The pictures below a folder, sorted, and how many others of which endings there are. What is hidden counts as neither."""
     pictures: list[Path] = []
     others: Counter[str] = Counter()
-    for file in path.rglob("*"):
-        if any(part.startswith(".") for part in file.relative_to(path).parts) or not file.is_file():
-            continue
-        if is_picture_name(file.name):
+    for file in walked(path):
+        ending = file.suffix.lower() or file.name
+        if not file.is_file():
+            others[f"{ending} (a broken link)"] += file.is_symlink()
+        elif is_picture_name(file.name):
             pictures.append(file)
         else:
-            others[file.suffix.lower() or file.name] += 1
+            others[ending] += 1
     if not pictures:
-        there = f"; found {_told(others)}" if others else ""
+        there = f"; found {_told(others)}" if +others else ""
         raise UserError(
             f"{path}: holds no images ({', '.join(ENDINGS)}{there}); give one folder a class, or a folder of images"
         )
     return sorted(pictures), others
+
+
+def walked(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """What stands in a folder and the folders in it, but for folders themselves and what is hidden. Links are followed, unless
+    they lead back to one of the folders above."""
+    above = (*above, os.path.realpath(folder))
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            yield path
+        elif os.path.realpath(path) not in above:
+            yield from walked(path, above)
 
 
 def labels_by_folder(source: Path, names: Sequence[str]) -> list[str] | None:

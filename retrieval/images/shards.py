@@ -16,7 +16,7 @@ from retrieval.data import LABEL_COLUMNS
 from retrieval.data.columns import one_text
 from retrieval.errors import UserError, first_line
 
-from .folders import ENDINGS, is_picture_name, labels_by_folder
+from .folders import ENDINGS, is_picture_name, labels_by_folder, walked
 from .items import Images, described
 from .picture import Picture, Span
 from .tables import CAPTION_COLUMNS, as_caption
@@ -44,9 +44,7 @@ class Sample:
 def is_shards(path: Path) -> bool:
     """Whether a path is a tar file, or a folder that holds some and no pictures."""
     if path.is_dir():
-        return any(_is_tar(p.name) for p in path.iterdir()) and not any(
-            is_picture_name(p.name) for p in path.rglob("*")
-        )
+        return any(_is_tar(p.name) for p in path.iterdir()) and not any(is_picture_name(p.name) for p in walked(path))
     return path.is_file() and _is_tar(path.name)
 
 
