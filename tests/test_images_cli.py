@@ -70,6 +70,24 @@ def test_captions_of_a_table_are_shown(run_cli, pictures, tmp_path):
         assert opened.load().payload["caption"][1] == "a 1; in ink"
 
 
+def test_pictures_that_are_left_out_are_named(run_cli, pictures, tmp_path):
+    """Also where a class of one is left out as well, after which training once counted none."""
+    files = sorted(pictures.rglob("*.png"))
+    for file in [*files[:6], *files[100:106], files[-1]]:
+        write(tmp_path / "set" / file.parent.name / file.name, file.read_bytes())
+    broken = [str(write(tmp_path / "set" / "0" / f"broken-{at:02}.png", b"no picture")) for at in range(12)]
+    run, store, quick = tmp_path / "run", tmp_path / "store", ["--device", "cpu", "--skip-bad"]
+    words = ["train", "image", "--data", tmp_path / "set", "--model", "small", "--steps", 1, "--output", run]
+    first = f"Warning: 12 images cannot be read and were left out: {', '.join(broken[:10])} and 2 more\n"
+    assert first in run_cli(*words, *quick).stderr
+    config = json.loads((run / "run" / "config.json").read_text())
+    assert config["skipped"] == 12 and config["skipped_images"] == broken
+    words = ["embed", "--encoder", run, "--data", tmp_path / "set", "--output", store]
+    result = run_cli(*words, *quick, "--json")
+    told = json.loads(result.stdout)
+    assert first in result.stderr and told["skipped"] == 12 and told["skipped_images"] == broken
+
+
 def test_train_and_embed_from_a_data_set(run_cli, pictures, tmp_path):
     import datasets
 

@@ -26,7 +26,7 @@ from .options import (
     uses_device,
     writes,
 )
-from .output import emit, progress, say
+from .output import emit, progress, say, tell_skipped
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, TextFile, Texts
@@ -97,7 +97,7 @@ OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip
     columns.identifier,
     columns.payload,
     click.option("--split", default="train", show_default=True, help="Of a data set with several."),
-    click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and count them."),
+    click.option("--skip-bad", is_flag=True, help="Leave out images that do not decode, and name them."),
     title="Data",
 )
 @fills_store
@@ -143,8 +143,7 @@ def embed(name: str, path: Path, output: Path, device: str | None, as_json: bool
     if not ran:
         say(f"{output}: is already what this command makes; nothing was encoded")
     skipped = store.manifest.get("skipped", [])
-    if skipped:
-        say(f"Warning: {len(skipped):,} images cannot be read and were left out, the first {skipped[0]}")
+    tell_skipped(skipped)
     result = {
         "output": str(output),
         "count": store.count,
@@ -152,6 +151,7 @@ def embed(name: str, path: Path, output: Path, device: str | None, as_json: bool
         "dtype": store.dtype,
         "generation": store.manifest["generation"],
         "skipped": len(skipped),
+        "skipped_images": skipped,
         "encoder": store.manifest["encoder"],
     }
     lines = [f"{output}: {store.count:,} × {store.dim} embeddings by {name}"]

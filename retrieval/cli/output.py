@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -14,6 +14,7 @@ from retrieval.errors import UserError
 
 Advance = Callable[..., None]
 SECONDS_A_LINE = 10
+NAMED = 10  # pictures that a warning names
 _silent = False
 
 
@@ -33,6 +34,15 @@ def told_addition(before: int, after: int, given: int, replace: bool, again: boo
     if again:
         return "has these rows already, nothing was done"
     return f"{plural(after - before, 'row')} added" + (f", {given - after + before:,} replaced" if replace else "")
+
+
+def tell_skipped(pictures: Sequence[object]) -> None:
+    """Which pictures --skip-bad left out, if any."""
+    if pictures:
+        more = f" and {len(pictures) - NAMED:,} more" if len(pictures) > NAMED else ""
+        was = "was" if len(pictures) == 1 else "were"
+        named = ", ".join(map(str, pictures[:NAMED]))
+        say(f"Warning: {plural(len(pictures), 'image')} cannot be read and {was} left out: {named}{more}")
 
 
 def silence(on: bool) -> None:

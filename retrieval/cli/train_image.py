@@ -14,7 +14,7 @@ from .commands import together
 from .held import Held, by_classes, warn_of_pictures
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
-from .output import say
+from .output import say, tell_skipped
 from .train import train
 from .training import SETS, Course, carry_out, of_one, refuse_output, tell_other_kind, without_singles
 from .training_flags import batches, device_of, judging, refuse_flags, settings, steps, the_model, trains, what_learns
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
 @click.option("--split", default="train", show_default=True, help="Of a data set with several.")
 @together(columns.image, columns.label, title="Columns")
-@click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and count them.")
+@click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and name them.")
 @click.option(
     "--augment",
     type=click.Choice(["simclr", "light", "photo"]),
@@ -85,15 +85,16 @@ def image(augment: str | None, split: str, skip_bad: bool, apart: bool, projecti
     )
     plan = plan_batches(data, config, loss, str(flags["data"]))
     views = "" if data.labels is not None else "; no labels, so two views of each picture make a pair"
-    skipped = f", {len(data.skipped):,} skipped" if data.skipped else ""
-    say(f"{flags['data']}: {data.origin}{skipped}{views}")
+    say(f"{flags['data']}: {data.origin}{views}")
+    tell_skipped(read.skipped)
     encoder = _encoder(flags, data, device)
     tell_other_kind(encoder, "image", flags["head"])
     pixels_of(encoder.model)  # refuses an unknown kind of preprocessing before any work is done
     told = {
         "kind": "image",
         "data": str(flags["data"]),
-        "skipped": len(data.skipped),
+        "skipped": len(read.skipped),
+        "skipped_images": list(map(str, read.skipped)),
         "augment": augmentation(config, plan),
     }
     course = Course(encoder, [str(flags["data"])], [data], config, loss, sets, flags)
