@@ -124,6 +124,19 @@ def test_captions_of_some_pictures(tmp_path):
         read_images(folder, captions=True)
 
 
+def test_a_picture_in_several_rows_needs_ids(tmp_path):
+    """As with COCO, a row a caption. Training and pairs take it as it is."""
+    files(tmp_path, noise())
+    path = write(tmp_path / "a.csv", "image,caption,key\n0.png,a,x\n1.png,b,y\n0.png,c,y\n")
+    remedy = "keep one row a picture, or name a column of ids by --id"
+    with pytest.raises(UserError, match=f"a.csv: line 4: picture '0.png' stands in line 2 already, .* {remedy}"):
+        read_images(path, captions=True)
+    with pytest.raises(UserError, match="a.csv: line 4: key 'y' stands in line 3 already; ids must be unique"):
+        read_images(path, captions=True, asked=Asked(id="key"))
+    assert read_images(path, captions=True, asked=Asked(id="caption")).ids == ["a", "b", "c"]
+    assert len(read_images(path)) == len(read_pairs(path)) == 3
+
+
 def test_pairs_of_pictures_share_codes_from_side_to_side(tmp_path):
     files(tmp_path, noise())
     path = write(tmp_path / "a.csv", "id,image1,image2\na,0.png,1.png\nb,1.png,2.png\nc,./0.png,3.png\n")

@@ -50,7 +50,7 @@ def read_images(
     Face data set (a folder that `save_to_disk` wrote, or owner/name[:config]), tar shards, an `.npz` or an IDX file.
 
     split: of data sets that have several. asked: columns that the user names. With skip_bad every file is decoded once, and those that fail are left out and
-    counted in `skipped`. captions: whether they are kept, of a table
+    named in `skipped`. captions: whether they are kept for a store, in which no id stands twice: of a table
     in a column, of folders and tars in a text beside each picture.
     """
     path, asked = Path(path), asked or Asked()

@@ -86,8 +86,8 @@ def picture_column(table: Table) -> str | None:
 
 
 def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = False) -> Images:
-    """Rows of a picture and perhaps a label, an id and columns to keep, and with `captions` a caption. missing: also of
-    pictures that are not there."""
+    """Rows of a picture and perhaps a label, an id and columns to keep, and with `captions` a caption, which is to be stored, so that no
+    id may stand twice. missing: also of pictures that are not there."""
     column, label, name = _columns(table, asked)
     caption = table.find(CAPTION_COLUMNS) if captions else None
     if caption in (column, label, name, *table.holding):
@@ -100,6 +100,7 @@ def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = Fa
     ids: list[str] = []
     told: list[str] = []
     payload: dict[str, list[str]] = {each: [] for each in kept}
+    seen: dict[str, int] = {}
     for number, row in table.rows(taken):
         source.append(picture_of(table, number, column, row[column], missing=missing))
         if label:
@@ -108,6 +109,8 @@ def read_table(table: Table, asked: Asked, *, missing: bool, captions: bool = Fa
             ids.append(as_written(table, number, name, row[name]))
         elif column not in table.holding:
             ids.append(row[column])
+        if captions and ids and seen.setdefault(ids[-1], number) != number:
+            raise _repeated(table, name, ids[-1], seen[ids[-1]], number)
         if caption:
             told.append(as_caption(row[caption]))
         for each in kept:
@@ -140,6 +143,14 @@ def _columns(table: Table, asked: Asked) -> tuple[str, str | None, str | None]:
         if other == column:
             raise UserError(f"--{flag} {other}: is the column of the pictures; name another")
     return column, label, name
+
+
+def _repeated(table: Table, column: str | None, value: str, first: int, number: int) -> UserError:
+    """Of an id, which is the path where no column has ids."""
+    where = f"{table.path}: line {number}: {column or 'picture'} {value!r} stands in line {first} already"
+    if column:
+        return UserError(f"{where}; ids must be unique")
+    return UserError(f"{where}, and paths are the ids; keep one row a picture, or name a column of ids by --id")
 
 
 def as_caption(value: Any) -> str:
