@@ -190,6 +190,15 @@ def test_what_is_not_asked_as_it_should_be(index, serving):
     assert asked(f"{address}/../served.py")[0] == 404
 
 
+@pytest.mark.parametrize("parameters", ["", "?k=3"])
+def test_a_form_is_told_how_to_send_a_picture(index, serving, parameters):
+    """What `curl -F file=@a.png` sends."""
+    body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n\x89PNG\r\n--x--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, told = asked(f"{serving(index)}/api/search{parameters}", body, **kind)
+    assert status == 400 and "forms are not taken" in told["error"] and "--data-binary @a.png" in told["error"]
+
+
 def test_many_ask_at_once_and_generations_change_meanwhile(index, serving, vectors, tmp_path):
     address = serving(index)
     fresh = Rows(-vectors[:20], [f"new {i}" for i in range(20)], ["class 0"] * 20, {"text": [""] * 20})

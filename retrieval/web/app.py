@@ -28,6 +28,9 @@ STATIC = Path(__file__).parent / "static"
 PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 LARGEST_BODY = 32 << 20  # bytes
 AS_PICTURE = "Content-Type: image/jpeg or the like"
+NO_FORM = (
+    "forms are not taken; send a picture as the body itself: curl --data-binary @a.png -H 'Content-Type: image/png'"
+)
 PATIENCE = 60.0  # seconds for a body to come
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
@@ -113,8 +116,11 @@ async def _question(request: Request) -> Question:
     if request.method != "POST":  # GET, or HEAD of the same
         return from_address(parameters)
     body = await _body(request)
-    if request.headers.get("content-type", "").lower().startswith("image/"):
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith("image/"):
         return from_address(parameters, body)
+    if kind.startswith("multipart/"):
+        raise UserError(NO_FORM)
     if parameters:
         raise UserError(
             f"{parameters[0][0]}: goes into the JSON of a POST, not into its address; a picture is sent with {AS_PICTURE}"
