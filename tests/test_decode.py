@@ -134,6 +134,16 @@ def test_other_formats_are_decoded_whole(tmp_path):
     assert decode(write(tmp_path / "a", phone), 6).size == (8, 6)
 
 
+def test_what_can_be_done_about_a_broken_picture(tmp_path):
+    """Of a data set it can be left out; of one picture, as in a search, it cannot."""
+    path = write(tmp_path / "0.png", b"")
+    with pytest.raises(UserError, match="0.png: is not an image of a kind that Pillow knows: it is empty; replace it$"):
+        decode(path)
+    images = Images([path], None, "")
+    with pytest.raises(UserError, match="it is empty; replace it, or leave such out: --skip-bad .*skip_bad=True"):
+        images[0]
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_what_is_cut_off_or_broken_is_named(tmp_path, kind):
     whole = as_bytes(photo(64, 64), kind)

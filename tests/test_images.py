@@ -51,6 +51,14 @@ def test_a_folder_tells_what_is_not_read(tmp_path):
         read_images(tmp_path / "set" / "owl")
 
 
+def test_one_picture_is_no_data_set(tmp_path, run_cli):
+    """A class of one is told in the singular; the picture alone is refused with what is taken, not as a text of a wrong kind."""
+    path = picture(tmp_path / "set" / "cat" / "1.png")
+    assert read_images(tmp_path / "set").origin == "1 image, 1 class"
+    told = run_cli("embed", "--encoder", "nowhere", "--data", path, "--output", tmp_path / "s", code=2).stderr
+    assert "1.png: is one picture; give a folder of images, a table" in told
+
+
 def test_links_to_folders_are_followed(tmp_path):
     """Splits are often made of them; one that leads nowhere is told, and a circle ends."""
     for name in ("whole/dog/1.png", "whole/dog/old/2.png", "half/cat/1.png"):

@@ -320,6 +320,12 @@ def test_settings_that_cannot_be_are_one_line(command, options, words, run_cli, 
     assert words in error and len(error.strip().splitlines()) <= 3
 
 
+def test_lora_needs_linear_layers(folder, run_cli, tmp_path):
+    words = ["train", "image", "--data", folder, "--model", "small", "--lora", 2, "--output", tmp_path / "run"]
+    error = run_cli(*words, "--device", "cpu", code=2).stderr
+    assert "--lora: adds to linear layers, of which ResNetModel has none" in error and "target_modules" not in error
+
+
 def test_a_head_needs_labels(folder, vit, run_cli, tmp_path):
     flat = tmp_path / "flat"
     for path in sorted(folder.rglob("*.png"))[:8]:

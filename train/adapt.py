@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from retrieval.errors import UserError
 
@@ -61,6 +62,11 @@ def add_lora(model: SentenceTransformer, rank: int) -> None:
     except ImportError:
         raise UserError("--lora: needs peft; pip install 'retrieval-toolkit[lora]'") from None
     module: Any = model[0]
+    if not any(isinstance(part, nn.Linear | Conv1D) for part in module.modules()):
+        kind = type(getattr(module, "model", module)).__name__
+        raise UserError(
+            f"--lora: adds to linear layers, of which {kind} has none; leave it out, or choose another encoder"
+        )
     try:
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", bias="none")
         with warnings.catch_warnings():

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural as plural
 
 Advance = Callable[..., None]
 SECONDS_A_LINE = 10
@@ -21,12 +22,6 @@ _silent = False
 def told_size(size: float) -> str:
     """Bytes for people."""
     return f"{size / 1e3:,.0f} KB" if size < 1e6 else f"{size / 1e6:,.0f} MB"
-
-
-def plural(count: int, what: str) -> str:
-    """ "1 file", "2 files", "2 queries"."""
-    many = what[:-1] + "ies" if what.endswith("y") else what + "s"
-    return f"{count:,} {what if count == 1 else many}"
 
 
 def told_addition(before: int, after: int, given: int, replace: bool, again: bool) -> str:

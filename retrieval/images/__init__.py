@@ -6,7 +6,7 @@ pairs.py, pictures beside texts or other pictures
 same.py, which stand in two sets
 """
 
-from .decode import REMEDY, as_rgb, as_seen, decode
+from .decode import as_rgb, as_seen, decode
 from .folders import ENDINGS
 from .items import Bytes, Images
 from .pairs import Pairs, read_pairs
@@ -16,7 +16,6 @@ from .same import stand_in
 
 __all__ = [
     "ENDINGS",
-    "REMEDY",
     "Bytes",
     "Cell",
     "Images",

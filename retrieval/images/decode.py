@@ -13,7 +13,6 @@ from retrieval.errors import UserError
 
 from .picture import Picture, content
 
-REMEDY = ", or leave such files out with --skip-bad (train image, embed)"
 # Where values of more than a byte are taken to begin and end: 16 bits; shares of one, bytes, 16 bits.
 SPANS = {"u": [(0, 65535)], "i": [(0, 65535)], "f": [(0, 1), (0, 255), (0, 65535)]}
 JPEG = ("JPEG", "MPO")  # MPO: what phones write, JPEGs one after the other
@@ -32,15 +31,16 @@ def decode(picture: Picture, at_least: int | None = None) -> Image.Image:
                 opened.draft(None, (at_least, at_least))
             return as_seen(opened)
     except FileNotFoundError:
-        raise UserError(f"{picture}: no such file") from None
+        raise UserError(f"{picture}: no such file; bring it back") from None
     except PermissionError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"{picture}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller{REMEDY}") from None
+        raise UserError(f"{picture}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller") from None
     except UnidentifiedImageError:
-        raise UserError(f"{picture}: is not an image of a kind that Pillow knows; replace it{REMEDY}") from None
+        empty = "" if content(picture) else ": it is empty"
+        raise UserError(f"{picture}: is not an image of a kind that Pillow knows{empty}; replace it") from None
     except Exception:  # each format's decoder fails in its own ways on what is cut off or otherwise broken
-        raise UserError(f"{picture}: begins as an image and does not decode to its end; replace it{REMEDY}") from None
+        raise UserError(f"{picture}: begins as an image and does not decode to its end; replace it") from None
 
 
 def _opened(picture: Picture) -> Image.Image:

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrieval.artifact import sha256_json
+from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .decode import decode
 from .picture import Picture, stamps
 
 Bytes = NDArray[np.uint8]
+REMEDY = ", or leave such out: --skip-bad of embed and train image, skip_bad=True of read_images"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Images:
 
     def __getitem__(self, row: int) -> Image.Image:
         if isinstance(self.source, list):
-            return decode(self.source[row], self.at_least)
+            try:
+                return decode(self.source[row], self.at_least)
+            except UserError as error:
+                raise UserError(f"{error}{REMEDY}") from None
         return Image.fromarray(self.source[row]).convert("RGB")
 
     @property
@@ -85,6 +91,6 @@ class Images:
 
 def described(count: int, labels: list[str] | None, captions: Sequence[str] = ()) -> str:
     """What was read, in words. captions: "" where a picture has none."""
-    classes = f", {len(set(labels)):,} classes" if labels is not None else ", no labels"
+    classes = plural(len(set(labels)), "class") if labels is not None else "no labels"
     told = sum(map(bool, captions))
-    return f"{count:,} images{classes}" + (f", {told:,} captions" if told else "")
+    return f"{plural(count, 'image')}, {classes}" + (f", {told:,} captions" if told else "")

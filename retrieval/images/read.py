@@ -12,7 +12,7 @@ from retrieval.errors import UserError
 
 from .arrays import is_idx, read_idx_file, read_npz
 from .decode import decode
-from .folders import read_folder
+from .folders import is_picture_name, read_folder
 from .items import Images
 from .picture import Cell, Picture
 from .shards import is_shards, members, read_shards
@@ -25,7 +25,7 @@ KINDS = (
 
 
 def is_image_data(path: Path, split: str = "train", asked: Asked | None = None) -> bool:
-    """Whether `path` is read as images (a folder, tars, arrays, a table with pictures) rather than as texts."""
+    """Whether `path` is read as images (a folder, tars, arrays, a table with pictures, one picture to be refused) rather than as texts."""
     if asked is not None and (asked.image or asked.text):
         return asked.image is not None
     if is_rows(path):
@@ -35,7 +35,9 @@ def is_image_data(path: Path, split: str = "train", asked: Asked | None = None) 
             return False
         worded = table.find(TEXT_COLUMNS) or any(all(map(table.find, ((a,), (b,)))) for a, b in PAIR_COLUMNS)
         return not worded or looks_like_pictures(next(table.rows([column]))[1][column])
-    return path.is_dir() or path.suffix.lower() == ".npz" or is_shards(path) or is_idx(path)
+    return (
+        path.is_dir() or path.suffix.lower() == ".npz" or is_picture_name(path.name) or is_shards(path) or is_idx(path)
+    )
 
 
 def read_images(
@@ -76,7 +78,7 @@ def _read_other(path: Path, captions: bool) -> Images:
         return read_npz(path)
     if is_idx(path):
         return read_idx_file(path)
-    raise UserError(f"{path}: not image data; {KINDS}")
+    raise UserError(f"{path}: {'is one picture' if is_picture_name(path.name) else 'not image data'}; {KINDS}")
 
 
 def _without_bad(path: Path, images: Images) -> Images:
