@@ -2,7 +2,7 @@
 
 import pytest
 
-from retrieval.data import read_texts
+from retrieval.data import Asked, read_texts
 from retrieval.errors import UserError
 
 
@@ -23,6 +23,7 @@ def write(path, content):
 def test_labelled_texts(tmp_path, name, content):
     data = read_texts(write(tmp_path / name, content))
     assert (data.texts, data.labels, data.ids, len(data)) == (["one, two", "three"], ["x", "y"], None, 2)
+    assert read_texts(tmp_path / name, Asked(labels=False)).labels is None
     assert not data.is_pairs and "2 rows" in data.origin and "2 classes" in data.origin
 
 

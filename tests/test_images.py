@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from some_pictures import LABELS, as_bytes, noise, tar, write
 
+from retrieval.data import Asked
 from retrieval.errors import UserError
 from retrieval.images import decode, is_image_data, picture_at, read_images
 
@@ -103,6 +104,7 @@ def test_arrays(tmp_path):
         file.write(b"\0\0\x08\x01" + struct.pack(">I", 2) + bytes([7, 8]))
     images = read_images(tmp_path / "t-images-idx3-ubyte.gz")
     assert images.labels == ["7", "8"] and (images.source == grey).all()
+    assert read_images(tmp_path / "t-images-idx3-ubyte.gz", asked=Asked(labels=False)).labels is None
 
 
 @pytest.mark.parametrize(
@@ -284,6 +286,8 @@ def test_every_format_gives_the_same_pixels_and_labels(tmp_path, made):
         assert [picture_at(str(each)) for each in images.source] == images.source
         assert len(set(map(str, images.source))) == 7
     assert images.ids is None or len(set(images.ids)) == 7
+    without = read_images(path, asked=Asked(labels=False))
+    assert without.labels is None and "7 images, no labels" in without.origin and without.ids == images.ids
 
 
 @pytest.mark.parametrize("made", [as_folder, as_hub_parquet, as_shards], ids=lambda made: made.__name__)

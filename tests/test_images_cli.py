@@ -70,6 +70,24 @@ def test_captions_of_a_table_are_shown(run_cli, pictures, tmp_path):
         assert opened.load().payload["caption"][1] == "a 1; in ink"
 
 
+def test_labels_can_be_left_out(run_cli, pictures, tmp_path):
+    """Class folders train as loose pictures do, and are judged by their classes; an album has folders and loose pictures."""
+    files = sorted(pictures.rglob("*.png"))
+    for file in (*files[:6], *files[100:106]):
+        write(tmp_path / "set" / file.parent.name / file.name, file.read_bytes())
+    run, quick = tmp_path / "run", ["--no-labels", "--device", "cpu"]
+    words = ["--data", tmp_path / "set", "--eval-data", tmp_path / "set", "--model", "small", "--steps", 1]
+    told = run_cli("train", "image", *words, "--output", run, *quick)
+    assert "12 images, no labels; no labels, so two views" in told.stderr and "held-out, 12 queries" in told.stdout
+    assert json.loads((run / "run" / "config.json").read_text())["augment"] == "simclr"
+    write(tmp_path / "set" / "loose.png", files[50].read_bytes())
+    words = ["embed", "--encoder", run, "--data", tmp_path / "set", "--output", tmp_path / "store", "--device", "cpu"]
+    assert "such as loose.png; move them into a class folder, or leave labels out: --no-labels" in run_cli(*words, code=2).stderr  # fmt: skip
+    assert "13 images, no labels" in run_cli(*words, "--no-labels").stderr
+    both = run_cli(*words, "--no-labels", "--label", "x", code=2).stderr
+    assert "--label, --no-labels: give one of them" in both
+
+
 def test_pictures_that_are_left_out_are_named(run_cli, pictures, tmp_path):
     """Also where a class of one is left out as well, after which training once counted none."""
     files = sorted(pictures.rglob("*.png"))

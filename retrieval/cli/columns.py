@@ -36,6 +36,7 @@ text, image, label, identifier = (
     column(which, f"Column of {what}.")
     for which, what in (("text", "texts"), ("image", "pictures"), ("label", "classes"), ("id", "ids"))
 )
+no_labels = click.option("--no-labels", is_flag=True, help="Read no labels, neither of folders nor of a column.")
 payload = column(
     "payload", "Column to keep beside them, which results then show; may be given several times.", multiple=True
 )
@@ -69,7 +70,8 @@ def asked_columns(flags: dict[str, Any], *, optional: bool = False, pairs: bool 
 
     given = {which: flags[flag] for which, flag in FLAGS.items() if flags.get(flag)}
     counted = {} if flags.get("negatives") is None else {"negatives": flags["negatives"]}
-    return Asked(**given, **counted, optional=optional, pairs=pairs)
+    labels = optional or not flags.get("no_labels")  # a file that is judged by needs them
+    return Asked(**given, **counted, optional=optional, pairs=pairs, labels=labels)
 
 
 def as_words(flags: dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 PASSED_ON = ("compute", "backend", "batch_size", "role", "part", "add", "replace", "overwrite")
-OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip-bad")
+OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip-bad", "--no-labels")
 
 
 @click.command(cls=Command)
@@ -94,6 +94,7 @@ OF_ITEMS = ("--compute", "--backend", "--batch-size", "--as", "--split", "--skip
     columns.text_or_anchor,
     columns.image,
     columns.label,
+    columns.no_labels,
     columns.identifier,
     columns.payload,
     click.option("--split", default="train", show_default=True, help="Of a data set with several."),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @train.command()
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Training data.")
 @click.option("--split", default="train", show_default=True, help="Of a data set with several.")
-@together(columns.image, columns.label, title="Columns")
+@together(columns.image, columns.label, columns.no_labels, title="Columns")
 @click.option("--skip-bad", is_flag=True, help="Leave out files that do not decode, and name them.")
 @click.option(
     "--augment",

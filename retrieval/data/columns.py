@@ -50,7 +50,7 @@ class NoColumn(UserError):
 @dataclass(frozen=True)
 class Asked:
     """Columns that the user names, and how many negatives of each row to use. optional: those that a file has count, and the rest
-    are found by name, as for a file that is judged by. pairs: single texts are of no use."""
+    are found by name, as for a file that is judged by. pairs: single texts are of no use. labels: whether they are read."""
 
     anchor: str | None = None
     positive: str | None = None
@@ -64,6 +64,7 @@ class Asked:
     negatives: int = NEGATIVES
     optional: bool = False
     pairs: bool = False
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if (self.anchor is None) != (self.positive is None):
@@ -72,6 +73,8 @@ class Asked:
             raise UserError("--anchor, --positive: are for pairs, --text and --label for single texts; give one kind")
         if self.negative and not self.anchor:
             raise UserError("--negative: name --anchor and --positive too")
+        if self.label and not self.labels:
+            raise UserError("--label, --no-labels: give one of them")
         if self.image and self.text:
             raise UserError("--image, --text: name the column of pictures or that of texts")
 
@@ -170,7 +173,7 @@ def _wanted(source: str, names: Sequence[str], first: dict[str, Any], asked: Ask
         if pair[0] and pair[1]:
             return _of_pairs(source, names, first, pair, asked, find, named) | extra
     text = named("text", asked.text) or find(TEXT_COLUMNS)
-    label = named("label", asked.label) or find(LABEL_COLUMNS)
+    label = named("label", asked.label) or find(LABEL_COLUMNS) if asked.labels else None
     if text is None:
         lacks = "columns anchor and positive" if said.pairs else "column text, or anchor and positive"
         remedy = _remedy(names, said, label, identifier)

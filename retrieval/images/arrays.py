@@ -14,15 +14,16 @@ from retrieval.errors import UserError
 from .items import Bytes, Images, described
 
 
-def read_npz(path: Path) -> Images:
+def read_npz(path: Path, *, labels: bool = True) -> Images:
+    """Its images, and its labels if there are any. labels: whether they are read."""
     arrays = _guarded(path, lambda: dict(np.load(path, allow_pickle=False)), "an .npz")
     pictures = next((arrays[name] for name in ("images", "x", "data") if name in arrays), None)
     if pictures is None:
         raise UserError(
             f"{path}: has no array 'images' (found: {', '.join(arrays) or 'none'}); save images= and labels="
         )
-    labels = next((arrays[name] for name in ("labels", "y", "label") if name in arrays), None)
-    return _array(path, pictures, labels)
+    classes = next((arrays[name] for name in ("labels", "y", "label") if name in arrays), None)
+    return _array(path, pictures, classes if labels else None)
 
 
 def is_idx(path: Path) -> bool:
@@ -42,12 +43,13 @@ def _read_idx(path: Path) -> Bytes:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def read_idx_file(path: Path) -> Images:
-    """An IDX file of images; the labels beside it, under MNIST's names (`…images-idx3…` and `…labels-idx1…`), if there."""
+def read_idx_file(path: Path, *, labels: bool = True) -> Images:
+    """An IDX file of images; the labels beside it, under MNIST's names (`…images-idx3…` and `…labels-idx1…`), if there. labels: whether
+    they are read."""
     pictures = _guarded(path, lambda: _read_idx(path), "an IDX file")
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    labels = _guarded(beside, lambda: _read_idx(beside), "an IDX file") if beside != path and beside.is_file() else None
-    return _array(path, pictures, labels)
+    is_there = labels and beside != path and beside.is_file()
+    return _array(path, pictures, _guarded(beside, lambda: _read_idx(beside), "an IDX file") if is_there else None)
 
 
 def _guarded(path: Path, read: Callable[[], Any], what: str) -> Any:

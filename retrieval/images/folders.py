@@ -23,16 +23,16 @@ def files_below(path: Path) -> list[Path]:
     return _told_apart(path)[0]
 
 
-def read_folder(path: Path, *, captions: bool = False) -> Images:
-    """Labelled by the first folder below `path`, if the pictures stand in folders. captions: whether they are kept."""
+def read_folder(path: Path, *, captions: bool = False, labels: bool = True) -> Images:
+    """Labelled by the first folder below `path`, if the pictures stand in folders. captions, labels: whether they are kept."""
     files, others = _told_apart(path)
     told = [caption_beside(file) for file in files] if captions else []
     others[".txt"] -= sum(map(bool, told))
     ids = [p.relative_to(path).as_posix() for p in files]
-    labels = labels_by_folder(path, ids)
+    classes = labels_by_folder(path, ids) if labels else None
     left = f"; not read: {_told(others)}" if +others else ""  # such as a phone's .heic, perhaps all of a class
-    origin = described(len(files), labels, told) + left
-    return Images(list(files), labels, origin, ids=ids, captions=told if any(told) else None)
+    origin = described(len(files), classes, told) + left
+    return Images(list(files), classes, origin, ids=ids, captions=told if any(told) else None)
 
 
 def caption_beside(picture: Path) -> str:
@@ -88,7 +88,8 @@ def labels_by_folder(source: Path, names: Sequence[str]) -> list[str] | None:
         if any(nested):
             loose = PurePosixPath(names[nested.index(False)]).name
             raise UserError(
-                f"{source}: has class folders and also loose images such as {loose}; move them into a class folder"
+                f"{source}: has class folders and also loose images such as {loose}; move them into a class folder, or leave "
+                f"labels out: --no-labels of embed and train image"
             )
         return None
     return [name.partition("/")[0] for name in names]

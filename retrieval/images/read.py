@@ -51,7 +51,7 @@ def read_images(
     """Read a folder of class folders, an unlabelled folder, a table of path and label (CSV, TSV, JSONL, Parquet), a Hugging
     Face data set (a folder that `save_to_disk` wrote, or owner/name[:config]), tar shards, an `.npz` or an IDX file.
 
-    split: of data sets that have several. asked: columns that the user names. With skip_bad every file is decoded once, and those that fail are left out and
+    split: of data sets that have several. asked: columns that the user names, and whether labels are read. With skip_bad every file is decoded once, and those that fail are left out and
     named in `skipped`. captions: whether they are kept for a store, in which no id stands twice: of a table
     in a column, of folders and tars in a text beside each picture.
     """
@@ -61,23 +61,23 @@ def read_images(
         images = replace(images, origin=images.origin + told_split(path, split))
     else:
         asked.refuse_without_columns(path)
-        images = _read_other(path, captions)
+        images = _read_other(path, captions, asked.labels)
     refuse_alike(path, images.labels or ())
     return _without_bad(path, images) if skip_bad else images
 
 
-def _read_other(path: Path, captions: bool) -> Images:
+def _read_other(path: Path, captions: bool, labels: bool) -> Images:
     """What has no columns."""
     if is_shards(path):
-        return read_shards(path, captions=captions)
+        return read_shards(path, captions=captions, labels=labels)
     if path.is_dir():
-        return read_folder(path, captions=captions)
+        return read_folder(path, captions=captions, labels=labels)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; {KINDS}")
     if path.suffix.lower() == ".npz":
-        return read_npz(path)
+        return read_npz(path, labels=labels)
     if is_idx(path):
-        return read_idx_file(path)
+        return read_idx_file(path, labels=labels)
     raise UserError(f"{path}: {'is one picture' if is_picture_name(path.name) else 'not image data'}; {KINDS}")
 
 

@@ -61,17 +61,17 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
-def read_shards(path: Path, *, captions: bool = False) -> Images:
+def read_shards(path: Path, *, captions: bool = False, labels: bool = True) -> Images:
     """Labelled by `.cls` or by a label in `.json` if pictures have those, else by their folders in the tar if there are any.
 
-    captions: whether they are kept.
+    captions, labels: whether they are kept.
     """
     samples = read_samples(path)
     source: list[Picture] = [sample.picture for sample in samples]
     ids = names_of(path, samples)
-    labels = _labels(samples) if any(sample.beside for sample in samples) else _by_folders(path, samples)
+    classes = _classes(path, samples) if labels else None
     told = [as_caption(captions_of(sample)) for sample in samples] if captions else []
-    return Images(source, labels, described(len(source), labels, told), ids=ids, captions=told if any(told) else None)
+    return Images(source, classes, described(len(source), classes, told), ids=ids, captions=told if any(told) else None)
 
 
 def names_of(path: Path, samples: Sequence[Sample]) -> list[str]:
@@ -162,6 +162,10 @@ def _refuse_rest(shard: Path, offset: int) -> None:
         while rest := file.read(1 << 20):
             if any(rest):
                 raise UserError(f"{shard}: goes on after its end, as tars do that were put together; give each alone")
+
+
+def _classes(path: Path, samples: Sequence[Sample]) -> list[str] | None:
+    return _labels(samples) if any(sample.beside for sample in samples) else _by_folders(path, samples)
 
 
 def _by_folders(path: Path, samples: Sequence[Sample]) -> list[str] | None:

@@ -137,7 +137,7 @@ def _columns(table: Table, asked: Asked) -> tuple[str, str | None, str | None]:
             else "name one so in the header, or by --image"
         )
         raise UserError(f"{path}: no column {', '.join(PATH_COLUMNS)} (found: {', '.join(table.names)}); {remedy}")
-    label = table.named("label", asked.label) or table.find(LABEL_COLUMNS)
+    label = table.named("label", asked.label) or table.find(LABEL_COLUMNS) if asked.labels else None
     name = table.named("id", asked.id) or table.find(ID_COLUMNS)
     for flag, other in (("label", label), ("id", name)):
         if other == column:
