@@ -1,14 +1,15 @@
-"""The report in a real browser: maps unpack, can be pointed at and walked through by keys, tables sort, both themes, no errors."""
+"""The report and the search page in a real browser: maps unpack, can be pointed at and walked through by keys, tables sort, both themes, no errors."""
 
 import json
 import re
 import shutil
 import subprocess
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
-from retrieval.eval.report.artifacts import sweep_section
+from retrieval.eval.report.artifacts import clusters_section, run_section, sweep_section
 from retrieval.eval.report.items import Items, items_section
 from retrieval.eval.report.page import render
 from retrieval.images import Images
@@ -157,3 +158,135 @@ def test_light_and_dark(page, tmp_path, dark):
     light = {"ground": "rgb(255, 255, 255)", "ink": "rgb(29, 35, 43)", "plot": "rgb(29, 35, 43)"}
     other = {"ground": "rgb(20, 24, 29)", "ink": "rgb(232, 236, 241)", "plot": "rgb(232, 236, 241)"}
     assert told == (other if dark else light)
+
+
+def test_a_finger_points_by_touching_and_scrolls_past_the_map(page, tmp_path):
+    told, complaints = opened(
+        page,
+        tmp_path,
+        """
+        const canvas = document.querySelector("canvas"), view = all[0].views[0], box = canvas.getBoundingClientRect();
+        const [x, y] = view.at(7), size = Math.min(canvas.clientWidth, canvas.clientHeight);
+        const at = { clientX: box.left + (canvas.clientWidth - size) / 2 + x * size, clientY: box.top + (canvas.clientHeight - size) / 2 + y * size };
+        canvas.setPointerCapture = () => {};
+        canvas.dispatchEvent(new PointerEvent("pointerdown", { ...at, pointerType: "touch", bubbles: true }));
+        told.touched = document.querySelector("output").textContent;
+        canvas.dispatchEvent(new PointerEvent("pointercancel", { bubbles: true }));
+        told.held = view.held;
+        told.whole = canvas.style.touchAction; view.zoom(2); told.part = canvas.style.touchAction;
+        """,
+    )
+    assert "error" not in told and not complaints, (told, complaints)
+    assert told["touched"].startswith("class ") and told["held"] is None
+    assert (told["whole"], told["part"]) == ("pan-y", "none")
+
+
+def test_wide_tables_scroll_by_themselves_on_a_phone(tmp_path):
+    each = {"before": 0.1, "after": 0.2, "difference": 0.1, "interval": (0.0, 0.2), "verdict": "better"}
+    names = ("r@1", "map@r", "knn@20", "a-metric-of-a-very-long-name-that-does-not-break")
+    metrics = {"held-out": {"queries": 3, "metrics": dict.fromkeys(names, each)}}
+    sides = [
+        Items(f"encoder-{i}", np.eye(6, 9, dtype=np.float32) + 0.1, list("aabbcc"), list("012345")) for i in range(5)
+    ]
+    sides = [Items(s.name, s.vectors + np.float32(i) / 9, s.labels, s.ids) for i, s in enumerate(sides)]
+    clusters = {"metrics": dict.fromkeys(names, 0.1), "counts": {"n": 3, "queries": 3}, "intervals": dict.fromkeys(names, (0.1, 0.2)), "intervals_by_class": dict.fromkeys(names, (0.1, 0.2))}  # fmt: skip
+    sections = [
+        run_section("run", {}, metrics, [{"loss": 1.0}]),
+        items_section("x", "", sides, way="pca"),
+        clusters_section("c", clusters),
+    ]
+    told, _ = opened(
+        render("A page", "", sections, ""),
+        tmp_path,
+        """
+        document.body.style.width = "360px"; document.body.style.margin = 0;  // a window is no narrower than 500
+        await wait();
+        told.wide = [...document.querySelectorAll("table")].filter((e) => !e.closest(".scroll, .scroll-x") && e.getBoundingClientRect().right > 345).map((e) => e.innerText);
+        told.tables = document.querySelectorAll("table").length;
+        """,
+    )
+    assert "error" not in told and told["wide"] == [] and told["tables"] >= 5
+
+
+SEARCH = """<script>
+let asks = [], answer = null;
+history.pushState = () => {};
+fetch = async (address, options) => {
+  asks.push([address, options && options.method]);
+  if (address === "api/about") return { ok: true, json: async () => (%s) };
+  return answer();
+};
+const hits = (...ids) => () => ({ ok: true, json: async () => ({ ms: 1, how: { way: "exact" }, results: [{ hits: ids.map((id) => ({ score: 1, id, label: "", text: "<img src=x>", url: "https://a.example/" + id, bad: "javascript:alert(1)" })) }] }) });
+answer = hits("3", "4");
+</script>"""
+ABOUT = {"index": "i", "count": 9, "dim": 2, "metric": "cosine", "recall": None, "factory": "Flat", "encoder": "e",
+         "takes": ["text", "image"], "labels": ["a"], "items": "text"}  # fmt: skip
+
+
+def searched(folder, script):
+    """What a script left behind in the search page, whose server is a function."""
+    static = files("retrieval.web") / "static"
+    code = (static / "page.js").read_text("utf-8").replace("start().catch", "const ready = start(); ready.catch")
+    page = (static / "page.html").read_text("utf-8")
+    page = page.replace(
+        '<script src="page.js"></script>', SEARCH % json.dumps(ABOUT) + f"<script>const maps = [];{code}</script>"
+    )
+    return opened(page, folder, "await ready; " + script)[0]
+
+
+def test_a_search_page_says_what_went_wrong(tmp_path):
+    told = searched(
+        tmp_path,
+        """
+        const line = document.getElementById("status");
+        answer = () => { throw new TypeError("Failed to fetch"); };
+        await ask({ query: "a" }); told.down = line.textContent;
+        answer = () => ({ ok: false, status: 502, json: async () => JSON.parse("<html>") });
+        await ask({ query: "a" }); told.proxy = [line.textContent, line.className];
+        """,
+    )
+    assert told == {
+        "down": "the server does not answer; is it still running?",
+        "proxy": ["no answer of the search server (status 502)", "bad"],
+    }
+
+
+def test_a_search_page_marks_the_item_asked_and_links_addresses(tmp_path):
+    told = searched(
+        tmp_path,
+        """
+        await ask({ id: "3" });
+        told.items = [...document.querySelectorAll("li")].map((e) => [...e.querySelectorAll(".label")].map((l) => l.textContent));
+        told.links = [...document.querySelectorAll("a")].map((e) => [e.href, e.rel]);
+        told.buttons = [...document.querySelectorAll("li button")].map((e) => e.ariaLabel);
+        told.pictures = document.querySelectorAll("li img").length;
+        """,
+    )
+    assert told == {
+        "items": [["the item itself"], []],
+        "links": [[f"https://a.example/{i}", "noopener noreferrer"] for i in "34"],
+        "buttons": ["more like this: 3", "more like this: 4"],
+        "pictures": 0,
+    }
+
+
+def test_a_search_page_asks_what_it_shows(tmp_path):
+    told = searched(
+        tmp_path,
+        """
+        const files = new DataTransfer();
+        files.items.add(new File(["x"], "x.png", { type: "image/png" }));
+        form.picture.files = files.files;
+        await ask({ picture: form.picture.files[0] });
+        await ask({ id: "3" });
+        form.requestSubmit(); await new Promise((done) => setTimeout(done, 50));
+        told.last = asks[asks.length - 1];
+        told.chosen = form.picture.files.length;
+        told.hits = document.querySelectorAll("li").length;
+        dispatchEvent(new PopStateEvent("popstate"));
+        told.after = [document.querySelectorAll("li").length, document.getElementById("status").textContent];
+        """,
+    )
+    assert "error" not in told, told
+    assert "id=3" in told["last"][0] and told["last"][1] is None and told["chosen"] == 0
+    assert told["hits"] == 2 and told["after"] == [0, ""]

@@ -5,6 +5,7 @@ import gzip
 import io
 import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -149,3 +150,32 @@ def test_points_that_stand_beside_each_other_stay_near_their_place(axis, values)
             assert abs(x - value) <= max(0.05 * value, 0.02)
     star = next(line for line in axes.lines if line.get_marker() == "*")
     assert star.get_xdata()[0] == axes.containers[0].lines[0].get_xdata()[0]
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.1, 1e-3, 1e-6], [1.0, 0.7, 0.35], [1.0, 0.5, 0.01]])
+def test_numbers_of_a_logarithmic_axis_neither_overlap_nor_are_missing(values):
+    canvas = Canvas(figsize=(5.0, 2.8), layout="constrained")
+    axes = canvas.subplots()
+    spectrum("s", {"a": values}).draw(axes)
+    canvas.draw_without_rendering()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    told = {tick.label1.get_text(): tick.label1.get_window_extent() for tick in ticks if tick.label1.get_text()}
+    low, high = axes.get_ylim()
+    boxes = sorted((box.y0, box.y1) for name, box in told.items() if low <= float(name) <= high)
+    assert len(boxes) >= 3
+    assert all(upper >= lower for (_, lower), (upper, _) in pairwise(boxes))
+
+
+def test_the_star_of_a_sweep_has_the_colour_of_no_curve():
+    axes = Canvas().subplots()
+    points = [POINTS[0] | {"setting": {"kappa": k, "temperature": t}} for k in (0.0, 2.0) for t in (0.1, 0.2, 0.3)]
+    hardness("h", points, "map@r").draw(axes)
+    star = next(line for line in axes.lines if line.get_marker() == "*")
+    assert star.get_color() not in [container.lines[0].get_color() for container in axes.containers]
+
+
+def test_names_of_classes_and_systems_are_on_one_line():
+    drawn = heat("heat", ["two\n\tlines", "b"], np.eye(2)).svg()
+    assert ">two lines</text>" in drawn
+    drawn = forest("forest", [("n" * 200 + ", r@1", 0.1, (0.05, 0.15))], "a").svg()
+    assert "n" * 41 not in drawn and "difference to a, 95 % interval" in drawn

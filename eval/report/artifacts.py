@@ -118,7 +118,7 @@ def comparison_section(title: str, comparison: Plain) -> Section:
         (f"{each['second']}, {each['metric']}", each["difference"], tuple(each["interval"]))
         for each in comparison["comparisons"]
     ]
-    figures = {"differences": forest("differences", rows)}
+    figures = {"differences": forest("differences", rows, comparison["comparisons"][0]["first"])}
     return Section("comparison", title, dict(comparison), figures, {"meaning": meaning})
 
 

@@ -1,6 +1,7 @@
 """Plots. On the page they take its colours, light or dark; as files they are drawn on white."""
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
+
+from retrieval.data import shortened
 
 # Ten colours that differ in hue and lightness, and stand out on white and on black.
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#767f8b")
@@ -130,7 +133,7 @@ def heat(name: str, classes: Sequence[str], shares: NDArray[np.float64]) -> Figu
 
     def draw(axes: Axes) -> None:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(float(shares.max()), 1e-9))
-        short = [text if len(text) < 22 else text[:20] + "…" for text in classes]
+        short = [shortened(text, 21) for text in classes]
         axes.set_xticks(range(len(short)), short, rotation=60, ha="right", fontsize=7)
         axes.set_yticks(range(len(short)), short, fontsize=7)
         axes.grid(False)
@@ -193,7 +196,7 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
             axes.axhline(point["mean"], ls=dashes, color=GREY, lw=1, label=point["label"])
         best = points[0]
         if across in best["setting"]:
-            axes.plot([stars[id(best)]], [best["mean"]], "*", ms=13, color=COLOURS[2], zorder=9)
+            axes.plot([stars[id(best)]], [best["mean"]], "*", ms=13, color=INK, zorder=9)
         if across == "temperature":
             axes.set_xscale("log")
             _plain(axes.xaxis)
@@ -212,9 +215,17 @@ def hardness(name: str, points: Sequence[Mapping[str, Any]], metric: str) -> Fig
 
 
 def _plain(axis: Axis, form: str = "g") -> None:
-    """The numbers of a logarithmic axis as they are: matplotlib's powers of ten are formulas, which are not parsed here."""
+    """The numbers of a logarithmic axis as they are: matplotlib's powers of ten are formulas, which are not parsed here. The more
+    decades there are, the fewer of their numbers are told, lest one stands on another."""
+
+    def told(value: float, _: int) -> str:
+        low, high = sorted(axis.get_view_interval())
+        decades = math.log10(high / low) if low > 0 else 1
+        digits = "01" if decades > 3 else "0125" if decades > 0.7 else "0123456789"
+        return f"{value:{form}}" if f"{value:e}"[0] in digits else ""
+
     for which in (axis.set_major_formatter, axis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:{form}}" if f"{value:e}"[0] in "0125" else ""))
+        which(FuncFormatter(told))
 
 
 def _beside(axis: str, value: float, aside: float) -> float:
@@ -229,8 +240,9 @@ def _arms(value: float, interval: Sequence[float]) -> tuple[float, float]:
     return max(0.0, value - interval[0]), max(0.0, interval[1] - value)
 
 
-def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) -> Figure:
-    """Differences with their intervals, a line each, against none."""
+def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]], first: str = "") -> Figure:
+    """Differences to the first with their intervals, a line each, against none."""
+    to = f" to {shortened(first, 40)}" if first else ""
 
     def draw(axes: Axes) -> None:
         for at, (_, value, (low, high)) in enumerate(rows):
@@ -239,8 +251,8 @@ def forest(name: str, rows: Sequence[tuple[str, float, tuple[float, float]]]) ->
                 [value], [at], xerr=[[arm] for arm in _arms(value, (low, high))], fmt="o", capsize=3, color=colour
             )
         axes.axvline(0, color=INK, lw=1)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set(xlabel="difference, 95 % interval", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [shortened(label, 40) for label, *_ in rows])
+        axes.set(xlabel=f"difference{to}, 95 % interval", ylim=(len(rows) - 0.5, -0.5))
 
     return Figure(name, "Differences with their intervals", draw, (6.0, 0.9 + 0.35 * len(rows)))
 
@@ -270,7 +282,7 @@ def scatter(
         axes.scatter(points[:, 0], points[:, 1], s=size, c=list(colours), linewidths=0, rasterized=True)
         axes.set_axis_off()
         dots = [axes.scatter([], [], s=20, c=classes[each]) for each in named] + axes.plot([], [], " ") * bool(rest)
-        told = [each if len(each) < 30 else each[:28] + "…" for each in named]
+        told = [shortened(each, 29) for each in named]
         told += [f"and {rest:,} smaller classes, whose\ncolours are hard to tell apart"] * bool(rest)
         if classes:
             axes.legend(dots, told, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)

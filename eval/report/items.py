@@ -27,7 +27,7 @@ from ..clusters import (
 from ..compare import compare, corrected, paired
 from ..labels import Classes
 from .figures import Figure, heat, histogram, scatter, spectrum
-from .layout import Way, on_a_plane
+from .layout import Way, on_a_plane, usable
 from .page import Section
 from .pictures import colour, pack_map, thumbnail
 
@@ -40,10 +40,10 @@ DESCRIBED = {
     "r@1": "the nearest neighbour is of the same class",
     "r@10": "one of the ten nearest is of the same class",
     "r-precision": "of as many neighbours as the class has other items, the share that are of it",
-    "map@r": "the same, and the earlier the better",
+    "map@r": "of as many neighbours as the class has other items, precision at each that is of it, over how many there are",
     "knn@20": "a vote of the twenty nearest gives the right class",
     "nmi": "k-means finds the classes (normalised mutual information)",
-    "ami": "the same, adjusted for chance",
+    "ami": "k-means finds the classes, adjusted for chance",
     "ari": "pairs of items rightly together or apart (adjusted Rand index)",
     "silhouette": "nearer to its own class than to the nearest other",
     "nearest-mean": "the nearest class mean is the right one",
@@ -138,11 +138,13 @@ def items_section(
     ranks, names = _ranked_classes(first.labels, rows)
     of_classes = {name: colour(rank) for rank, name in enumerate(names)}
     of_points = [colour(rank) for rank in ranks.tolist()]
-    values["map"] = {"way": way, "ids": [first.ids[row] for row in rows.tolist()]}
+    values["map"] = {"way": usable(points[0], way), "ids": [first.ids[row] for row in rows.tolist()]}
     values["map"] |= {side.name: np.round(xy, 4).tolist() for side, xy in zip(sides, maps, strict=True)}
     for at, (side, xy, each) in enumerate(zip(sides, maps, points, strict=True)):
         figures[f"map{at}"] = scatter(f"map-{at}", xy, of_points, f"Map, {side.name}", of_classes)
-        figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(each, first.labels, at, seed)
+        figures[f"similarity{at}"], values[f"similarity{at}"] = _similarities(
+            each, first.labels if judged else None, at, seed
+        )
     values["neighbours"] = _neighbours(sides, points, judged[0] if judged else None, seed)
     shown = {
         "map": pack_map(maps, ranks, names, [first.told(row) for row in rows.tolist()], first.pictures, rows),
@@ -220,7 +222,10 @@ def _of_classes(judged: Sequence[Clusters], told: Sequence[dict[str, Any]], name
     if all("spectrum" in each for each in told):
         figures["spectrum"] = spectrum("spectrum", {n: each["spectrum"] for n, each in zip(names, told, strict=True)})
     pairs = told[-1]["confusion"]
-    classes = list(dict.fromkeys(name for each in pairs for name in (each["query"], each["neighbor"])))[:MATRIX]
+    classes: list[str] = []
+    for each in pairs:  # both or neither
+        more = [name for name in (each["query"], each["neighbor"]) if name not in classes]
+        classes += more if len(classes) + len(more) <= MATRIX else []
     if len(classes) > 1:
         figures["confusion"] = heat("confusion", classes, _matrix(judged[-1], classes))
     return figures

@@ -22,7 +22,8 @@ def on_a_plane(vectors: Floats, way: Way = "tsne", seed: int = 0) -> NDArray[np.
     and distances far apart mean nothing. They are computed for at most 5,000 items drawn at random; every other item is placed at
     the median of its five nearest of those. PCA keeps the directions in which the items differ most, and is linear.
     """
-    if way == "pca" or len(vectors) < 5 or vectors.shape[1] < 2:
+    way = usable(vectors, way)
+    if way == "pca":
         return _scaled(_principal(vectors))
     order = np.random.default_rng(seed).permutation(len(vectors))
     chosen, rest = np.sort(order[:LANDMARKS]), np.sort(order[LANDMARKS:])
@@ -32,6 +33,11 @@ def on_a_plane(vectors: Floats, way: Way = "tsne", seed: int = 0) -> NDArray[np.
         near = exact_neighbors(vectors[rest], vectors[chosen], PLACED_BY)
         points[rest] = np.median(points[chosen][near.ids], axis=1)  # a mean would lie between two clusters
     return _scaled(points)
+
+
+def usable(vectors: Floats, way: Way) -> Way:
+    """PCA where the vectors are too few, or of one dimension, for another way."""
+    return "pca" if len(vectors) < 5 or vectors.shape[1] < 2 else way
 
 
 def _tsne(vectors: Floats, seed: int) -> NDArray[np.float64]:

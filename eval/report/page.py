@@ -37,7 +37,7 @@ def render(title: str, lead: str, sections: Sequence[Section], foot: str) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": _inline, "number": number, "signed": signed, "p": told_p}
+    environment.filters |= {"svg": _inline, "number": number, "signed": signed, "interval": interval, "p": told_p}
     folder = files(__package__) / "templates"
     style, script = (Markup((folder / name).read_text("utf-8")) for name in ("page.css", "page.js"))
     parts = [
@@ -59,6 +59,12 @@ def number(value: float) -> str:
     if value == int(value) and size < 1e9:
         return f"{int(value):,}"
     return f"{value:,.1f}" if size >= 100 else f"{value:.4f}" if size >= 0.01 else f"{value:.2g}"
+
+
+def interval(ends: Sequence[float], digits: int = 3) -> str:
+    """From the lower end to the upper."""
+    low, high = (f"{end:.{digits}f}".replace("-", "−") for end in ends)
+    return f"{low} to {high}" if ends[0] < 0 else f"{low}–{high}"
 
 
 def signed(value: float, digits: int = 3) -> str:

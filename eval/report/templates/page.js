@@ -39,8 +39,9 @@ class View {
       this.buckets.get(key).push(i);
     }
     canvas.addEventListener("pointermove", (event) => this.moved(event));
-    canvas.addEventListener("pointerdown", (event) => { this.held = [event.offsetX, event.offsetY]; canvas.setPointerCapture(event.pointerId); });
-    canvas.addEventListener("pointerup", () => { this.held = null; });
+    // A finger points by touching: it never moves without holding.
+    canvas.addEventListener("pointerdown", (event) => { this.moved(event); this.held = [event.offsetX, event.offsetY]; canvas.setPointerCapture(event.pointerId); });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { this.held = null; });
     canvas.addEventListener("wheel", (event) => { if (event.ctrlKey || event.metaKey) { event.preventDefault(); this.zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, this.place(event)); } }, { passive: false });
     canvas.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.draw()).observe(canvas);
@@ -114,6 +115,7 @@ class View {
   }
   draw() {
     const ratio = window.devicePixelRatio || 1, { canvas, map } = this;
+    canvas.style.touchAction = this.side < 1 ? "none" : "pan-y";  // a finger that scrolls past the whole map is not caught by it
     canvas.width = canvas.clientWidth * ratio;
     canvas.height = canvas.clientHeight * ratio;
     const context = canvas.getContext("2d"), size = Math.min(canvas.width, canvas.height) - 16 * ratio;

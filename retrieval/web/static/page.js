@@ -12,13 +12,20 @@ const make = (tag, text, name) => {
 };
 
 async function fetched(address, options) {
-  const response = await fetch(address, options);
-  const told = await response.json();
+  const response = await fetch(address, options).catch(() => { throw new Error("the server does not answer; is it still running?"); });
+  const told = await response.json().catch(() => { throw new Error(`no answer of the search server (status ${response.status})`); });
   if (!response.ok) throw new Error(told.error);
   return told;
 }
 
-function shown(hit, best) {
+function kept(name, value) {
+  const line = make("div", `${name}: `, "id");
+  if (!/^https?:\/\//i.test(value)) line.append(value);
+  else line.append(Object.assign(make("a", value), { href: value, target: "_blank", rel: "noopener noreferrer" }));
+  return line;
+}
+
+function shown(hit, best, asked) {
   const item = make("li"), score = make("div", hit.score.toFixed(3), "score"), what = make("div", undefined, "what");
   if (about.metric === "cosine" && best > 0) {
     const bar = make("span", undefined, "bar");
@@ -27,7 +34,8 @@ function shown(hit, best) {
   }
   const { score: _, id, label, text, path, ...rest } = hit;
   const head = make("div", String(id), "id");
-  if (label !== null) head.append(make("span", label, "label"));
+  if (label) head.append(make("span", label, "label"));
+  if (String(id) === asked) head.append(make("span", "the item itself", "label"));
   what.append(head);
   if (about.items === "image" && path) {
     const picture = make("img");
@@ -38,9 +46,10 @@ function shown(hit, best) {
     what.append(picture);
   }
   if (text) what.append(make("p", text));
-  for (const [name, value] of Object.entries(rest)) if (value) what.append(make("div", `${name}: ${value}`, "id"));
+  for (const [name, value] of Object.entries(rest)) if (value) what.append(kept(name, value));
   const like = make("button", "more like this");
   like.type = "button";
+  like.setAttribute("aria-label", `more like this: ${id}`);
   like.onclick = () => ask({ id: String(id) });
   item.append(score, what, like);
   return item;
@@ -54,6 +63,7 @@ async function ask(wanted, remember = true) {
   if (form.label.value) parameters.set("label", form.label.value);
   parameters.set("k", form.k.value || "10");
   if (wanted.id) { form.query.value = ""; form.like.value = wanted.id; }
+  if (!wanted.picture) form.picture.value = "";
   if (remember && !wanted.picture) history.pushState(null, "", `?${parameters}`);
   status.className = "";
   status.textContent = "searching …";
@@ -62,7 +72,7 @@ async function ask(wanted, remember = true) {
     const told = await fetched(`api/search?${parameters}`, picture || {});
     if (mine !== latest) return;
     const hits = told.results[0].hits;
-    results.replaceChildren(...hits.map((hit) => shown(hit, hits[0].score)));
+    results.replaceChildren(...hits.map((hit) => shown(hit, hits[0].score, wanted.id)));
     const kind = told.how.way === "exact" ? "every item compared" : "approximate";
     status.textContent = `${hits.length || "no"} ${hits.length === 1 ? "result" : "results"}${wanted.id ? ` like ${wanted.id}` : ""} in ${told.ms.toFixed(1)} ms, ${kind}`;
   } catch (error) {
@@ -76,10 +86,17 @@ async function ask(wanted, remember = true) {
 function asked() {
   const parameters = new URLSearchParams(location.search);
   form.query.value = parameters.get("query") ?? "";
-  form.label.value = parameters.get("label") ?? "";
+  const label = parameters.get("label") ?? "";
+  if (label && ![...form.label.options].some((each) => each.value === label)) form.label.add(new Option(label, label));  // of too many to be listed, or wrong
+  if (label) $("class").hidden = false;
+  form.label.value = label;
   if (parameters.get("k")) form.k.value = parameters.get("k");
   const wanted = { query: parameters.get("query"), id: parameters.get("id") };
   if (wanted.query || wanted.id) return ask(wanted, false);
+  ++latest;  // back where nothing was asked
+  current = null;
+  results.replaceChildren();
+  status.className = status.textContent = "";
 }
 
 async function start() {
