@@ -417,3 +417,19 @@ def test_a_change_among_three_says_of_which(sides):
         "",
     )
     assert "change, before to last" in page
+
+
+def test_a_comparison_says_on_the_page_what_it_said_in_the_terminal(tmp_path, run_cli):
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(3), 40)
+    vectors = rng.normal(size=(3, 8))[codes] + rng.normal(size=(120, 8))
+    for name, x in (("a", vectors), ("b", vectors + 2 * rng.normal(size=(120, 8)))):
+        np.save(tmp_path / f"{name}.npy", (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+    (tmp_path / "labels.txt").write_text("\n".join(f"c{c}" for c in codes))
+    sides = [f"{name}={tmp_path / name}.npy" for name in "ab"]
+    done = run_cli(
+        "eval", "compare", *sides, "--labels", tmp_path / "labels.txt", "--metric", "cosine", "--output", tmp_path / "c"
+    )
+    (note,) = re.findall("Note: (.* not of other classes .*)", done.stderr)
+    run_cli("report", tmp_path / "c", "--output", tmp_path / "r.html")
+    assert note in (tmp_path / "r.html").read_text("utf-8")

@@ -85,36 +85,44 @@ def compare(
         {"first": names[0], "second": names[other], **asdict(each), "verdict": each.verdict()}
         for (other, _), each in zip(pairs, found, strict=True)
     ]
-    result = {"unit": unit, "left_out": left_out, "comparisons": told}
+    notes: list[str] = []
+    result = {"unit": unit, "left_out": left_out, "comparisons": told, "notes": notes}
     least = 2.0 ** (1 - found[0].units)
     if found[0].runs == (1, 1) and least * len(found) >= 0.05:
-        say(
-            f"Note: the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
-            f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
+        notes.append(
+            _note(
+                f"the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
+                f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
+            )
         )
     if unit == "query" and len(set(runs[0][0].groups or ())) > 1:
-        _note_other_classes(found, tested("class"))
+        notes += _note_other_classes(found, tested("class"))
     several = [len(each) > 1 for each in runs]
     if any(several) and not all(several):
         alone = ", ".join(name for name, more in zip(names, several, strict=True) if not more)
-        say(f"Note: {alone}: of one run it is not known how another would do; intervals and p are for it as it is")
+        notes.append(
+            _note(f"{alone}: of one run it is not known how another would do; intervals and p are for it as it is")
+        )
     write_evaluation(flags, "compare", result, {})
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
     )
 
 
-def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> None:
+def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> list[str]:
     """Queries of one class fail together, so that what they show may be of these classes alone."""
     from retrieval.eval.compare import NOT_SHOWN
 
     pairs = zip(found, by_class, strict=True)
     lost = [one.metric for one, other in pairs if one.verdict() != NOT_SHOWN == other.verdict()]
-    if lost:
-        say(
-            f"Note: {', '.join(dict.fromkeys(lost))}: shown of other queries of these {by_class[0].units:,} classes, not of other classes "
-            f"(--unit class)"
-        )
+    metrics = ", ".join(dict.fromkeys(lost))
+    several = f"shown of other queries of these {by_class[0].units:,} classes, not of other classes (--unit class)"
+    return [_note(f"{metrics}: {several}")] if lost else []
+
+
+def _note(text: str) -> str:
+    say(f"Note: {text}")
+    return text
 
 
 def _warn_of_others(shown: dict[Path, Shown]) -> None:
