@@ -1,5 +1,6 @@
 """`retrieval eval compare`."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,6 @@ def compare(
         raise UserError("--unit class: these queries have no classes")
     if left_out:
         say(f"Note: {left_out:,} queries are not in every evaluation, and are left out")
-    if len(shown) > 1:
-        _warn_of_others(shown)
     pairs = [(other, metric) for other in range(1, len(runs)) for metric in chosen]
 
     def tested(by: "Unit") -> "list[Compared]":
@@ -85,28 +84,42 @@ def compare(
         {"first": names[0], "second": names[other], **asdict(each), "verdict": each.verdict()}
         for (other, _), each in zip(pairs, found, strict=True)
     ]
-    notes: list[str] = []
+    notes = _other_items(shown) + _limits(names, runs, unit, found, tested)
     result = {"unit": unit, "left_out": left_out, "comparisons": told, "notes": notes}
-    least = 2.0 ** (1 - found[0].units)
-    if found[0].runs == (1, 1) and least * len(found) >= 0.05:
-        notes.append(
-            _note(
-                f"the signs of {found[0].units:,} {'classes' if unit == 'class' else 'queries'} cannot give a p below "
-                f"{least:.3f}, too much for {len(found)} tests; choose one --value, or another --unit"
-            )
-        )
-    if unit == "query" and len(set(runs[0][0].groups or ())) > 1:
-        notes += _note_other_classes(found, tested("class"))
-    several = [len(each) > 1 for each in runs]
-    if any(several) and not all(several):
-        alone = ", ".join(name for name, more in zip(names, several, strict=True) if not more)
-        notes.append(
-            _note(f"{alone}: of one run it is not known how another would do; intervals and p are for it as it is")
-        )
     write_evaluation(flags, "compare", result, {})
     emit(
         result, as_json, [_sentence(names[0], names[o], each, unit) for (o, _), each in zip(pairs, found, strict=True)]
     )
+
+
+def _said(text: str, kind: str = "Note") -> str:
+    say(f"{kind}: {text}")
+    return text
+
+
+def _limits(
+    names: list[str],
+    runs: "list[list[PerQuery]]",
+    unit: "Unit",
+    found: "list[Compared]",
+    tested: "Callable[[Unit], list[Compared]]",
+) -> list[str]:
+    """What the figures do not show."""
+    notes, least = [], 2.0 ** (1 - found[0].units)
+    if found[0].runs == (1, 1) and least * len(found) >= 0.05:
+        units = f"{found[0].units:,} {'classes' if unit == 'class' else 'queries'}"
+        remedy = "choose one --value, or another --unit"
+        notes.append(
+            _said(f"the signs of {units} cannot give a p below {least:.3f}, too much for {len(found)} tests; {remedy}")
+        )
+    if unit == "query" and len(set(runs[0][0].groups or ())) > 1:
+        notes += _note_other_classes(found, tested("class"))
+    alone = ", ".join(name for name, several in zip(names, runs, strict=True) if len(several) == 1)
+    if alone and any(len(several) > 1 for several in runs):
+        notes.append(
+            _said(f"{alone}: of one run it is not known how another would do; intervals and p are for it as it is")
+        )
+    return notes
 
 
 def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> list[str]:
@@ -115,34 +128,29 @@ def _note_other_classes(found: "list[Compared]", by_class: "list[Compared]") -> 
 
     pairs = zip(found, by_class, strict=True)
     lost = [one.metric for one, other in pairs if one.verdict() != NOT_SHOWN == other.verdict()]
-    metrics = ", ".join(dict.fromkeys(lost))
     several = f"shown of other queries of these {by_class[0].units:,} classes, not of other classes (--unit class)"
-    return [_note(f"{metrics}: {several}")] if lost else []
+    return [_said(f"{', '.join(dict.fromkeys(lost))}: {several}")] if lost else []
 
 
-def _note(text: str) -> str:
-    say(f"Note: {text}")
-    return text
-
-
-def _warn_of_others(shown: dict[Path, Shown]) -> None:
-    """Row numbers, and names such as cat/1.jpg, are often alike in sets that have nothing in common."""
+def _other_items(shown: dict[Path, Shown]) -> list[str]:
+    """Where ids stand for other items than in the first: row numbers, and names such as cat/1.jpg, are often alike in sets that have nothing in
+    common."""
     from retrieval.data import shortened
 
-    first, *others = shown
-    for path in others:
+    lines = []
+    for path in list(shown)[1:]:
+        first = next(iter(shown))
         (ids, payload), (other_ids, other_payload) = shown[first], shown[path]
         name = next((name for name in ("text", "path") if name in payload and name in other_payload), "")
         here = dict(zip(ids, payload.get(name, ()), strict=False))
         there = dict(zip(other_ids, other_payload.get(name, ()), strict=False))
-        unlike = [i for i in here.keys() & there.keys() if here[i] != there[i]]
-        found = next((i for i in sorted(unlike)[:LOOKED_AT] if name == "text" or _differ(here[i], there[i])), None)
+        unlike = sorted(i for i in here.keys() & there.keys() if here[i] != there[i])
+        found = next((i for i in unlike[:LOOKED_AT] if name == "text" or _differ(here[i], there[i])), None)
         if found is not None:
             mine, theirs = (shortened(each[found], SHOWN) for each in (here, there))
-            say(
-                f"Warning: {found} is {mine!r} in {first} and {theirs!r} in {path}: other items of the same ids, of which nothing is "
-                f"shown; compare systems by the same queries"
-            )
+            what = f"{found} is {mine!r} in {first} and {theirs!r} in {path}: other items of the same ids"
+            lines.append(_said(f"{what}, of which nothing is shown; compare systems by the same queries", "Warning"))
+    return lines
 
 
 def _differ(one: str, other: str) -> bool:
