@@ -17,7 +17,7 @@ import text_tasks as tasks
 import torch
 from machine import header
 
-from retrieval.cli.held import Held, by_judgments, by_pairs
+from retrieval.cli.held import HeldOut, by_judgments, by_pairs
 from retrieval.cli.options import quiet_libraries
 from retrieval.cli.output import silence
 from retrieval.cli.trials import Trainer, by_heads
@@ -39,14 +39,14 @@ RATES, PASSES, SEEDS = (1e-3, 3e-4, 1e-4, 3e-5), (5, 20, 40), (0, 1, 2)
 PAIRS, MOST, LEAST = 128, 1000, 20  # a batch, and steps, as `train text --head` has them
 
 
-def documentation() -> tuple[Texts, Held]:
+def documentation() -> tuple[Texts, HeldOut]:
     docs = library_docs()
     seen = set(sorted({doc.module for doc in docs})[1::2])
     train, held = (docs_as_pairs([doc for doc in docs if (doc.module in seen) == known]) for known in (True, False))
     return train, by_pairs(held)
 
 
-def cranfield() -> tuple[Texts, Held]:
+def cranfield() -> tuple[Texts, HeldOut]:
     """Queries, which the judgments number by their place, and the abstracts that answer them; those of even places are held out."""
     folder = tasks.DATA / "cranfield"
     told = (folder / "cran.all.1400.xml").read_text("utf-8", "replace")
@@ -75,7 +75,7 @@ def cranfield() -> tuple[Texts, Held]:
     return Texts({"anchor": list(anchors), "positive": list(positives)}, None, None, ""), held
 
 
-def heads(train: Texts, held: Held, trainer: Trainer, flags: dict[str, object], loss: str, rate: float, passes: int) -> list[PerQuery]:  # fmt: skip
+def heads(train: Texts, held: HeldOut, trainer: Trainer, flags: dict[str, object], loss: str, rate: float, passes: int) -> list[PerQuery]:  # fmt: skip
     """What each seed's head scores."""
     steps = min(MOST, max(LEAST, int(passes * len(train) / min(PAIRS, len(train)))))
     flags |= {"lr": rate, "steps": steps}

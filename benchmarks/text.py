@@ -36,7 +36,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from transformers import TrainerCallback
 
-from retrieval.cli.held import Held, by_classes, by_scores
+from retrieval.cli.held import HeldOut, by_classes, by_scores
 from retrieval.cli.options import quiet_libraries
 from retrieval.data import Texts
 from retrieval.encoder import MINILM, Encoder, load_encoder
@@ -85,7 +85,7 @@ def trained(data: Texts, how: str | dict[str, Any], config: TextConfig) -> Encod
     return Encoder(encoder.model, MINILM)
 
 
-def compared(title: str, data: Texts, held: dict[str, Held], methods: dict[str, Any], config: TextConfig, seeds: tuple[int, ...] = SEEDS) -> None:  # fmt: skip
+def compared(title: str, data: Texts, held: dict[str, HeldOut], methods: dict[str, Any], config: TextConfig, seeds: tuple[int, ...] = SEEDS) -> None:  # fmt: skip
     """Train with each method and seed, judge, and print means and paired differences to the first method."""
     print(
         f"\n{title}: {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seeds {seeds}",

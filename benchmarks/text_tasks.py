@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval.cli.held import Held, by_judgments
+from retrieval.cli.held import HeldOut, by_judgments
 from retrieval.data import Texts, read_texts
 from retrieval.encoder import Encoder, load_encoder
 
@@ -58,7 +58,7 @@ def stsb(part: str) -> Texts:
     return Texts(columns, None, None, f"STS-B {part}", np.array([float(row[2]) for row in rows]))
 
 
-def cosqa() -> tuple[Texts, Held]:
+def cosqa() -> tuple[Texts, HeldOut]:
     """Docstring's first line → code without it, of functions that no test query wants; and the test queries among all functions."""
     with tarfile.open(DATA / "cosqa-retrieval" / "cosqa-retrieval.tar.gz") as archive:
         codes = json.load(archive.extractfile("data/search/code_idx_map.txt"))  # type: ignore[arg-type]

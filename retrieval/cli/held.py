@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """Distinct items, part after part, and what their vectors (u, d) say of an encoder, query by query.
 
     metric: the one to choose by; shown: those to tell. left_out: queries that are not asked, since their text was trained on.
@@ -75,7 +75,7 @@ class Held:
         return vectors
 
 
-def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> Held:
+def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> HeldOut:
     """Judge by a file, folder or data set of any kind. asked: columns that the user names. split: where there are several."""
     from retrieval.data import read_texts
     from retrieval.data.documents import is_collection
@@ -101,7 +101,7 @@ def read_held(path: Path, asked: "Asked | None" = None, split: str = "test") -> 
     return by_classes(data)
 
 
-def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
+def by_classes(items: "Texts | Images", left_out: int = 0) -> HeldOut:
     """Every item asks for those of its class."""
     assert items.labels is not None
     labels = list(items.labels)
@@ -114,10 +114,10 @@ def by_classes(items: "Texts | Images", left_out: int = 0) -> Held:
 
     mark = sha256_json([items.fingerprint, labels])
     shown = ("r@1", "map@r", *(["knn@20"] if len(items) > VOTERS else []))
-    return Held((Part(items),), len(items), measure, "map@r", shown, mark, left_out)
+    return HeldOut((Part(items),), len(items), measure, "map@r", shown, mark, left_out)
 
 
-def by_pairs(data: "Texts", left_out: int = 0) -> Held:
+def by_pairs(data: "Texts", left_out: int = 0) -> HeldOut:
     """Each anchor asks for its positives among all positives. Those of other anchors are wrong, though a chain of shared texts may
     lead to them: what is no safe negative in training is not for that an answer."""
     import numpy as np
@@ -143,7 +143,7 @@ def by_pairs(data: "Texts", left_out: int = 0) -> Held:
     parts = [Texts({"text": side}, None, None, data.origin) for side in texts]
     mark = sha256_json([*(part.fingerprint for part in parts), relevant.tolist(), asked.tolist()])
     kinds = tuple(map(Part, parts, ("document", "query")))
-    return Held(kinds, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)
+    return HeldOut(kinds, len(ids), measure, "mrr", ("r@1", "mrr", "r@10"), mark, left_out)
 
 
 def warn_of_pictures(judged: "Images", trained: "Images", flag: str, source: str) -> None:
@@ -158,7 +158,7 @@ def warn_of_pictures(judged: "Images", trained: "Images", flag: str, source: str
         )
 
 
-def by_shown(data: "Pairs") -> Held:
+def by_shown(data: "Pairs") -> HeldOut:
     """Each side of pairs with pictures asks for the other among all there are of its kind; where there are wrong captions, each
     picture also asks which is right."""
     import numpy as np
@@ -197,7 +197,7 @@ def by_shown(data: "Pairs") -> Held:
     mark = sha256_json([*(part.items.fingerprint for part in parts), *(codes.tolist() for _, codes in sides)])
     captions = ("captions",) if len(names) > 2 and letters == ["i", "t"] else ()
     unit: Unit = "class" if len(sides[0][0].items) < len(data) else "query"  # pairs of one picture are not independent
-    return Held(parts, len(data), measure, f"{directions[1][0]}_mrr", shown + captions, mark, unit=unit)
+    return HeldOut(parts, len(data), measure, f"{directions[1][0]}_mrr", shown + captions, mark, unit=unit)
 
 
 def _distinct(column: "Images | list[str]") -> "tuple[Part, Any]":
@@ -215,7 +215,7 @@ def _distinct(column: "Images | list[str]") -> "tuple[Part, Any]":
     return Part(Texts({"text": list(number)}, None, None, f"{len(items):,} pairs"), "query"), codes
 
 
-def by_scores(data: "Texts") -> Held:
+def by_scores(data: "Texts") -> HeldOut:
     """The cosine of each pair beside the score that it was given: Spearman's correlation."""
     import numpy as np
 
@@ -238,10 +238,10 @@ def by_scores(data: "Texts") -> Held:
 
     mark = sha256_json([texts, codes.tolist(), scores.tolist()])
     parts = (Part(Texts({"text": texts}, None, None, data.origin)),)
-    return Held(parts, len(scores), measure, "spearman", ("spearman",), mark)
+    return HeldOut(parts, len(scores), measure, "spearman", ("spearman",), mark)
 
 
-def by_judgments(folder: Path, split: str) -> Held:
+def by_judgments(folder: Path, split: str) -> HeldOut:
     """The queries of a collection ask for their relevant documents among all."""
     from retrieval.data import Texts
     from retrieval.formats.trec import read_beir
@@ -261,10 +261,10 @@ def by_judgments(folder: Path, split: str) -> Held:
 
     mark = sha256_json([*(part.fingerprint for part in parts), found.qrels])
     kinds = tuple(map(Part, parts, ("document", "query")))
-    return Held(kinds, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark)
+    return HeldOut(kinds, len(found.queries), measure, "ndcg@10", ("ndcg@10", "mrr@10", "recall@100"), mark)
 
 
-def before_and_after(held: Held, before: "PerQuery", after: "PerQuery", seed: int) -> dict[str, Any]:
+def before_and_after(held: HeldOut, before: "PerQuery", after: "PerQuery", seed: int) -> dict[str, Any]:
     """What training changed, with paired differences and their intervals, of the metrics that are told."""
     from retrieval.eval.compare import compare, corrected, paired
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from retrieval.eval.sweep import Point
     from retrieval.eval.values import PerQuery
 
-    from .held import Held
+    from .held import HeldOut
     from .trials import Record
 
 SHOWN = 12
@@ -27,7 +27,7 @@ def mean_of(table: "PerQuery", metric: str) -> float:
 
 
 def result_of(
-    points: "list[Point]", record: "Record", before: "PerQuery", held: "Held", count: int, flags: dict[str, Any]
+    points: "list[Point]", record: "Record", before: "PerQuery", held: "HeldOut", count: int, flags: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that a sweep says. before: what the encoder scored untrained; count: rows that were trained on."""
     from retrieval.eval.compare import compare
@@ -84,7 +84,7 @@ def _trials(record: "Record", point: "Point") -> list[dict[str, Any]]:
     return sorted(made, key=lambda trial: int(trial["seed"]))[: point.runs]
 
 
-def _command(best: "Point", held: "Held", flags: dict[str, Any]) -> str:
+def _command(best: "Point", held: "HeldOut", flags: dict[str, Any]) -> str:
     """What trains the recommended setting on everything."""
     words = ["retrieval", "train", "text" if held.is_text else "image"]
     words += ["--data", str(flags["data"]), *as_words(flags), "--model", flags["model"], "--loss", best.method]

@@ -13,7 +13,7 @@ from . import columns, trials
 from .amounts import Numbers
 from .columns import asked_columns, training_data
 from .commands import Command, refuse_unused, together
-from .held import Held
+from .held import HeldOut
 from .losses import HEAD_PASSES, HEAD_STEPS, IMAGE_EPOCHS, LEAST_STEPS, fit_to_data, lasts, length, loss_config, masks
 from .options import common, existing, pick_device, quiet_libraries, uses_device, writes
 from .output import emit, progress, say
@@ -199,7 +199,7 @@ def _loss(method: str, setting: "Setting", flags: dict[str, Any]) -> "LossConfig
     return fit_to_data(loss_config(named), named, flags["labelled"])
 
 
-def _prepared(train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> tuple[Record, Trainer]:
+def _prepared(train: "Texts | Images", held: HeldOut, flags: dict[str, Any], folder: Path) -> tuple[Record, Trainer]:
     """The record of an interrupted sweep of the same kind, or an empty one; and what trains."""
     from retrieval.artifact import sha256_json
     from retrieval.encoder import load_encoder
@@ -223,7 +223,9 @@ def _prepared(train: "Texts | Images", held: Held, flags: dict[str, Any], folder
     return record, trials.by_heads(encoder, train, held, flags, folder / VECTORS)
 
 
-def _run(axes: "dict[str, Axes]", record: Record, trainer: Trainer, held: Held, flags: dict[str, Any]) -> "list[Point]":
+def _run(
+    axes: "dict[str, Axes]", record: Record, trainer: Trainer, held: HeldOut, flags: dict[str, Any]
+) -> "list[Point]":
     """Every setting once, the best with more seeds; judged."""
     from retrieval.eval.sweep import FINALISTS, finalists, judge
 

@@ -11,7 +11,7 @@ from retrieval.errors import UserError
 from . import columns
 from .columns import asked_columns
 from .commands import together
-from .held import Held, by_classes, warn_of_pictures
+from .held import HeldOut, by_classes, warn_of_pictures
 from .losses import IMAGE_EPOCHS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say, tell_skipped
@@ -116,7 +116,7 @@ def _encoder(flags: dict[str, Any], data: "Images", device: str) -> "Encoder":
     return encoder
 
 
-def _held_out(flags: dict[str, Any], name: str, trained: "Images") -> Held | None:
+def _held_out(flags: dict[str, Any], name: str, trained: "Images") -> HeldOut | None:
     """What is judged before and after, of --eval-data or --general-data."""
     from retrieval.images import read_images
 

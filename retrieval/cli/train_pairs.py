@@ -13,7 +13,7 @@ from retrieval.train.words import KINDS
 from .amounts import Number
 from .columns import asked_columns, column
 from .commands import F, together
-from .held import Held, by_shown, warn_of_pictures
+from .held import HeldOut, by_shown, warn_of_pictures
 from .losses import LEAST_STEPS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -179,7 +179,7 @@ def _encoder(flags: dict[str, Any], data: "Pairs", device: str) -> "Encoder":
     return Encoder(joined(image.model, text.model, flags["dim"], flags["freeze"]), f"{image.name} + {text.name}")
 
 
-def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> dict[str, Held]:
+def _sets(flags: dict[str, Any], data: "Pairs", asked: Any) -> dict[str, HeldOut]:
     """What is judged before and after, with changed captions where training has them. Raises UserError for pairs of other kinds."""
     from retrieval.images import Images, read_pairs
     from retrieval.train.pairs import with_hard_captions

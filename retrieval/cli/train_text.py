@@ -11,7 +11,7 @@ from retrieval.errors import UserError
 from .amounts import Number
 from .columns import asked_columns, columns, several_training_data
 from .commands import together
-from .held import Held, by_classes, read_held
+from .held import HeldOut, by_classes, read_held
 from .losses import LEAST_STEPS, fit_to_data, loss_config
 from .options import quiet_libraries, refuse_missing
 from .output import say
@@ -121,7 +121,7 @@ def _refuse_flags(flags: dict[str, Any]) -> None:
         raise UserError("--head: is trained on one data set; give one, or leave --head out")
 
 
-def _sets(flags: dict[str, Any]) -> dict[str, Held]:
+def _sets(flags: dict[str, Any]) -> dict[str, HeldOut]:
     """What is judged before and after."""
     from retrieval.samples import docs_as_texts, library_docs
 
@@ -138,7 +138,7 @@ def _sets(flags: dict[str, Any]) -> dict[str, Held]:
 
 
 def _describe(
-    names: list[str], data: "list[Texts]", encoder: "Encoder", held_out: "Held | None"
+    names: list[str], data: "list[Texts]", encoder: "Encoder", held_out: "HeldOut | None"
 ) -> list[dict[str, Any]]:
     """What is in the data: told, and kept with the run."""
     from retrieval.data import leaked, summarise, told_summary

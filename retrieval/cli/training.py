@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
 
-from .held import Held, before_and_after, told_changes
+from .held import HeldOut, before_and_after, told_changes
 from .output import Advance, emit, plural, progress, say
 from .processes import count, is_first, leave, of_first
 from .recommend import mean_of
@@ -64,7 +64,7 @@ def show(advance: Advance, curve: "Curve", batches: int) -> None:
     advance(1, note=f"loss {last['loss']:.3f}  κ {last['kappa']:.2g}  ess {last['ess']:.0f}  floor {last['floor']:.0%}")
 
 
-def judge(encoder: "Encoder", sets: dict[str, Held], seed: int, dims: tuple[int, ...] = ()) -> "dict[str, PerQuery]":
+def judge(encoder: "Encoder", sets: dict[str, HeldOut], seed: int, dims: tuple[int, ...] = ()) -> "dict[str, PerQuery]":
     """Each set by its name, as the first process finds it; what is held out also by the first `dims` dimensions alone."""
 
     from retrieval.eval.clusters import unit
@@ -114,7 +114,7 @@ def tell_other_kind(encoder: "Encoder", learns: str, head: bool) -> None:
 
 
 def changes(
-    sets: dict[str, Held], before: "dict[str, PerQuery]", after: "dict[str, PerQuery]", seed: int
+    sets: dict[str, HeldOut], before: "dict[str, PerQuery]", after: "dict[str, PerQuery]", seed: int
 ) -> dict[str, Any]:
     return {name: before_and_after(sets[name.partition(",")[0]], before[name], after[name], seed) for name in before}
 
@@ -165,7 +165,7 @@ class Course:
     data: list[Any]
     config: "Settings"
     loss: "LossConfig"
-    sets: dict[str, Held]
+    sets: dict[str, HeldOut]
     flags: dict[str, Any]
 
 
@@ -276,7 +276,7 @@ def _watch_by_tensorboard(asked: str, folder: Path) -> None:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "run" / "tensorboard"))
 
 
-def _watch(flags: dict[str, Any], sets: "dict[str, Held]", encoder: "Encoder") -> "Watch | None":
+def _watch(flags: dict[str, Any], sets: "dict[str, HeldOut]", encoder: "Encoder") -> "Watch | None":
     from retrieval.encoder import Encoder
     from retrieval.train.whole import Watch
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from retrieval.artifact import settle
 from retrieval.errors import UserError
 
-from .held import Held, by_classes, by_pairs
+from .held import HeldOut, by_classes, by_pairs
 from .output import progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Trainer(NamedTuple):
     untrained: "Callable[[], Floats]"
 
 
-def parts(data: "Texts | Images", held_out: "Texts | Images | None", source: str, seed: int) -> "tuple[Any, Held]":
+def parts(data: "Texts | Images", held_out: "Texts | Images | None", source: str, seed: int) -> "tuple[Any, HeldOut]":
     """The data to train on, and what to judge by: a fifth of `data`, or `held_out` if that is given."""
     from retrieval.data import Texts
 
@@ -63,7 +63,7 @@ def _or_source(split: Callable[[], Any], source: str) -> Any:
         raise UserError(f"{source}: {error}") from None
 
 
-def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
+def _labelled(train: "Texts | Images", judged: "Texts | Images") -> HeldOut:
     """Every held-out item that is not trained on asks for those of its class."""
     from retrieval.data import Texts
     from retrieval.images import Images, stand_in
@@ -79,7 +79,7 @@ def _labelled(train: "Texts | Images", judged: "Texts | Images") -> Held:
     return by_classes(judged, count - len(judged))
 
 
-def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "tuple[Texts, Held]":
+def _pairs(data: "Texts", held_out: "Texts | None", source: str, seed: int) -> "tuple[Texts, HeldOut]":
     """Anchors ask for their positives among all held-out positives; pairs that share a text belong together."""
 
     from retrieval.data import linked
@@ -111,7 +111,9 @@ def plan_of(train: "Texts | Images", loss: "LossConfig", flags: dict[str, Any], 
     return plan_images(train, ImageConfig(**lasting), loss, str(flags["data"]))
 
 
-def by_heads(encoder: "Encoder", train: "Texts | Images", held: Held, flags: dict[str, Any], folder: Path) -> Trainer:
+def by_heads(
+    encoder: "Encoder", train: "Texts | Images", held: HeldOut, flags: dict[str, Any], folder: Path
+) -> Trainer:
     """Trials that train a linear head on embeddings, which are computed once and kept in `folder`."""
     import numpy as np
     import torch
@@ -151,7 +153,7 @@ def _embedded(encoder: "Encoder", items: "Texts | Images", folder: Path, role: s
         return embed(encoder, items, folder, role=role, overwrite=True, progress=bar).embeddings()
 
 
-def by_encoders(name: str, device: str, train: "Texts | Images", held: Held, flags: dict[str, Any]) -> Trainer:
+def by_encoders(name: str, device: str, train: "Texts | Images", held: HeldOut, flags: dict[str, Any]) -> Trainer:
     """Trials that train the whole encoder, each from its beginning."""
     from retrieval.data import Texts
     from retrieval.encoder import load_encoder
@@ -196,7 +198,7 @@ class Record:
         trials = [json.loads(line) for line in whole]
         return cls(folder, {(trial["loss"], trial["seed"]): trial for trial in trials})
 
-    def run(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> "PerQuery | None":
+    def run(self, loss: "LossConfig", seed: int, trainer: Trainer, held: HeldOut) -> "PerQuery | None":
         """What each query scored after training with this loss and seed; None if the training failed."""
         if (loss.name, seed) not in self.done:
             self._made(loss, seed, trainer, held)
@@ -208,7 +210,7 @@ class Record:
         name = self.done[loss, seed]["table"]
         return None if name is None else read_per_query(self.folder / name)
 
-    def _made(self, loss: "LossConfig", seed: int, trainer: Trainer, held: Held) -> None:
+    def _made(self, loss: "LossConfig", seed: int, trainer: Trainer, held: HeldOut) -> None:
         from retrieval.train.curve import warnings
 
         started = time.monotonic()
