@@ -128,6 +128,11 @@ class Index:
         return min(covers, self.rows.count) if ordinals is None else int(np.searchsorted(ordinals, covers))
 
     @cached_property
+    def forgotten(self) -> NDArray[np.bool_]:
+        """(covered,) which rows a graph has forgotten for the time being, so that nothing else is to find them: forget.py sets them."""
+        return np.zeros(self.covered, bool)
+
+    @cached_property
     def late(self) -> NDArray[np.float64] | None:
         """The vectors (n, d) of the live rows that FAISS does not cover, for queries that come one by one; None where they are many."""
         rows = np.arange(self.covered, self.rows.count)

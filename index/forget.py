@@ -83,6 +83,7 @@ def forgetting(index: Index, graph: Graph, rows: Ints) -> Iterator[None]:
     """While this lasts, no search finds these rows by the graph."""
     forgotten = np.zeros(len(graph.low) + 1, bool)  # the last for links to nothing, −1
     forgotten[index.numbers(rows)] = True
+    index.forgotten[rows] = True
     places = np.flatnonzero(forgotten[graph.links])
     targets = graph.links[places]
     order = np.argsort(targets, kind="stable")
@@ -93,6 +94,7 @@ def forgetting(index: Index, graph: Graph, rows: Ints) -> Iterator[None]:
             _lead_past(graph, group, forgotten, changed)
         yield
     finally:
+        index.forgotten[rows] = False
         for where, before in reversed(changed):
             graph.links[where] = before
 

@@ -246,8 +246,8 @@ def _covered(
             return found, 0
         short = short[missing]
         asked, settings = 4 * asked, _widened(index, settings, 4.0)
-    rows = np.arange(index.covered) if where is None else np.flatnonzero(where[: index.covered])
-    rest = _among(index, queries[short], k, rows)
+    may = ~index.forgotten if where is None else where[: index.covered] & ~index.forgotten
+    rest = _among(index, queries[short], k, np.flatnonzero(may))
     return (rest if found is None else _put(found, short, rest)), len(short)
 
 
