@@ -111,13 +111,11 @@ def load_encoder(name: str | Path, device: str | None = None) -> Encoder:
     Raises UserError if it cannot be loaded, and if a folder of ours does not match its manifest.
     """
     name = str(name)
-    source = resolve(name)
+    source = located(name)
     if is_open_clip(Path(source)):
         with tempfile.TemporaryDirectory() as folder:  # sentence-transformers reads a folder only
             _loading(name, lambda: write_as_clip(Path(source), Path(folder)))
             return Encoder(load_encoder(folder, device).model, name)
-    if not Path(source).is_dir():
-        refuse_what_no_hub_gives(source)
     if (Path(source) / MANIFEST).is_file():
         read_manifest(Path(source), RUN_KIND)
     from sentence_transformers import SentenceTransformer  # takes seconds; the mistakes above are said before
@@ -150,9 +148,7 @@ def _loading(name: str, load: Callable[[], T]) -> T:
 
 def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]], NDArray[np.float32]]:
     """What scores two lists of n texts, pair by pair: (n,). From safetensors only, without foreign code."""
-    source = resolve(name)
-    if not Path(source).is_dir():
-        refuse_what_no_hub_gives(source)
+    source = located(name)
     from sentence_transformers import CrossEncoder
 
     model = _loading(
@@ -169,6 +165,14 @@ def load_cross_encoder(name: str, device: str) -> Callable[[list[str], list[str]
         )
 
     return score
+
+
+def located(name: str) -> str:
+    """What `resolve` gives. Raises UserError at once for what is neither a folder nor on a hub that answers."""
+    source = resolve(name)
+    if not Path(source).is_dir():
+        refuse_what_no_hub_gives(source)
+    return source
 
 
 def resolve(name: str) -> str:

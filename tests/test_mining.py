@@ -314,6 +314,14 @@ def test_a_mistake_leaves_nothing_to_go_on_from(pairs, run_cli, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("judge", ["--guide", "--cross-encoder"])
+def test_a_judge_that_is_nowhere_is_told_before_anything_is_embedded(pairs, run_cli, tmp_path, tiny, judge):
+    words = ["mine", "--data", pairs, "--model", tiny, judge, tmp_path / "none", "--output", tmp_path / "a.jsonl"]
+    told = run_cli(*words, code=2).stderr
+    assert f"{tmp_path / 'none'}: no such folder" in told and "embed" not in told.replace("embedding", "")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_negatives_that_training_would_pass_over_are_told(pairs, run_cli, tmp_path, tiny):
     words = ["mine", "--model", tiny, "--device", "cpu"]
     first = run_cli(*words, "--data", pairs, "--count", 6, "--output", tmp_path / "a.jsonl")

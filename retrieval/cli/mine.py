@@ -135,6 +135,10 @@ def mine(**flags: Any) -> None:
             f"{flags['data']}: has no pairs to mine for ({data.origin}); name their columns by --anchor and --positive"
         )
     say(f"{flags['data']}: {data.origin}")
+    from retrieval.encoder import located
+
+    for judge in filter(None, (flags["guide"], flags["cross_encoder"])):
+        located(judge)  # now, and not when all is embedded
     scratch = staging_folder(output)
     scratch.mkdir(parents=True, exist_ok=True)
     with sole_writer(scratch):
