@@ -19,9 +19,10 @@ from .gpu import LARGEST_K, set_on_gpus
 from .kinds import KNOBS, Settings, parameters
 
 EXACT_UP_TO = 20_000  # rows that may be found: comparing these takes milliseconds, and is exact
-# What takes a single query as long as comparing one row with it (docs/log.md): an eighth of a graph's node with its links; so many rows of lists
-# or codes; and in a batch so many rows.
-LINKS, STREAMED, BATCHED = 8, 8, 64
+# Estimates (docs/log.md), by the time in which one row is compared with a query that comes alone.
+LINKS = 8  # times that for each node that a graph keeps open
+STREAMED = 8  # rows of lists or codes are passed in it
+BATCHED = 64  # rows are compared in it with a query of a batch
 LATE_SCORED = 2**21  # products of queries with rows that FAISS does not cover, at once; beyond, exact search is as fast
 # How far from 1 the squared length of a query may be: it may be a row that was stored.
 SQUARED_UNIT = 2 * max(ROUNDED.values())

@@ -137,9 +137,10 @@ def _other_items(shown: dict[Path, Shown]) -> list[str]:
     common."""
     from retrieval.data import shortened
 
-    lines = []
-    for path in list(shown)[1:]:
-        first = next(iter(shown))
+    if not shown:
+        return []
+    lines, (first, *others) = [], shown
+    for path in others:
         (ids, payload), (other_ids, other_payload) = shown[first], shown[path]
         name = next((name for name in ("text", "path") if name in payload and name in other_payload), "")
         here = dict(zip(ids, payload.get(name, ()), strict=False))

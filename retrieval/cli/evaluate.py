@@ -8,11 +8,12 @@ import click
 
 from retrieval.errors import UserError
 from retrieval.metrics import METRICS
+from retrieval.wording import plural
 
 from .commands import Group, refuse_unused, together
 from .evaluated import Side, read_side, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, uses_device
-from .output import emit, plural, progress, say
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.clusters import Clusters

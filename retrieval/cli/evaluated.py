@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import UserError
-
-from .output import plural
+from retrieval.wording import plural
 
 if TYPE_CHECKING:
     from retrieval.eval.values import PerQuery

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retrieval.artifact import sha256_json
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .evaluated import as_run, rough
-from .output import plural, say
+from .output import say
 
 if TYPE_CHECKING:
     from retrieval.data import Asked, Texts

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .amounts import MEMORY, TIME
 from .commands import Group, together
 from .options import checks, common, existing, verify_artifact
-from .output import emit, plural, progress, say, told_size
+from .output import emit, progress, say, told_size
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index
@@ -206,9 +207,8 @@ def findings(made: "Index") -> list[str]:
         lines.append(f"  Note: below the recall of {goal['recall']} that was asked; {remedy}")
     if goal.get("latency") and 1 / told["single_qps"] > goal["latency"]:
         lines.append(f"  Note: slower than the {goal['latency'] * 1e3:g} ms that were asked; ask for less --recall")
-    for other in made.about.get(
-        "others", []
-    ):  # by the race that decided, in which all took turns with the same queries
+    # By the race that decided, in which all took turns with the same queries.
+    for other in made.about.get("others", []):
         against = other["measured"]
         lines.append(
             f"  not kept: {other['factory']}, recall {against['recall']:.3f}, {against['raced'] / told['raced']:.2f} × the time a query "

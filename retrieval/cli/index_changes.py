@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .index import index, index_argument, late_rows
 from .options import checks, common, existing, named_ids, read_ids, writes
-from .output import emit, plural, progress, say, told_addition
+from .output import emit, progress, say, told_addition
 
 if TYPE_CHECKING:
     from retrieval.index.bundle import Index

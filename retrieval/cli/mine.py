@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .amounts import Number
 from .columns import of_pairs, training_data
 from .commands import Command
 from .index import goal_of
 from .options import common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import emit, plural, progress, say
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.data import Texts
@@ -135,9 +136,9 @@ def mine(**flags: Any) -> None:
             f"{flags['data']}: has no pairs to mine for ({data.origin}); name their columns by --anchor and --positive"
         )
     say(f"{flags['data']}: {data.origin}")
-    from retrieval.encoder import located
+    if judge := flags["guide"] or flags["cross_encoder"]:
+        from retrieval.encoder import located
 
-    for judge in filter(None, (flags["guide"], flags["cross_encoder"])):
         located(judge)  # now, and not when all is embedded
     scratch = staging_folder(output)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -149,8 +150,7 @@ def mine(**flags: Any) -> None:
                 shutil.rmtree(scratch)
             raise
         shutil.rmtree(scratch)
-    most = len(data.columns) - 2 + mining.negatives
-    if most > NEGATIVES:
+    if (most := len(data.columns) - 2 + mining.negatives) > NEGATIVES:
         say(f"Note: a row has up to {most} negatives, of which training uses {NEGATIVES}; give it --negatives {most}")
     examples = result.pop("examples")
     lines = [

@@ -10,9 +10,10 @@ import click
 
 from retrieval.artifact import refuse_unfinished, require_folder_of
 from retrieval.errors import UserError, first_line
+from retrieval.wording import plural
 
 from .commands import load_config, together
-from .output import emit, plural
+from .output import emit
 
 
 class _Existing(click.Path):

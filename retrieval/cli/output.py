@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from retrieval.errors import UserError
-from retrieval.wording import plural as plural
+from retrieval.wording import plural
 
 Advance = Callable[..., None]
 SECONDS_A_LINE = 10

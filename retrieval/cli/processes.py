@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
-from .output import plural, silence
+from .output import silence
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # while the first judges an encoder, the others wait

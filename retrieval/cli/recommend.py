@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .columns import as_words
-from .output import plural
 
 if TYPE_CHECKING:
     from retrieval.eval.sweep import Point

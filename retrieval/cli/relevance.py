@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .commands import refuse_unused
 from .evaluate import evaluate, keeps
 from .evaluated import as_run, refuse_evaluation, rough, write_evaluation
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import emit, plural, progress, say
+from .output import emit, progress, say
 
 if TYPE_CHECKING:
     from retrieval.eval.relevance import Relevance

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .commands import refuse_unused
 from .options import checks, common, existing, pick_device, quiet_libraries, refuse_existing, uses_device
-from .output import as_line, emit, plural
+from .output import as_line, emit
 
 if TYPE_CHECKING:
     from retrieval.images import Picture
@@ -229,14 +230,9 @@ def _explained(opened: "Index", found: "Found") -> list[str]:
             f"recall@{told['k']} {told['recall']:.3f} ({low:.3f}–{high:.3f}) when measured, with {told['rows']:,} rows",
         ] + ([f"{lines[0]}, which came later"] if how["compared"] else [])
         if "allowed" in how:
-            lines.append(
-                f"{how['allowed']:,} rows may be found; recall was measured without a filter"
-                + (
-                    f"; all of them were compared for {how['exact_queries']:,} of the queries"
-                    if how["exact_queries"]
-                    else ""
-                )
-            )
+            whole = how["exact_queries"]
+            compared = f"; all of them were compared for {whole:,} of the queries" if whole else ""
+            lines.append(f"{how['allowed']:,} rows may be found; recall was measured without a filter{compared}")
     return [f"     {line}" for line in lines]
 
 

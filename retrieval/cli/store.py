@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from retrieval.wording import plural
+
 from .commands import Group
 from .options import checks, common, existing, named_ids, read_ids, verify_artifact, writes
-from .output import emit, plural, progress, say, told_addition
+from .output import emit, progress, say, told_addition
 
 if TYPE_CHECKING:
     from retrieval.store import Store

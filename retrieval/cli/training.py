@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from retrieval.artifact import RUN_KIND, refuse_to_clobber
 from retrieval.errors import UserError
+from retrieval.wording import plural
 
 from .held import HeldOut, before_and_after, told_changes
-from .output import Advance, emit, plural, progress, say
+from .output import Advance, emit, progress, say
 from .processes import count, is_first, leave, of_first
 from .recommend import mean_of
 

@@ -70,7 +70,7 @@ def _labelled(train: "Texts | Images", judged: "Texts | Images") -> HeldOut:
 
     count = len(judged)
     if isinstance(judged, Texts) and isinstance(train, Texts):
-        seen: set[Any] = {text for column in train.columns.values() for text in column}
+        seen = {text for column in train.columns.values() for text in column}
         judged = judged.take([row for row, text in enumerate(judged.texts) if text not in seen])
     elif isinstance(judged, Images) and isinstance(train, Images):
         judged = judged.take((~stand_in(judged, train)).nonzero()[0].tolist())

@@ -1,7 +1,6 @@
 """Pictures that stand in two sets, whatever they are called there."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,41 +9,52 @@ from numpy.typing import NDArray
 from .items import Images
 from .picture import Picture, Span, content
 
+END = 4096  # bytes
+
 
 def stand_in(pictures: Images, others: Images) -> NDArray[np.bool_]:
-    """(n,) which pictures are among the others: files of the same bytes, or arrays of the same pixels. Only files of equal size are read; what
-    cannot be read is nowhere."""
-    marks: Sequence[bytes | None]
-    known: Sequence[bytes | None]
+    """(n,) which pictures are among the others: files of the same bytes, or arrays of the same pixels. What cannot be read is nowhere."""
     mine, theirs = pictures.source, others.source
+    found = np.zeros(len(mine), bool)
     if isinstance(mine, list) and isinstance(theirs, list):
-        sizes, other_sizes = ([_size(picture) for picture in each] for each in (mine, theirs))
-        shared = (set(sizes) & set(other_sizes)) - {-1}
-        marks, known = _marks(mine, sizes, shared), _marks(theirs, other_sizes, shared)
-    elif isinstance(mine, list) or isinstance(theirs, list) or mine.shape[1:] != theirs.shape[1:]:
-        return np.zeros(len(mine), bool)
-    else:
-        marks, known = ([_digest(row.tobytes()) for row in each] for each in (mine, theirs))
-    seen = {mark for mark in known if mark is not None}
-    return np.array([mark in seen for mark in marks], bool)
+        left, right = dict(enumerate(mine)), dict(enumerate(theirs))
+        for mark in (_size, _end, _whole):  # ever more is read, of ever fewer: sets may be large
+            marks, known = ({row: mark(picture) for row, picture in each.items()} for each in (left, right))
+            shared = (set(marks.values()) & set(known.values())) - {None}
+            left = {row: picture for row, picture in left.items() if marks[row] in shared}
+            right = {row: picture for row, picture in right.items() if known[row] in shared}
+        found[list(left)] = True
+    elif not isinstance(mine, list) and not isinstance(theirs, list) and mine.shape[1:] == theirs.shape[1:]:
+        known_rows = {_digest(row.tobytes()) for row in theirs}
+        found[:] = [_digest(row.tobytes()) in known_rows for row in mine]
+    return found
 
 
-def _marks(pictures: list[Picture], sizes: list[int], shared: set[int]) -> list[bytes | None]:
-    """Of those that have one of these sizes."""
-    return [_mark(picture) if size in shared else None for picture, size in zip(pictures, sizes, strict=True)]
-
-
-def _size(picture: Picture) -> int:
-    """In bytes, −1 where it cannot be read."""
+def _size(picture: Picture) -> int | None:
+    """In bytes; None, here and below, where it cannot be read."""
     try:
         if isinstance(picture, Span):
             return picture.size
         return picture.stat().st_size if isinstance(picture, Path) else len(content(picture))
     except OSError:
-        return -1
+        return None
 
 
-def _mark(picture: Picture) -> bytes | None:
+def _end(picture: Picture) -> bytes | None:
+    try:
+        if isinstance(picture, Path):
+            with picture.open("rb") as file:
+                file.seek(max(0, picture.stat().st_size - END))
+                return _digest(file.read())
+        if isinstance(picture, Span):
+            skipped = max(0, picture.size - END)
+            picture = picture._replace(start=picture.start + skipped, size=picture.size - skipped)
+        return _digest(content(picture)[-END:])
+    except OSError:
+        return None
+
+
+def _whole(picture: Picture) -> bytes | None:
     try:
         return _digest(content(picture))
     except OSError:
